@@ -1,0 +1,98 @@
+//! A filter is one step of policy on a request and its response. A route's filters run in the order they are written;
+//! on the way back, in reverse.
+//!
+//! To add one: write a file with a config struct and a runtime struct, give it its `mod` line here, and its line in
+//! [`Registry::builtin`]. The doc comments of the config struct are its reference page and its JSON Schema. Filters from
+//! other crates are registered the same way, see `examples/custom_filter.rs`.
+
+mod chain;
+mod registry;
+
+pub use chain::Chain;
+pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
+
+use crate::rejection::Rejection;
+use crate::request::RequestCtx;
+use crate::respond::LocalResponse;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use std::future::Future;
+use std::pin::Pin;
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a filter decides about the request it was shown.
+pub enum Flow {
+    Continue,
+    /// The filter answers; nothing goes upstream. Response filters still run.
+    Respond(Box<LocalResponse>),
+}
+
+/// A decision made now, or one that waits on I/O. Only `Wait` allocates.
+pub enum Step<'a> {
+    Ready(Result<Flow, Rejection>),
+    Wait(BoxFuture<'a, Result<Flow, Rejection>>),
+}
+
+impl Step<'_> {
+    pub const CONTINUE: Self = Step::Ready(Ok(Flow::Continue));
+
+    pub fn reject(rejection: Rejection) -> Self {
+        Step::Ready(Err(rejection))
+    }
+
+    pub fn respond(response: LocalResponse) -> Self {
+        Step::Ready(Ok(Flow::Respond(Box::new(response))))
+    }
+}
+
+/// The hooks that a filter uses. A chain calls a filter only in the phases that it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phases(u8);
+
+impl Phases {
+    pub const REQUEST: Phases = Phases(1);
+    pub const UPSTREAM_REQUEST: Phases = Phases(2);
+    pub const RESPONSE: Phases = Phases(4);
+
+    pub const fn and(self, other: Phases) -> Phases {
+        Phases(self.0 | other.0)
+    }
+
+    pub const fn has(self, phase: Phases) -> bool {
+        self.0 & phase.0 != 0
+    }
+}
+
+/// The runtime side of a filter, compiled once for each place it is written at. Nothing here may block, panic, or
+/// allocate what `build` could have prepared.
+pub trait Filter: Send + Sync + 'static {
+    fn phases(&self) -> Phases;
+
+    /// Decides whether the request may go on. The request head is canonical by now; change nothing in it that is meant
+    /// for the upstream: do that in [`Filter::on_upstream_request`], where a client's `Connection` header can no longer
+    /// have it removed.
+    fn on_request<'a>(&'a self, _session: &'a mut Session, _ctx: &'a mut RequestCtx) -> Step<'a> {
+        Step::CONTINUE
+    }
+
+    /// Edits the request that goes upstream. Runs once for each attempt, each time on a fresh copy.
+    fn on_upstream_request(&self, _session: &Session, _head: &mut RequestHeader, _ctx: &mut RequestCtx) -> Result<(), Rejection> {
+        Ok(())
+    }
+
+    /// Edits the head of the response, whoever made it: the upstream, another filter, or a rejection.
+    fn on_response(&self, _session: &Session, _head: &mut ResponseHeader, _ctx: &mut RequestCtx) {}
+}
+
+/// The TOML side of a filter: the table behind its name.
+pub trait FilterConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    /// The name in `filters = [{ NAME = { ... } }]`.
+    const NAME: &'static str;
+    type Filter: Filter;
+
+    /// Checks what serde cannot and compiles the runtime side.
+    fn build(self, cx: &mut BuildContext<'_>) -> Result<Self::Filter, Problem>;
+}

@@ -1,0 +1,112 @@
+//! The names that may stand in `filters = [...]`, and what each name decodes to.
+
+use super::{Filter, FilterConfig};
+use crate::clock::SharedClock;
+use crate::diagnostic::{Diagnostics, Span};
+use crate::state::StatePool;
+use crate::value::Located;
+use schemars::{Schema, SchemaGenerator};
+use std::sync::Arc;
+use toml::de::{Error, ValueDeserializer};
+
+/// Why a filter cannot be built. Points at the filter's name unless it is given a better place.
+#[derive(Debug)]
+pub struct Problem {
+    pub message: String,
+    pub span: Option<Span>,
+    pub help: Option<String>,
+}
+
+impl Problem {
+    pub fn new(message: impl Into<String>) -> Self {
+        Problem { message: message.into(), span: None, help: None }
+    }
+
+    /// Points at the text of `value`.
+    pub fn at<T>(mut self, value: &Located<T>) -> Self {
+        self.span = value.span.clone();
+        self
+    }
+
+    pub fn help(mut self, text: impl Into<String>) -> Self {
+        self.help = Some(text.into());
+        self
+    }
+}
+
+/// What a filter may use while it is compiled.
+pub struct BuildContext<'a> {
+    /// The route that the filter is compiled for.
+    pub route: &'a str,
+    pub state: &'a Arc<StatePool>,
+    pub clock: &'a SharedClock,
+    pub diagnostics: &'a mut Diagnostics,
+    /// Where the filter's name is written.
+    pub span: Span,
+}
+
+/// One filter as written: its name, its place, and its decoded table, ready to be compiled for a route. A named chain is
+/// compiled once for each route that uses it, so `build` can run many times.
+#[derive(Clone)]
+pub struct FilterSpec {
+    pub name: &'static str,
+    pub span: Span,
+    pub build: BuildFn,
+}
+
+pub type BuildFn = Arc<dyn Fn(&mut BuildContext<'_>) -> Result<Arc<dyn Filter>, Problem> + Send + Sync>;
+
+/// One name of the registry. `decode` turns a table into its build step; `schema` is generated from the config struct.
+#[derive(Clone, Copy)]
+pub struct Registration {
+    pub name: &'static str,
+    pub decode: fn(ValueDeserializer<'_>) -> Result<BuildFn, Error>,
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+impl Registration {
+    pub fn of<C: FilterConfig + Clone>() -> Self {
+        Registration {
+            name: C::NAME,
+            decode: |table| {
+                let config = C::deserialize(table)?;
+                Ok(Arc::new(move |cx: &mut BuildContext<'_>| {
+                    config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>)
+                }))
+            },
+            schema: |generator| generator.subschema_for::<C>(),
+        }
+    }
+}
+
+/// Every filter that this process knows, in the order of the reference.
+#[derive(Clone, Default)]
+pub struct Registry {
+    list: Vec<Registration>,
+}
+
+impl Registry {
+    /// The filters that ship with Gatewright. One line each.
+    pub fn builtin() -> Self {
+        Registry::default()
+    }
+
+    /// Adds a filter. A name that exists already is replaced, so that a custom filter can stand in for a built-in one.
+    pub fn with<C: FilterConfig + Clone>(mut self) -> Self {
+        self.list.retain(|known| known.name != C::NAME);
+        self.list.push(Registration::of::<C>());
+        self
+    }
+
+    pub fn get(&self, name: &str) -> Option<Registration> {
+        self.list.iter().copied().find(|known| known.name == name)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.list.iter().map(|known| known.name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Registration> + '_ {
+        self.list.iter().copied()
+    }
+}

@@ -1,0 +1,12 @@
+//! Gatewright: a programmable API gateway on Cloudflare's Pingora.
+//!
+//! The map of the crate follows the life of a request; see the modules in that order.
+
+pub mod clock;
+pub mod diagnostic;
+pub mod filter;
+pub mod rejection;
+pub mod request;
+pub mod respond;
+pub mod state;
+pub mod value;

@@ -1,0 +1,99 @@
+//! Every answer that the gateway makes in place of the upstream's: one table of status, stable code and title.
+//!
+//! A code is part of the public interface: clients and alerts match on it, so it never changes its meaning. The reference
+//! page lists [`ALL`], and a test keeps the two equal. What is written to the client, and how, is `respond`'s business.
+
+use http::HeaderValue;
+use std::time::Duration;
+
+/// One kind of rejection.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Code {
+    pub status: u16,
+    /// Stable, `snake_case`; the `code` member of the problem document, of the access log and of metrics.
+    pub code: &'static str,
+    /// One sentence for the caller: what happened and, where they can do something, what. Nothing about our insides.
+    pub title: &'static str,
+}
+
+macro_rules! codes {
+    ($($name:ident = $status:literal, $code:literal, $title:literal;)*) => {
+        $(pub static $name: Code = Code { status: $status, code: $code, title: $title };)*
+        /// All codes of this build, in the order of the table.
+        pub static ALL: &[&Code] = &[$(&$name),*];
+    };
+}
+
+codes! {
+    REQUEST_MALFORMED = 400, "request_malformed", "The request is not valid HTTP or is ambiguous";
+    PATH_INVALID = 400, "path_invalid", "The request path is not in a form that can be read in one way only";
+    HOST_INVALID = 400, "host_invalid", "The Host of the request is missing or invalid";
+    ROUTE_NOT_FOUND = 404, "route_not_found", "No route matches this request";
+    METHOD_NOT_ALLOWED = 405, "method_not_allowed", "This path does not allow this method";
+    REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
+    BODY_TOO_LARGE = 413, "body_too_large", "The request body is larger than this route allows";
+    URI_TOO_LONG = 414, "uri_too_long", "The request target is longer than this listener allows";
+    HEADERS_TOO_LARGE = 431, "headers_too_large", "The request header is larger than this listener allows";
+    INTERNAL_ERROR = 500, "internal_error", "The gateway could not process this request";
+    UPSTREAM_PROTOCOL_ERROR = 502, "upstream_protocol_error", "The service behind the gateway sent an invalid response";
+    UPSTREAM_CONNECT_FAILED = 502, "upstream_connect_failed", "The service behind the gateway could not be reached";
+    UPSTREAM_RESET = 502, "upstream_reset", "The service behind the gateway closed the connection before it answered";
+    UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
+    UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";
+    DEADLINE_EXCEEDED = 504, "deadline_exceeded", "The request took longer than this route allows";
+    LOOP_DETECTED = 508, "loop_detected", "The request has passed through this gateway too many times";
+}
+
+/// A rejection of one request: its kind, and what is particular to this one. Small and without allocations.
+#[derive(Debug, Clone)]
+pub struct Rejection {
+    pub code: &'static Code,
+    /// Sent as `Retry-After`, in whole seconds, rounded up.
+    pub retry_after: Option<Duration>,
+    /// Sent as `Allow`.
+    pub allow: Option<HeaderValue>,
+    /// Close the connection afterwards: what follows on it cannot be trusted or is not worth reading.
+    pub close: bool,
+}
+
+impl Rejection {
+    pub const fn new(code: &'static Code) -> Self {
+        Rejection { code, retry_after: None, allow: None, close: false }
+    }
+
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    pub fn allow(mut self, methods: HeaderValue) -> Self {
+        self.allow = Some(methods);
+        self
+    }
+
+    pub fn close(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+impl From<&'static Code> for Rejection {
+    fn from(code: &'static Code) -> Self {
+        Rejection::new(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_speak_snake_case() {
+        let mut seen = std::collections::HashSet::new();
+        for code in ALL {
+            assert!(seen.insert(code.code), "{} stands twice", code.code);
+            assert!(code.code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", code.code);
+            assert!((400..600).contains(&code.status) && !code.title.ends_with('.'), "{code:?}");
+        }
+    }
+}

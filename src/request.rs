@@ -1,0 +1,48 @@
+//! What is known about one request, in the form in which filters and logs use it.
+
+use arrayvec::ArrayString;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The longest request id that is taken over from a trusted peer, in bytes.
+pub const REQUEST_ID_MAX: usize = 128;
+/// The longest host name, in bytes (RFC 1035 §2.3.4).
+pub const HOST_MAX: usize = 255;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+}
+
+/// The facts of one request. Everything that filters decide by comes from here or from the canonical request head.
+#[derive(Debug)]
+pub struct RequestCtx {
+    pub id: ArrayString<REQUEST_ID_MAX>,
+    /// The client's address: the rightmost hop that is not one of the trusted proxies.
+    pub client: IpAddr,
+    /// The address on the other end of the connection.
+    pub peer: IpAddr,
+    pub scheme: Scheme,
+    /// Canonical: lower case, without port and trailing dot.
+    pub host: ArrayString<HOST_MAX>,
+    /// The name of the route, once there is one.
+    pub route: Option<Arc<str>>,
+    /// The name of the consumer, once an authentication filter has established one.
+    pub consumer: Option<Arc<str>>,
+    pub started: Instant,
+    /// When the request must have been answered in full.
+    pub deadline: Option<Instant>,
+    /// For filters of other crates: values that they hand on from one phase or filter to another.
+    pub extensions: http::Extensions,
+}
