@@ -8,5 +8,7 @@ pub mod filter;
 pub mod rejection;
 pub mod request;
 pub mod respond;
+pub mod route;
 pub mod state;
+
 pub mod value;

@@ -1,5 +1,6 @@
 //! What is known about one request, in the form in which filters and logs use it.
 
+use crate::route::Params;
 use arrayvec::ArrayString;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct RequestCtx {
     pub host: ArrayString<HOST_MAX>,
     /// The name of the route, once there is one.
     pub route: Option<Arc<str>>,
+    /// The path parameters of the route: places in the canonical path of the session's request head.
+    pub params: Params,
     /// The name of the consumer, once an authentication filter has established one.
     pub consumer: Option<Arc<str>>,
     pub started: Instant,
@@ -45,4 +48,25 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
     pub extensions: http::Extensions,
+}
+
+#[cfg(test)]
+impl RequestCtx {
+    /// A plain request from 192.0.2.7 to `example.com`, before routing.
+    pub fn for_test() -> Self {
+        let client = IpAddr::from([192, 0, 2, 7]);
+        RequestCtx {
+            id: ArrayString::from("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+            client,
+            peer: client,
+            scheme: Scheme::Http,
+            host: ArrayString::from("example.com").unwrap(),
+            route: None,
+            params: Params::default(),
+            consumer: None,
+            started: Instant::now(),
+            deadline: None,
+            extensions: http::Extensions::new(),
+        }
+    }
 }

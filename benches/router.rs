@@ -1,0 +1,70 @@
+//! What a route look-up costs with 10, 1,000 and 10,000 routes: the claim is that the last costs at most twice the first.
+//!
+//! The routes are those of a gateway with many tenants: a tenth as many hosts as routes, and on each host literal paths, a
+//! param, a remainder and a method. Each round looks up a fixed shuffle of 4,096 requests over all of them, so that the
+//! larger tables pay for their cache misses.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gatewright::diagnostic::Diagnostics;
+use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
+use http::{HeaderMap, Method};
+use std::hint::black_box;
+
+const SHAPES: [(&str, &str); 10] = [
+    ("/", "/"),
+    ("/api/v1/orders", "/api/v1/orders"),
+    ("/api/v1/orders/{id}", "/api/v1/orders/48151623"),
+    ("/api/v1/orders/{id}/items/{item}", "/api/v1/orders/48151623/items/42"),
+    ("/api/v1/customers", "/api/v1/customers"),
+    ("/api/v1/customers/{id}", "/api/v1/customers/7"),
+    ("/api/v2/{*rest}", "/api/v2/any/thing/below"),
+    ("/static/{*path}", "/static/app/main.css"),
+    ("/login", "/login"),
+    ("/health", "/health"),
+];
+
+fn host(number: usize) -> String {
+    format!("tenant-{number}.example.com")
+}
+
+fn router(count: usize) -> Router {
+    let mut d = Diagnostics::default();
+    let entries = (0..count).map(|n| {
+        let (pattern, _) = SHAPES[n % SHAPES.len()];
+        let text = format!("host = '{}'\npath = '{pattern}'\nmethods = ['GET', 'POST']", host(n / SHAPES.len()));
+        let config: MatchConfig = toml::from_str(&text).expect("a valid match table");
+        RouteEntry { index: n as u32, matcher: config.compile(&mut d).expect("a possible match") }
+    });
+    Router::build(entries.collect()).expect("no ambiguity")
+}
+
+fn find(c: &mut Criterion) {
+    let mut group = c.benchmark_group("find");
+    for count in [10, 1_000, 10_000] {
+        let router = router(count);
+        // A linear congruential generator: the same requests in every run.
+        let mut seed = 1_u64;
+        let requests: Vec<(String, &str, u32)> = (0..4096)
+            .map(|_| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let route = (seed >> 33) as usize % count;
+                (host(route / SHAPES.len()), SHAPES[route % SHAPES.len()].1, route as u32)
+            })
+            .collect();
+        let headers = HeaderMap::new();
+        let mut params = Params::default();
+        group.throughput(Throughput::Elements(requests.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(count), |b| {
+            b.iter(|| {
+                for (host, path, route) in &requests {
+                    let query = Query { host, path, method: &Method::GET, headers: &headers, query: None };
+                    assert_eq!(black_box(router.find(black_box(&query), &mut params)), Found::Route(*route));
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, find);
+criterion_main!(benches);

@@ -1,0 +1,310 @@
+//! One host and one path shape: the routes there, told apart by method and conditions.
+//!
+//! Routes that condition on the same names stand in one group, keyed by a hash of the values they want, so that a
+//! thousand tenants told apart by a header cost one look-up and not a thousand comparisons.
+
+use super::config::{Matcher, Wanted as WantedValue};
+use super::method::{Methods, Wanted};
+use super::{Ambiguity, Query, header, query};
+use foldhash::fast::RandomState;
+use http::HeaderName;
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+/// What a condition looks at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Key {
+    Header(Box<str>),
+    Query(Box<str>),
+}
+
+/// One route, without its host and path.
+#[derive(Debug)]
+pub(super) struct Rule {
+    route: u32,
+    /// Zero: all methods.
+    methods: u64,
+    present: Vec<Key>,
+    exact: Vec<(Key, Box<[u8]>)>,
+    names: Arc<[Box<str>]>,
+}
+
+impl Rule {
+    /// `None` when the router has too many methods.
+    pub fn new(route: u32, matcher: &Matcher, methods: &mut Methods) -> Option<Self> {
+        let mut rule = Rule { route, methods: 0, present: Vec::new(), exact: Vec::new(), names: matcher.path.names.clone() };
+        for method in &matcher.methods {
+            rule.methods |= methods.intern(method)?;
+        }
+        let headers = matcher.headers.iter().map(|(name, wanted)| (Key::Header(name.as_str().into()), wanted));
+        let query = matcher.query.iter().map(|(name, wanted)| (Key::Query(name.clone()), wanted));
+        for (key, wanted) in headers.chain(query) {
+            match wanted {
+                WantedValue::Present => rule.present.push(key),
+                WantedValue::Value(value) => rule.exact.push((key, value.clone())),
+            }
+        }
+        rule.present.sort();
+        rule.exact.sort();
+        Some(rule)
+    }
+
+    /// Greater is more specific.
+    fn rank(&self) -> (bool, usize, usize) {
+        (self.methods != 0, self.present.len().saturating_add(self.exact.len()), self.exact.len())
+    }
+
+    /// Whether some request has one of both methods.
+    fn shares_methods(&self, other: &Rule) -> bool {
+        self.methods == 0 || other.methods == 0 || self.methods & other.methods != 0
+    }
+
+    /// Whether some request meets the conditions of both: it does unless both want different values of one name.
+    fn compatible(&self, other: &Rule) -> bool {
+        !self.exact.iter().any(|(key, value)| other.exact.iter().any(|(k, v)| k == key && v != value))
+    }
+
+    fn group_key(&self) -> GroupKey<'_> {
+        (Reverse(self.rank()), &self.present, self.exact.iter().map(|(key, _)| key).collect())
+    }
+}
+
+type GroupKey<'a> = (Reverse<(bool, usize, usize)>, &'a [Key], Vec<&'a Key>);
+
+/// The routes of a leaf while the router is built.
+#[derive(Debug, Default)]
+pub(super) struct LeafBuilder {
+    rules: Vec<Arc<Rule>>,
+}
+
+impl LeafBuilder {
+    pub fn add(&mut self, rule: Arc<Rule>) {
+        self.rules.push(rule);
+    }
+
+    pub fn some_route(&self) -> Option<u32> {
+        self.rules.first().map(|rule| rule.route)
+    }
+
+    /// Adds the pairs that the order cannot tell apart, until `most` are known.
+    pub fn ambiguities(&self, methods: &Methods, most: usize, list: &mut Vec<Ambiguity>) {
+        // Within a group only equal values can meet. Between groups of one rank all pairs are tried; such groups are few.
+        let mut groups: Vec<(GroupKey<'_>, HashMap<Vec<&[u8]>, Vec<&Rule>>)> = Vec::new();
+        let mut places: HashMap<GroupKey<'_>, usize> = HashMap::new();
+        for rule in self.rules.iter().map(Arc::as_ref) {
+            let place = *places.entry(rule.group_key()).or_insert_with(|| {
+                groups.push((rule.group_key(), HashMap::new()));
+                groups.len() - 1
+            });
+            let Some((_, by_values)) = groups.get_mut(place) else { continue };
+            let same = by_values.entry(rule.exact.iter().map(|(_, value)| value.as_ref()).collect()).or_default();
+            for earlier in same.iter() {
+                collide(earlier, rule, methods, most, list);
+            }
+            same.push(rule);
+        }
+        for (at, (key, group)) in groups.iter().enumerate() {
+            for (_, other) in groups.iter().skip(at.saturating_add(1)).filter(|(k, _)| k.0 == key.0) {
+                for first in group.values().flatten() {
+                    for second in other.values().flatten() {
+                        if list.len() >= most {
+                            return;
+                        }
+                        collide(first, second, methods, most, list);
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn build(self, methods: &mut Methods) -> Leaf {
+        let mut rules = self.rules;
+        rules.sort_by(|a, b| a.group_key().cmp(&b.group_key()));
+        methods.prepare_allow(rules.iter().fold(0, |set, rule| set | rule.methods));
+        let mut groups: Vec<Group> = Vec::new();
+        for same in rules.chunk_by(|a, b| a.group_key() == b.group_key()) {
+            groups.extend(Group::new(same));
+        }
+        let any = groups.partition_point(|group| group.listed);
+        Leaf { any: groups.split_off(any).into(), listed: groups.into(), names: names_of(&rules) }
+    }
+}
+
+fn collide(first: &Rule, second: &Rule, methods: &Methods, most: usize, list: &mut Vec<Ambiguity>) {
+    if list.len() >= most || first.route == second.route || !first.shares_methods(second) || !first.compatible(second) {
+        return;
+    }
+    let on = match first.methods & second.methods {
+        0 => "for every method".to_owned(),
+        shared => format!("for {}", methods.names(shared)),
+    };
+    let why = match first.rank() {
+        (_, 0, _) => format!("the same host and path match both {on}, and neither has a condition that the other lacks"),
+        _ => format!("the same host and path match both {on}, and a request can meet the conditions of both, which are as many"),
+    };
+    let (first, second) = (first.route.min(second.route), first.route.max(second.route));
+    if !list.iter().any(|known| (known.first, known.second) == (first, second)) {
+        list.push(Ambiguity { first, second, why });
+    }
+}
+
+/// The names of params, where there are any.
+fn names_of(rules: &[Arc<Rule>]) -> Box<[(u32, Arc<[Box<str>]>)]> {
+    let mut names: Vec<_> =
+        rules.iter().filter(|rule| !rule.names.is_empty()).map(|rule| (rule.route, rule.names.clone())).collect();
+    names.sort_by_key(|(route, _)| *route);
+    names.into()
+}
+
+/// What a leaf says to a request.
+pub(super) enum Verdict {
+    Route(u32),
+    /// None here takes it; those whose conditions hold have these methods.
+    Refused {
+        allow: u64,
+    },
+}
+
+/// The routes of one host and one path shape, best first.
+#[derive(Debug)]
+pub(super) struct Leaf {
+    /// Groups of routes that list methods.
+    listed: Box<[Group]>,
+    /// Groups of routes for all methods.
+    any: Box<[Group]>,
+    names: Box<[(u32, Arc<[Box<str>]>)]>,
+}
+
+impl Leaf {
+    pub fn find(&self, query: &Query<'_>, method: Wanted) -> Verdict {
+        let mut allow = 0;
+        for bits in [method.listed, method.implied] {
+            for group in &self.listed {
+                if let Some(route) = group.find(query, bits, &mut allow) {
+                    return Verdict::Route(route);
+                }
+            }
+        }
+        let any = self.any.iter().find_map(|group| group.find(query, 0, &mut 0));
+        any.map_or(Verdict::Refused { allow }, Verdict::Route)
+    }
+
+    pub fn names(&self, route: u32) -> Option<&Arc<[Box<str>]>> {
+        let at = self.names.binary_search_by_key(&route, |(known, _)| *known).ok()?;
+        self.names.get(at).map(|(_, names)| names)
+    }
+}
+
+/// Routes that condition on the same names.
+#[derive(Debug)]
+struct Group {
+    listed: bool,
+    present: Box<[Name]>,
+    exact: Box<[Name]>,
+    state: RandomState,
+    by_values: HashMap<u64, Box<[Candidate]>, RandomState>,
+}
+
+#[derive(Debug)]
+enum Name {
+    Header(HeaderName),
+    Query(Box<str>),
+}
+
+#[derive(Debug)]
+struct Candidate {
+    route: u32,
+    methods: u64,
+    values: Box<[Box<[u8]>]>,
+}
+
+impl Group {
+    fn new(rules: &[Arc<Rule>]) -> Option<Self> {
+        let first = rules.first()?;
+        let state = RandomState::default();
+        let mut by_values: HashMap<u64, Vec<Candidate>> = HashMap::new();
+        for rule in rules {
+            let mut hasher = state.build_hasher();
+            for (key, value) in &rule.exact {
+                match key {
+                    Key::Header(_) => hash_header(&mut hasher, value),
+                    Key::Query(_) => hash_query(&mut hasher, value.iter().copied()),
+                }
+            }
+            let values = rule.exact.iter().map(|(_, value)| value.clone()).collect();
+            let candidate = Candidate { route: rule.route, methods: rule.methods, values };
+            by_values.entry(hasher.finish()).or_default().push(candidate);
+        }
+        Some(Group {
+            listed: first.methods != 0,
+            present: first.present.iter().filter_map(Name::new).collect(),
+            exact: first.exact.iter().filter_map(|(key, _)| Name::new(key)).collect(),
+            state,
+            by_values: by_values.into_iter().map(|(hash, list)| (hash, list.into())).collect(),
+        })
+    }
+
+    /// The route with one of the methods `bits` whose conditions hold; adds the methods of the others to `allow`.
+    fn find(&self, query: &Query<'_>, bits: u64, allow: &mut u64) -> Option<u32> {
+        if !self.present.iter().all(|name| name.is_present(query)) {
+            return None;
+        }
+        let mut hasher = self.state.build_hasher();
+        for name in &self.exact {
+            match name {
+                Name::Header(name) => hash_header(&mut hasher, header::single(query.headers, name)?),
+                Name::Query(name) => hash_query(&mut hasher, query::decode(query::single(query.query?, name)?)),
+            }
+        }
+        for candidate in self.by_values.get(&hasher.finish())? {
+            if !self.exact.iter().zip(&candidate.values).all(|(name, value)| name.is(query, value)) {
+                continue;
+            }
+            if candidate.methods == 0 || candidate.methods & bits != 0 {
+                return Some(candidate.route);
+            }
+            *allow |= candidate.methods;
+        }
+        None
+    }
+}
+
+impl Name {
+    fn new(key: &Key) -> Option<Self> {
+        Some(match key {
+            Key::Header(name) => Name::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
+            Key::Query(name) => Name::Query(name.clone()),
+        })
+    }
+
+    fn is_present(&self, query: &Query<'_>) -> bool {
+        match self {
+            Name::Header(name) => query.headers.contains_key(name),
+            Name::Query(name) => query.query.is_some_and(|text| query::has(text, name)),
+        }
+    }
+
+    fn is(&self, query: &Query<'_>, value: &[u8]) -> bool {
+        match self {
+            Name::Header(name) => header::single(query.headers, name) == Some(value),
+            Name::Query(name) => query.query.and_then(|text| query::single(text, name)).is_some_and(|raw| query::is(raw, value)),
+        }
+    }
+}
+
+fn hash_header(hasher: &mut impl Hasher, value: &[u8]) {
+    hasher.write(value);
+    hasher.write_usize(value.len());
+}
+
+/// Byte by byte, because a decoded value never stands in memory as a whole.
+fn hash_query(hasher: &mut impl Hasher, value: impl Iterator<Item = u8>) {
+    let mut length = 0_usize;
+    for byte in value {
+        hasher.write_u8(byte);
+        length = length.wrapping_add(1);
+    }
+    hasher.write_usize(length);
+}

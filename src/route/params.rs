@@ -1,0 +1,43 @@
+//! The values of path parameters, as byte ranges into the path that was matched.
+
+use arrayvec::ArrayVec;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The most parameters of one path, `{*rest}` included. It bounds what a request carries along.
+pub const MAX_PARAMS: usize = 8;
+
+/// The parameters of one request. Holds no text: the ranges count in the canonical path that was given to
+/// [`Router::find`](super::Router::find), which the caller passes in again to read a value.
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    /// Shared with the route. One counter for all names: a counter that all cores write to is slow.
+    names: Option<Arc<[Box<str>]>>,
+    ranges: ArrayVec<Range<u32>, MAX_PARAMS>,
+}
+
+impl Params {
+    /// The value of `name`, still percent-encoded, as it stands in `path`. `{*rest}` has no leading slash and may be empty.
+    pub fn get<'a>(&self, path: &'a str, name: &str) -> Option<&'a str> {
+        self.iter(path).find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// Names and values in the order of the path.
+    pub fn iter<'a, 'p: 'a>(&'a self, path: &'p str) -> impl Iterator<Item = (&'a str, &'p str)> + 'a {
+        let names = self.names.as_deref().unwrap_or_default();
+        names.iter().zip(&self.ranges).filter_map(move |(name, range)| {
+            let range = usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?;
+            Some((name.as_ref(), path.get(range)?))
+        })
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.names = None;
+        self.ranges.clear();
+    }
+
+    pub(super) fn fill(&mut self, names: Option<&Arc<[Box<str>]>>, ranges: &[Range<u32>]) {
+        self.names = names.cloned();
+        self.ranges = ranges.iter().cloned().take(MAX_PARAMS).collect();
+    }
+}

@@ -1,0 +1,365 @@
+//! Path patterns, and the tree that finds the patterns of a path in their order.
+
+use super::params::MAX_PARAMS;
+use foldhash::fast::RandomState;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The most segments of one pattern; also the deepest recursion of a look-up.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// A path as a route writes it, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    segments: Vec<Segment>,
+    /// `{*rest}` or no path at all: whatever follows.
+    open: bool,
+    /// The names of `{param}` and `{*rest}`, in order.
+    pub(super) names: Arc<[Box<str>]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Literal(Box<str>),
+    Param,
+}
+
+impl Pattern {
+    /// What a route without `path` matches.
+    pub fn everything() -> Self {
+        Pattern { segments: Vec::new(), open: true, names: Arc::from([]) }
+    }
+
+    /// Parses the text of a route; a reason and a mend when it can match no canonical path.
+    pub fn parse(text: &str) -> Result<Self, (String, String)> {
+        let no = |why: String, help: &str| Err((why, help.to_owned()));
+        let Some(inner) = text.strip_prefix('/') else {
+            return Err(("a path starts with `/`".to_owned(), format!("write \"/{text}\"")));
+        };
+        let mut segments = Vec::new();
+        let mut names: Vec<Box<str>> = Vec::new();
+        let mut open = false;
+        for segment in inner.split('/') {
+            if open {
+                return no("`{*…}` takes the whole remainder, so nothing can follow it".to_owned(), "put it last");
+            }
+            if segments.len() >= MAX_SEGMENTS {
+                return no(format!("a path has at most {MAX_SEGMENTS} segments"), "end it with `{*rest}` earlier");
+            }
+            let braces = segment.contains(['{', '}']);
+            if !braces {
+                segments.push(Segment::Literal(segment.into()));
+                continue;
+            }
+            let Some(name) = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')).filter(|s| !s.contains(['{', '}']))
+            else {
+                return no(
+                    format!("`{segment}` mixes text and braces"),
+                    "a param is a whole segment: `{name}`, or `{*name}` for the remainder",
+                );
+            };
+            let name = match name.strip_prefix('*') {
+                Some(name) => {
+                    open = true;
+                    name
+                }
+                None => {
+                    segments.push(Segment::Param);
+                    name
+                }
+            };
+            let starts = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+            if !starts || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+                return no(
+                    format!("`{name}` is not a name for a param"),
+                    "use lower-case letters, digits and `_`, such as `{user_id}` or `{*rest}`",
+                );
+            }
+            if names.iter().any(|known| **known == *name) {
+                return no(format!("the param `{name}` stands twice"), "give each param its own name");
+            }
+            if names.len() >= MAX_PARAMS {
+                return no(format!("a path has at most {MAX_PARAMS} params"), "end it with `{*rest}` earlier");
+            }
+            names.push(name.into());
+        }
+        // What is left of the pattern when each param holds a harmless value must be a path that requests can have.
+        let plain: String = segments
+            .iter()
+            .flat_map(|segment| match segment {
+                Segment::Literal(text) => ["/", text],
+                Segment::Param => ["/", "x"],
+            })
+            .collect();
+        if !plain.is_empty() && !is_canonical_path(&plain) {
+            return no(
+                "this is not in the canonical form that requests are brought into, so it matches none".to_owned(),
+                "leave out `//`, `.` and `..` segments and the query, and percent-encode only what must be, as in `%20`",
+            );
+        }
+        Ok(Pattern { segments, open, names: names.into() })
+    }
+}
+
+/// Whether a path is in the one form that routes and filters decide by: it starts with `/`, has no empty segment but the
+/// last, no dot segment, no backslash, only characters of RFC 3986 §3.3, and percent-encodes in upper case only what
+/// cannot stand for itself (and never a slash, a backslash, or a control character).
+pub(crate) fn is_canonical_path(path: &str) -> bool {
+    let Some(inner) = path.strip_prefix('/') else { return false };
+    let mut segments = inner.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        if (segment.is_empty() && !last) || segment == "." || segment == ".." || !is_canonical_segment(segment) {
+            return false;
+        }
+    }
+    true
+}
+
+fn is_canonical_segment(segment: &str) -> bool {
+    let hex = |b: u8| match b {
+        b'0'..=b'9' => Some(b.wrapping_sub(b'0')),
+        b'A'..=b'F' => Some(b.wrapping_sub(b'A').wrapping_add(10)),
+        _ => None,
+    };
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        let fine = match byte {
+            b'%' => match (bytes.next().and_then(hex), bytes.next().and_then(hex)) {
+                (Some(high), Some(low)) => {
+                    let decoded = high << 4 | low;
+                    !is_unreserved(decoded) && !decoded.is_ascii_control() && !matches!(decoded, b'/' | b'\\')
+                }
+                _ => false,
+            },
+            other => is_unreserved(other) || b"!$&'()*+,;=:@".contains(&other),
+        };
+        if !fine {
+            return false;
+        }
+    }
+    true
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// What a walk through the tree does on its way.
+pub(super) trait Visit {
+    type Out;
+    /// A param takes these bytes of the path.
+    fn push(&mut self, start: usize, end: usize);
+    fn pop(&mut self);
+    /// A pattern matches. Ends the walk with `Some`.
+    fn leaf(&mut self, leaf: usize) -> Option<Self::Out>;
+}
+
+/// All patterns of all hosts: one tree of segments for each host, in one arena. Children come after their parents.
+#[derive(Debug, Default)]
+pub(super) struct Trie {
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    literals: HashMap<Box<str>, usize, RandomState>,
+    /// The longest key, so that a longer segment need not be hashed.
+    longest: usize,
+    param: Option<usize>,
+    /// The leaf of patterns that end here.
+    ends: Option<usize>,
+    /// The leaf of patterns that take what follows.
+    rest: Option<usize>,
+}
+
+/// Which of many leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    First,
+    Last,
+}
+
+impl Trie {
+    pub fn add_root(&mut self) -> usize {
+        self.nodes.push(Node::default());
+        self.nodes.len().saturating_sub(1)
+    }
+
+    /// The place for the leaf of a pattern, with the nodes that lead there.
+    pub fn leaf_slot(&mut self, root: usize, pattern: &Pattern) -> &mut Option<usize> {
+        let mut at = root;
+        for segment in &pattern.segments {
+            let fresh = self.nodes.len();
+            at = match self.nodes.get_mut(at) {
+                Some(node) => match segment {
+                    Segment::Literal(text) => {
+                        node.longest = node.longest.max(text.len());
+                        *node.literals.entry(text.clone()).or_insert(fresh)
+                    }
+                    Segment::Param => *node.param.get_or_insert(fresh),
+                },
+                None => fresh,
+            };
+            if at == fresh {
+                self.nodes.push(Node::default());
+            }
+        }
+        if at >= self.nodes.len() {
+            at = self.add_root();
+        }
+        #[expect(clippy::indexing_slicing, reason = "every index that the loop yields was pushed")]
+        let node = &mut self.nodes[at];
+        if pattern.open { &mut node.rest } else { &mut node.ends }
+    }
+
+    /// Shows `visit` the leaves that match `path`, in the order of the router, until it takes one.
+    pub fn walk<V: Visit>(&self, root: usize, path: &str, visit: &mut V) -> Option<V::Out> {
+        path.starts_with('/').then(|| self.step(root, path, Some(1), visit)).flatten()
+    }
+
+    /// `at` is where the next segment starts; `None` after the last.
+    fn step<V: Visit>(&self, node: usize, path: &str, at: Option<usize>, visit: &mut V) -> Option<V::Out> {
+        let node = self.nodes.get(node)?;
+        match at {
+            Some(start) => {
+                let remainder = path.get(start..)?;
+                let slash = memchr::memchr(b'/', remainder.as_bytes());
+                let segment = remainder.get(..slash.unwrap_or(remainder.len()))?;
+                let end = start.checked_add(segment.len())?;
+                let next = slash.and_then(|_| end.checked_add(1));
+                if segment.len() <= node.longest
+                    && let Some(&child) = node.literals.get(segment)
+                    && let Some(out) = self.step(child, path, next, visit)
+                {
+                    return Some(out);
+                }
+                if !segment.is_empty()
+                    && let Some(child) = node.param
+                {
+                    visit.push(start, end);
+                    if let Some(out) = self.step(child, path, next, visit) {
+                        return Some(out);
+                    }
+                    visit.pop();
+                }
+            }
+            None => {
+                if let Some(out) = node.ends.and_then(|leaf| visit.leaf(leaf)) {
+                    return Some(out);
+                }
+            }
+        }
+        let leaf = node.rest?;
+        visit.push(at.unwrap_or(path.len()), path.len());
+        let out = visit.leaf(leaf);
+        if out.is_none() {
+            visit.pop();
+        }
+        out
+    }
+
+    /// For each node the most nodes that one walk from there can enter: one literal child and the param child are all
+    /// that a segment can lead to.
+    pub fn costs(&self) -> Vec<u64> {
+        let mut costs = vec![1_u64; self.nodes.len()];
+        for (at, node) in self.nodes.iter().enumerate().rev() {
+            let of = |child: usize| costs.get(child).copied().unwrap_or(0);
+            let literal = node.literals.values().map(|&child| of(child)).max().unwrap_or(0);
+            let cost = literal.saturating_add(node.param.map_or(0, of)).saturating_add(1);
+            if let Some(slot) = costs.get_mut(at) {
+                *slot = cost;
+            }
+        }
+        costs
+    }
+
+    /// One leaf below `root`, to name a route in a message.
+    pub fn some_leaf(&self, root: usize, which: Ending) -> Option<usize> {
+        let mut list = vec![root];
+        let mut leaves = Vec::new();
+        while let Some(node) = list.pop().and_then(|at| self.nodes.get(at)) {
+            leaves.extend(node.ends.iter().chain(&node.rest));
+            list.extend(node.literals.values().chain(&node.param));
+        }
+        match which {
+            Ending::First => leaves.into_iter().min(),
+            Ending::Last => leaves.into_iter().max(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_patterns_are_refused() {
+        for wrong in [
+            "",
+            "a",
+            "a/b",
+            "//",
+            "/a//b",
+            "/./a",
+            "/a/..",
+            "/{*rest}/a",
+            "/{a}/{a}",
+            "/{a}/{*a}",
+            "/{A}",
+            "/{}",
+            "/{*}",
+            "/x{a}",
+            "/{a}.json",
+            "/{{a}}",
+            "/{a",
+            "/a}",
+            "/a?b",
+            "/a#b",
+            "/%2e",
+            "/%2f",
+            "/%2F",
+            "/%41",
+            "/%zz",
+            "/%2",
+            "/\u{fc}",
+            "/a\\b",
+            "/a b",
+            "/{a}/{b}/{c}/{d}/{e}/{f}/{g}/{h}/{i}",
+        ] {
+            assert!(Pattern::parse(wrong).is_err(), "{wrong}");
+        }
+        for right in
+            ["/", "/a", "/a/", "/{a}", "/a/{*rest}", "/{*rest}", "/a%20b", "/a.b/~c/@me:x", "/{a}/{b}/{c}/{d}/{e}/{f}/{g}/{*h}"]
+        {
+            assert!(Pattern::parse(right).is_ok(), "{right}");
+        }
+        assert!(Pattern::parse(&"/a".repeat(MAX_SEGMENTS)).is_ok() && Pattern::parse(&"/a".repeat(MAX_SEGMENTS + 1)).is_err());
+    }
+
+    #[test]
+    fn a_walk_never_costs_more_than_computed() {
+        struct Count(usize);
+        impl Visit for Count {
+            type Out = ();
+            fn push(&mut self, _: usize, _: usize) {}
+            fn pop(&mut self) {}
+            fn leaf(&mut self, _: usize) -> Option<()> {
+                self.0 += 1;
+                None
+            }
+        }
+        let mut trie = Trie::default();
+        let root = trie.add_root();
+        // Every mixture of `a` and `{p}` at six depths, each with a remainder: the worst shape for its size.
+        for mask in 0_u32..64 {
+            let text: String = (0..6).map(|n| if mask >> n & 1 == 1 { format!("/{{p{n}}}") } else { "/a".to_owned() }).collect();
+            trie.leaf_slot(root, &Pattern::parse(&text).unwrap()).get_or_insert(0);
+        }
+        let bound = trie.costs()[root];
+        assert_eq!(bound, 127);
+        let mut count = Count(0);
+        assert!(trie.walk(root, "/a/a/a/a/a/a", &mut count).is_none());
+        assert_eq!(count.0, 64);
+    }
+}
