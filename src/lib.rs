@@ -11,4 +11,6 @@ pub mod respond;
 pub mod route;
 pub mod state;
 
+=======
+pub mod upstream;
 pub mod value;

@@ -1,0 +1,209 @@
+//! One endpoint: what an upstream knows about it, and what is counted about it.
+//!
+//! An [`Endpoint`] belongs to one build of an upstream and is immutable: address, weight, prepared peer. What changes
+//! while requests run lives behind it in states that outlive reloads: [`EndpointState`] (traffic) and
+//! [`HealthState`] (checks). They are two, because their meanings end at different points: a new health check makes what the old
+//! one found void, but not the requests that were counted.
+
+use super::health::HealthState;
+use arrayvec::ArrayVec;
+use pingora::upstreams::peer::HttpPeer;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// The traffic of one address of one upstream since it first appeared in the configuration. The counters are statistics
+/// and order nothing, hence relaxed.
+#[derive(Debug)]
+pub struct EndpointState {
+    id: EndpointId,
+    in_flight: AtomicU32,
+    /// Requests under way whose connection may be kept afterwards, see [`InFlight::may_pool`].
+    poolable: AtomicU32,
+    requests: AtomicU64,
+    connect_failures: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// Tells endpoints apart within one process, cheaper than by address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct EndpointId(u64);
+
+impl EndpointState {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        EndpointState {
+            id: EndpointId(NEXT.fetch_add(1, Relaxed)),
+            in_flight: AtomicU32::new(0),
+            poolable: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            connect_failures: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        }
+    }
+
+    /// Attempts under way now.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Attempts begun, those that did not get a connection included.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
+    /// Attempts for which no connection could be opened.
+    pub fn connect_failures(&self) -> u64 {
+        self.connect_failures.load(Relaxed)
+    }
+
+    /// Attempts that failed after the connection stood: resets, timeouts, invalid responses.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Relaxed)
+    }
+
+    /// Counts an attempt whose connection was refused or timed out.
+    pub fn count_connect_failure(&self) {
+        self.connect_failures.fetch_add(1, Relaxed);
+    }
+
+    /// Counts an attempt that failed after the connection stood.
+    pub fn count_error(&self) {
+        self.errors.fetch_add(1, Relaxed);
+    }
+}
+
+/// One address of an upstream, as one snapshot sees it.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub(super) address: SocketAddr,
+    pub(super) written: Arc<str>,
+    pub(super) weight: u16,
+    pub(super) pool_limit: u32,
+    pub(super) state: Arc<EndpointState>,
+    pub(super) health: Option<Arc<HealthState>>,
+    pub(super) peer: HttpPeer,
+}
+
+impl Endpoint {
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address as the configuration has it: the same, or the name that resolved to it, with its port.
+    pub fn written(&self) -> &Arc<str> {
+        &self.written
+    }
+
+    /// 0: drained.
+    pub fn weight(&self) -> u16 {
+        self.weight
+    }
+
+    pub fn id(&self) -> EndpointId {
+        self.state.id
+    }
+
+    /// What was counted about its requests.
+    pub fn state(&self) -> &Arc<EndpointState> {
+        &self.state
+    }
+
+    /// What its checks found; `None` if the upstream has no health check.
+    pub fn health(&self) -> Option<&Arc<HealthState>> {
+        self.health.as_ref()
+    }
+
+    /// An endpoint without health check counts as healthy.
+    pub fn is_healthy(&self) -> bool {
+        self.health.as_ref().is_none_or(|health| health.is_healthy())
+    }
+
+    /// Counts an attempt in; it counts out when the guard is dropped.
+    ///
+    /// The guard must live until Pingora has taken the connection back: keep it in the request's context, which outlives
+    /// that, and replace it by the next attempt's.
+    pub fn begin(self: Arc<Self>) -> InFlight {
+        self.state.in_flight.fetch_add(1, Relaxed);
+        self.state.requests.fetch_add(1, Relaxed);
+        let room = |poolable: u32| poolable.checked_add(1).filter(|next| *next <= self.pool_limit);
+        let may_pool = self.state.poolable.try_update(Relaxed, Relaxed, room).is_ok();
+        InFlight { endpoint: self, may_pool }
+    }
+}
+
+/// One attempt under way.
+#[derive(Debug)]
+#[must_use = "dropping it counts the attempt as done"]
+pub struct InFlight {
+    endpoint: Arc<Endpoint>,
+    may_pool: bool,
+}
+
+impl InFlight {
+    /// Whether the connection may be kept for another request afterwards. If not, the caller sends `Connection: close`,
+    /// which Pingora obeys as well (`is_connection_keepalive` in its HTTP/1 client).
+    ///
+    /// Pingora's pool is bounded for the whole process only. This bounds it at N = `keepalive.connections` for each
+    /// endpoint, without asking the pool: an attempt may pool only if it began while fewer than N such attempts were under
+    /// way. Count the connections that are idle, or held by such attempts. Their number grows only when such an attempt
+    /// opens a connection. It does so only after it has found none idle, so that at this moment all counted connections
+    /// are held by different attempts under way, of which there are at most N with this one. So the number never exceeds
+    /// N, and neither does that of the idle ones. An attempt counts until after its connection has gone back to the
+    /// pool, because [`InFlight`] lives that long.
+    ///
+    /// The limit is read at the beginning of an attempt: after a reload that lowers it, surplus connections leave as they
+    /// are used or reach their idle timeout.
+    pub fn may_pool(&self) -> bool {
+        self.may_pool
+    }
+
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Deref for InFlight {
+    type Target = Endpoint;
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.endpoint.state.in_flight.fetch_sub(1, Relaxed);
+        if self.may_pool {
+            self.endpoint.state.poolable.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+/// The endpoints that one request has tried already; [`Upstream::select`](super::Upstream::select) passes them over.
+#[derive(Debug, Clone, Default)]
+pub struct Tried(ArrayVec<EndpointId, { super::config::ATTEMPTS_MAX }>);
+
+impl Tried {
+    pub const fn new() -> Self {
+        Tried(ArrayVec::new_const())
+    }
+
+    /// Beyond the largest number of attempts that can be configured nothing is added.
+    pub fn add(&mut self, endpoint: &Endpoint) {
+        let _ = self.0.try_push(endpoint.id());
+    }
+
+    pub fn contains(&self, id: EndpointId) -> bool {
+        self.0.contains(&id)
+    }
+
+    /// How many attempts were made.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

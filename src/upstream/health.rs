@@ -1,0 +1,193 @@
+//! What the checks of one endpoint have found, and what they conclude.
+//!
+//! The result of a check changes at most one thing, the `healthy` flag, and only through [`HealthState::record`]: the loop
+//! that checks, the ring of the balancer and `/status` all go by it.
+
+use super::Upstream;
+use super::config::{HealthConfig, StatusRange};
+use crate::clock::SharedClock;
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// What is checked. State belongs to this: another definition finds out anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Definition {
+    /// The endpoint accepts a connection.
+    Tcp,
+    /// The endpoint answers `GET path` with an expected status.
+    Http { path: Box<str>, host: Box<str>, expect: StatusRange },
+}
+
+impl Definition {
+    pub(super) fn new(config: &HealthConfig, written: &str) -> Self {
+        match &config.path {
+            None => Definition::Tcp,
+            Some(path) => Definition::Http {
+                path: path.value.as_str().into(),
+                host: config.host.as_ref().map_or(written, |host| host.value.as_str()).into(),
+                expect: config.expect.as_ref().map_or(StatusRange::SUCCESS, |expect| expect.value),
+            },
+        }
+    }
+}
+
+/// How often is checked, and how many results decide. A reload may change this under a state that stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub rise: u32,
+    pub fall: u32,
+}
+
+impl From<&HealthConfig> for Tuning {
+    fn from(config: &HealthConfig) -> Self {
+        Tuning {
+            interval: config.interval.value.get(),
+            timeout: config.timeout.value.get(),
+            rise: (*config.rise).into(),
+            fall: (*config.fall).into(),
+        }
+    }
+}
+
+/// Why a check failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CheckError {
+    /// Nothing listens there.
+    Refused,
+    /// The connection could not be opened for another reason, such as no route to the host.
+    Connect,
+    /// No answer within the check's timeout.
+    Timeout,
+    /// The connection ended before an answer, or the answer was not HTTP.
+    Protocol,
+    /// An answer with a status that is not expected.
+    Status(u16),
+}
+
+impl fmt::Display for CheckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CheckError::Refused => f.write_str("connection refused"),
+            CheckError::Connect => f.write_str("connection failed"),
+            CheckError::Timeout => f.write_str("timed out"),
+            CheckError::Protocol => f.write_str("no valid response"),
+            CheckError::Status(status) => write!(f, "status {status}"),
+        }
+    }
+}
+
+/// What is known from the checks so far.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub healthy: bool,
+    /// Checks in a row with the result of the last one.
+    pub streak: u32,
+    pub checks_ok: u64,
+    pub checks_failed: u64,
+    pub last_check: Option<Instant>,
+    /// How long the last check that got an answer took: to the head of the response, or to the connection.
+    pub last_response_time: Option<Duration>,
+    /// Why the last check failed; `None` if it passed.
+    pub last_error: Option<CheckError>,
+    /// When the next check is due; `None` before the first.
+    pub next_check: Option<Instant>,
+}
+
+/// The health of one address of one upstream under one definition.
+#[derive(Debug)]
+pub struct HealthState {
+    definition: Definition,
+    clock: SharedClock,
+    healthy: AtomicBool,
+    /// Written by the endpoint's check loop, read by expositions; never touched by a request that finds an endpoint.
+    report: Mutex<Report>,
+    /// The upstreams whose ring depends on this: one for each build that is still in use.
+    dependents: Mutex<Vec<Weak<Upstream>>>,
+}
+
+impl HealthState {
+    pub(super) fn new(definition: Definition, clock: SharedClock) -> Self {
+        // Healthy until a check says otherwise: a gateway that starts, or gains an endpoint, serves at once.
+        let report = Report { healthy: true, ..Report::default() };
+        HealthState {
+            definition,
+            clock,
+            healthy: AtomicBool::new(true),
+            report: Mutex::new(report),
+            dependents: Mutex::default(),
+        }
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Acquire)
+    }
+
+    pub fn definition(&self) -> &Definition {
+        &self.definition
+    }
+
+    pub fn report(&self) -> Report {
+        self.report.lock().clone()
+    }
+
+    /// How long until the next check; zero if it is due.
+    pub fn time_to_next_check(&self) -> Option<Duration> {
+        let next = self.report.lock().next_check?;
+        Some(next.saturating_duration_since(self.clock.now()))
+    }
+
+    pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
+        let mut dependents = self.dependents.lock();
+        let upstream = Arc::downgrade(upstream);
+        dependents.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&upstream));
+        dependents.push(upstream);
+    }
+
+    pub(super) fn expect_next(&self, wait: Duration) {
+        self.report.lock().next_check = self.clock.now().checked_add(wait);
+    }
+
+    /// Takes the result of one check: the response time, or why it failed. Returns the new health if this changed it; then
+    /// the rings of all upstreams that depend on it have been rebuilt.
+    ///
+    /// While the endpoint has never passed a check, the last check alone decides: one that never worked should not get
+    /// `fall` intervals of traffic, and one that comes up for the first time need not wait for `rise`.
+    pub(super) fn record(&self, result: Result<Duration, CheckError>, tuning: &Tuning) -> Option<bool> {
+        let changed = {
+            let mut report = self.report.lock();
+            let first_pass_pending = report.checks_ok == 0;
+            let repeats = report.last_check.is_some() && report.last_error.is_none() == result.is_ok();
+            report.streak = if repeats { report.streak.saturating_add(1) } else { 1 };
+            report.last_check = Some(self.clock.now());
+            report.last_error = result.err();
+            match result {
+                Ok(took) => {
+                    report.checks_ok += 1;
+                    report.last_response_time = Some(took);
+                }
+                Err(_) => report.checks_failed += 1,
+            }
+            let needed = match result {
+                _ if first_pass_pending => 1,
+                Ok(_) => tuning.rise,
+                Err(_) => tuning.fall,
+            };
+            let changes = report.healthy != result.is_ok() && report.streak >= needed;
+            if changes {
+                report.healthy = result.is_ok();
+                self.healthy.store(report.healthy, Ordering::Release);
+            }
+            changes.then_some(report.healthy)
+        };
+        if changed.is_some() {
+            let dependents = self.dependents.lock().clone();
+            dependents.iter().filter_map(Weak::upgrade).for_each(|upstream| upstream.rebuild_ring());
+        }
+        changed
+    }
+}

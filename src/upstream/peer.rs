@@ -1,0 +1,95 @@
+//! What Pingora is told about an endpoint.
+//!
+//! A peer is made once for each endpoint, and cloned for each attempt. The clone copies into one `Box`, which
+//! `ProxyHttp::upstream_peer` demands, and allocates nothing else: the server name and the map of extra headers are
+//! empty, and everything else is plain data.
+
+use super::endpoint::Endpoint;
+use pingora::upstreams::peer::HttpPeer;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Timeouts of one attempt. Pingora's own defaults are to wait for ever.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timeouts {
+    pub connect: Duration,
+    pub read: Duration,
+    pub write: Duration,
+    pub idle: Duration,
+}
+
+/// The peer for plain HTTP/1.1 to `address`. Built from a socket address, because `HttpPeer::new` with a name resolves it
+/// while blocking.
+///
+/// `group` keeps the connections of upstreams apart in Pingora's pool, whose key knows an address but not what is
+/// configured about it.
+pub(super) fn prepare(address: SocketAddr, group: u64, timeouts: &Timeouts) -> HttpPeer {
+    let mut peer = HttpPeer::new(address, false, String::new());
+    peer.group_key = group;
+    peer.options.connection_timeout = Some(timeouts.connect);
+    peer.options.total_connection_timeout = Some(timeouts.connect);
+    peer.options.read_timeout = Some(timeouts.read);
+    peer.options.write_timeout = Some(timeouts.write);
+    peer.options.idle_timeout = Some(timeouts.idle);
+    peer
+}
+
+/// The pool group of an upstream: FNV-1a of its name, so that a reload finds the connections that it left.
+pub(super) fn group_of(upstream: &str) -> u64 {
+    upstream.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl Endpoint {
+    /// The peer for one attempt. With `remaining`, the time that the request has left, no step waits longer than that.
+    pub fn http_peer(&self, remaining: Option<Duration>) -> Box<HttpPeer> {
+        let mut peer = Box::new(self.peer.clone());
+        if let Some(remaining) = remaining {
+            let options = &mut peer.options;
+            // The idle timeout is not the request's: the connection outlives it.
+            for timeout in [
+                &mut options.connection_timeout,
+                &mut options.total_connection_timeout,
+                &mut options.read_timeout,
+                &mut options.write_timeout,
+            ] {
+                *timeout = timeout.map(|setting| setting.min(remaining));
+            }
+        }
+        peer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::tests::upstream;
+    use pingora::upstreams::peer::Peer;
+
+    #[test]
+    fn every_timeout_is_set_and_cut_to_what_the_request_has_left() {
+        let upstream = upstream("endpoints = ['127.0.0.1:1']\ntimeouts = { connect = '1s', read = '2s', write = '3s', idle = '4s' }");
+        let endpoints = upstream.endpoints();
+        let secs = |timeout: Option<Duration>| timeout.map(|timeout| timeout.as_secs());
+        let of = |remaining: Option<Duration>| {
+            let peer = endpoints[0].http_peer(remaining);
+            let o = &peer.options;
+            [o.connection_timeout, o.total_connection_timeout, o.read_timeout, o.write_timeout, o.idle_timeout].map(secs)
+        };
+        assert_eq!(of(None), [1, 1, 2, 3, 4].map(Some));
+        assert_eq!(of(Some(Duration::from_secs(2))), [1, 1, 2, 2, 4].map(Some));
+        assert_eq!(of(Some(Duration::ZERO)), [0, 0, 0, 0, 4].map(Some));
+    }
+
+    #[test]
+    fn what_a_request_has_left_does_not_divide_the_pool() {
+        let upstream = upstream("endpoints = ['127.0.0.1:1']");
+        let endpoint = &upstream.endpoints()[0];
+        assert_eq!(endpoint.http_peer(None).reuse_hash(), endpoint.http_peer(Some(Duration::from_millis(3))).reuse_hash());
+    }
+
+    #[test]
+    fn upstreams_do_not_share_connections() {
+        assert_ne!(group_of("a"), group_of("b"));
+        assert_eq!(group_of("a"), 0xaf63_dc4c_8601_ec8c, "the published test vector of FNV-1a");
+    }
+}
