@@ -71,6 +71,11 @@ impl Phases {
 pub trait Filter: Send + Sync + 'static {
     fn phases(&self) -> Phases;
 
+    /// Whether it answers every request that reaches it, so that its route needs no upstream.
+    fn answers(&self) -> bool {
+        false
+    }
+
     /// Decides whether the request may go on. The request head is canonical by now; change nothing in it that is meant
     /// for the upstream: do that in [`Filter::on_upstream_request`], where a client's `Connection` header can no longer
     /// have it removed.

@@ -1,16 +1,44 @@
 //! Gatewright: a programmable API gateway on Cloudflare's Pingora.
 //!
-//! The map of the crate follows the life of a request; see the modules in that order.
+//! The layers, from the top; imports point down only:
+//!
+//! - [`cli`] reads the command line, [`server`] assembles the process.
+//! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
+//!   new configurations.
+//! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
+//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes.
+//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
+//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
+//!
+//! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
+//! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.
 
+pub mod admin;
+pub mod arena;
+pub mod canonical;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod demo;
 pub mod diagnostic;
 pub mod filter;
+pub mod forwarded;
+pub mod listener;
+pub mod proxy;
+pub mod readiness;
 pub mod rejection;
+pub mod reload;
 pub mod request;
 pub mod respond;
 pub mod route;
+pub mod server;
+pub mod snapshot;
 pub mod state;
-
-=======
+pub mod systemd;
+pub mod telemetry;
+pub mod template;
 pub mod upstream;
 pub mod value;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

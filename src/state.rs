@@ -25,17 +25,25 @@ impl StatePool {
 
     /// The state under `key`, made by `make` if no snapshot holds one. Keys of different types never meet.
     pub fn get_or_create<T: Any + Send + Sync>(&self, key: &str, make: impl FnOnce() -> T) -> Arc<T> {
+        match self.try_get_or_create(key, || Ok::<T, std::convert::Infallible>(make())) {
+            Ok(state) => state,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The same for state that can fail to be made, such as an open file.
+    pub fn try_get_or_create<T: Any + Send + Sync, E>(&self, key: &str, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
         let mut slots = self.slots.lock();
         let id = (TypeId::of::<T>(), key.to_owned());
         if let Some(found) = slots.get(&id).and_then(Weak::upgrade)
             && let Ok(state) = found.downcast::<T>()
         {
-            return state;
+            return Ok(state);
         }
-        let state = Arc::new(make());
+        let state = Arc::new(make()?);
         let erased: Arc<dyn Any + Send + Sync> = state.clone();
         slots.insert(id, Arc::downgrade(&erased));
-        state
+        Ok(state)
     }
 
     /// Every live state of one type with its key, in no order. For expositions such as `/metrics`.

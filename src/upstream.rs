@@ -17,6 +17,7 @@ pub mod endpoint;
 pub mod health;
 mod peer;
 mod probe;
+mod report;
 pub mod resolve;
 mod supervisor;
 

@@ -4,8 +4,10 @@ use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::state::StatePool;
+use crate::upstream::Upstream;
 use crate::value::Located;
 use schemars::{Schema, SchemaGenerator};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use toml::de::{Error, ValueDeserializer};
 
@@ -40,6 +42,8 @@ pub struct BuildContext<'a> {
     pub route: &'a str,
     pub state: &'a Arc<StatePool>,
     pub clock: &'a SharedClock,
+    /// The upstreams of the snapshot that is being compiled.
+    pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,

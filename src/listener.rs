@@ -1,0 +1,196 @@
+//! Our own listeners in front of Pingora's proxy.
+//!
+//! Pingora's cannot be added or removed while running, cap no connections, bound a header only read by read, and hand the
+//! parser whatever arrives. These are bound first and swapped in as part of a reload, check every head before a session
+//! exists, and know how to leave politely. One listener is one socket, with an accept loop on every worker.
+
+mod accept;
+mod bind;
+mod connection;
+mod deadline;
+pub mod head;
+mod io;
+mod stage;
+
+pub use bind::{BindError, Prepared, remove_stale};
+pub use connection::Connection;
+pub use stage::{Active, Stage};
+
+use crate::proxy::Gateway;
+use crate::rejection::Code;
+use crate::telemetry::metrics::ListenerMetrics;
+use crate::value::Address;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use head::HeadLimits;
+use parking_lot::Mutex;
+use pingora::proxy::HttpProxy;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use stage::StageCell;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// The bounds of a listener. A reload swaps them; connections take the new ones with their next request.
+#[derive(Debug, Clone)]
+pub struct ListenerSettings {
+    pub head: HeadLimits,
+    /// From the first byte of a request to the end of its head, in all.
+    pub header_timeout: Duration,
+    /// How long a connection may stay idle between two requests.
+    pub keepalive_timeout: Duration,
+    pub keepalive_requests: Option<u32>,
+    /// The longest pause between two reads of a request body.
+    pub body_timeout: Duration,
+    pub max_connections: usize,
+    /// For each client address; IPv6 by /64.
+    pub max_connections_per_address: Option<u32>,
+}
+
+/// One listener as the snapshot wants it.
+#[derive(Debug, Clone)]
+pub struct ListenerPlan {
+    pub name: Arc<str>,
+    pub address: Address,
+    pub settings: Arc<ListenerSettings>,
+}
+
+/// One listener as it runs, shared by its connections.
+#[derive(Debug)]
+pub struct ListenerState {
+    pub name: Arc<str>,
+    settings: ArcSwap<ListenerSettings>,
+    pub stage: StageCell,
+    pub active: Active,
+    pub metrics: Arc<ListenerMetrics>,
+    by_address: Mutex<HashMap<IpAddr, u32>>,
+}
+
+impl ListenerState {
+    fn new(plan: &ListenerPlan, metrics: Arc<ListenerMetrics>) -> Arc<Self> {
+        Arc::new(ListenerState {
+            name: Arc::clone(&plan.name),
+            settings: ArcSwap::new(Arc::clone(&plan.settings)),
+            stage: StageCell::new(),
+            active: Active::default(),
+            metrics,
+            by_address: Mutex::default(),
+        })
+    }
+
+    pub fn settings(&self) -> Arc<ListenerSettings> {
+        self.settings.load_full()
+    }
+}
+
+/// What serving a connection needs.
+pub struct Edge {
+    pub app: Arc<HttpProxy<Gateway>>,
+    pub gateway: Gateway,
+}
+
+/// A listener that is accepting.
+struct Bound {
+    requested: Address,
+    local: Address,
+    state: Arc<ListenerState>,
+}
+
+/// All listeners of the process: bound before the server runs and, later, by the reloader.
+#[derive(Default)]
+pub struct Listeners {
+    runtime: OnceLock<Runtime>,
+    bound: Mutex<BTreeMap<Arc<str>, Bound>>,
+    /// Sockets that were bound before the service had a runtime to accept on.
+    waiting: Mutex<Vec<(bind::Socket, Arc<ListenerState>)>>,
+    /// Every open connection of the process, whatever listener it came in by.
+    pub connections: Arc<Active>,
+    started: tokio::sync::watch::Sender<bool>,
+}
+
+#[derive(Clone)]
+struct Runtime {
+    handle: tokio::runtime::Handle,
+    edge: Arc<Edge>,
+    shutdown: ShutdownWatch,
+    workers: usize,
+}
+
+impl Listeners {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Name and bound address of each listener; the port is the kernel's choice where the config says 0.
+    pub fn addresses(&self) -> Vec<(Arc<str>, Address)> {
+        self.bound.lock().iter().map(|(name, bound)| (Arc::clone(name), bound.local.clone())).collect()
+    }
+
+    pub fn states(&self) -> Vec<Arc<ListenerState>> {
+        self.bound.lock().values().map(|bound| Arc::clone(&bound.state)).collect()
+    }
+
+    /// Moves every listener on its way out.
+    pub fn advance(&self, stage: Stage) {
+        for state in self.states() {
+            state.stage.advance(stage);
+        }
+    }
+
+    /// Returns once the service accepts.
+    pub async fn wait_started(&self) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.started.subscribe().wait_for(|started| *started).await;
+    }
+
+    /// Whether the runtime that carries traffic still runs tasks.
+    pub async fn ping(&self) -> bool {
+        match self.runtime.get() {
+            Some(runtime) => runtime.handle.spawn(async {}).await.is_ok(),
+            None => false,
+        }
+    }
+
+    fn accept_on(&self, socket: bind::Socket, state: Arc<ListenerState>) {
+        match self.runtime.get() {
+            Some(runtime) => accept::spawn(runtime, socket, state, Arc::clone(&self.connections)),
+            None => self.waiting.lock().push((socket, state)),
+        }
+    }
+}
+
+/// The Pingora service whose runtime accepts and serves.
+pub struct EdgeService {
+    pub listeners: Arc<Listeners>,
+    pub edge: Arc<Edge>,
+    pub workers: usize,
+}
+
+#[async_trait]
+impl Service for EdgeService {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
+        let handle = tokio::runtime::Handle::current();
+        let runtime = Runtime { handle, edge: Arc::clone(&self.edge), shutdown: shutdown.clone(), workers: self.workers };
+        if self.listeners.runtime.set(runtime).is_err() {
+            log::error!("the edge service was started twice");
+            return;
+        }
+        let waiting = std::mem::take(&mut *self.listeners.waiting.lock());
+        for (socket, state) in waiting {
+            self.listeners.accept_on(socket, state);
+        }
+        self.listeners.started.send_replace(true);
+        // The listeners outlive this future; it only keeps the service, and with it the runtime, alive.
+        let _ = shutdown.changed().await;
+    }
+
+    fn name(&self) -> &str {
+        "edge"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(self.workers)
+    }
+}

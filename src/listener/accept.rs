@@ -1,0 +1,185 @@
+//! Accepting: one loop a worker on the shared socket, with the caps that hold before anything is read.
+
+use super::bind::Socket;
+use super::connection::{self, Connection};
+use super::{Active, ListenerState, Runtime, Stage};
+use crate::request::Scheme;
+use pingora::protocols::SocketDigest;
+use pingora::protocols::l4::socket::SocketAddr as DigestAddr;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Starts the loops of one listener on the edge's runtime.
+pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, everywhere: Arc<Active>) {
+    let _in_runtime = runtime.handle.enter();
+    match socket {
+        Socket::Tcp(socket) => match TcpListener::from_std(socket) {
+            Ok(listener) => {
+                let listener = Arc::new(listener);
+                for _ in 0..runtime.workers.max(1) {
+                    let task = accept_tcp(Arc::clone(&listener), Arc::clone(&state), Arc::clone(&everywhere), runtime.clone());
+                    runtime.handle.spawn(task);
+                }
+            }
+            Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
+        },
+        Socket::Unix(socket) => match UnixListener::from_std(socket) {
+            Ok(listener) => {
+                runtime.handle.spawn(accept_unix(listener, state, everywhere, runtime.clone()));
+            }
+            Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
+        },
+    }
+}
+
+async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = state.stage.wait_for(Stage::Closing) => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => start_tcp(stream, peer, &state, &everywhere, &runtime),
+            Err(e) => accept_failed(&state, &e).await,
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+    let path = listener.local_addr().ok().and_then(|local| local.as_pathname().map(ToOwned::to_owned));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = state.stage.wait_for(Stage::Closing) => break,
+        };
+        match accepted {
+            Ok((stream, _)) => start_unix(stream, &state, &everywhere, &runtime),
+            Err(e) => accept_failed(&state, &e).await,
+        }
+    }
+    // Nobody can connect to the file any more.
+    if let Some(path) = path {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+async fn accept_failed(state: &ListenerState, error: &io::Error) {
+    state.metrics.accept_failed();
+    // EMFILE, ENFILE, ENOBUFS, ENOMEM: ours to wait out. All others concern one connection that is gone already.
+    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+        log::warn!("listener `{}` cannot accept: {error}", state.name);
+        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+    }
+}
+
+fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
+    let Some(admission) = Admission::try_new(state, everywhere, Some(peer.ip())) else {
+        return;
+    };
+    // Answers leave when they are flushed; Nagle's algorithm could only delay them. A failure costs latency, nothing else.
+    let _ = stream.set_nodelay(true);
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    // The address is known: leave it there, so that nobody asks the kernel again.
+    let _ = digest.peer_addr.set(Some(DigestAddr::Inet(peer)));
+    let connection = Connection::new(Arc::clone(state), Some(peer.ip()), Scheme::Http);
+    let runtime = runtime.clone();
+    tokio::spawn(async move {
+        let _admission = admission;
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+    });
+}
+
+fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
+    let Some(admission) = Admission::try_new(state, everywhere, None) else {
+        return;
+    };
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    let connection = Connection::new(Arc::clone(state), None, Scheme::Http);
+    let runtime = runtime.clone();
+    tokio::spawn(async move {
+        let _admission = admission;
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+    });
+}
+
+/// The places that one connection takes; dropping it gives them back, also when the connection's task panics.
+struct Admission {
+    state: Arc<ListenerState>,
+    everywhere: Arc<Active>,
+    counted_for: Option<IpAddr>,
+}
+
+impl Admission {
+    /// `None` when a cap is reached. The connection is then closed without a word: an answer would cost what the cap saves.
+    fn try_new(state: &Arc<ListenerState>, everywhere: &Arc<Active>, peer: Option<IpAddr>) -> Option<Admission> {
+        let settings = state.settings();
+        if !state.active.try_enter(settings.max_connections) {
+            state.metrics.refused_total();
+            return None;
+        }
+        everywhere.try_enter(usize::MAX);
+        // From here on dropping the admission gives back what was taken so far.
+        let mut admission = Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None };
+        if let (Some(most), Some(peer)) = (settings.max_connections_per_address, peer) {
+            let key = counting_key(peer);
+            let mut by_address = state.by_address.lock();
+            let count = by_address.entry(key).or_insert(0);
+            if *count >= most {
+                drop(by_address);
+                state.metrics.refused_address();
+                return None;
+            }
+            *count = count.saturating_add(1);
+            admission.counted_for = Some(key);
+        }
+        state.metrics.accepted();
+        Some(admission)
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(key) = self.counted_for {
+            let mut by_address = self.state.by_address.lock();
+            if let Some(count) = by_address.get_mut(&key) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    by_address.remove(&key);
+                }
+            }
+        }
+        self.state.active.leave();
+        self.everywhere.leave();
+    }
+}
+
+/// One IPv6 customer usually holds a /64, so all of it counts as one address.
+fn counting_key(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(v6) => {
+            let prefix = v6.to_bits() & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from_bits(prefix))
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_counts_by_its_64_bit_prefix_and_mapped_ipv4_as_ipv4() {
+        let key = |text: &str| counting_key(text.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8:0:1::1"), key("2001:db8:0:2::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+    }
+}

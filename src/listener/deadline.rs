@@ -1,0 +1,116 @@
+//! The deadline of a whole request, which Pingora does not have: its timeouts are for each read and each connect.
+//!
+//! The request path gives every attempt no more than the time that is left, and so answers 504 by itself in almost every
+//! case. This is the backstop for the rest, such as an upstream that drips one byte of its header just inside each read
+//! timeout: some time after the deadline the request is dropped, whatever it is waiting for, and its connections close.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::time::Sleep;
+
+/// How long after its deadline a request may still take to answer 504 in an orderly way.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Set by the request, read by the connection that drives it. Milliseconds since the connection began; zero is none.
+#[derive(Debug)]
+pub struct DeadlineCell {
+    origin: Instant,
+    millis: AtomicU64,
+}
+
+impl DeadlineCell {
+    pub fn new() -> Self {
+        DeadlineCell { origin: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
+    pub fn set(&self, deadline: Option<Instant>) {
+        let millis = deadline.map_or(0, |at| at.saturating_duration_since(self.origin).as_millis().max(1));
+        self.millis.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.millis.load(Ordering::Relaxed)
+    }
+
+    fn instant(&self, millis: u64) -> Option<Instant> {
+        self.origin.checked_add(Duration::from_millis(millis))?.checked_add(GRACE)
+    }
+}
+
+impl Default for DeadlineCell {
+    fn default() -> Self {
+        DeadlineCell::new()
+    }
+}
+
+/// The timer of one connection, kept from request to request. It is not moved for each of them: when it fires it looks
+/// whether the request under way is really late, and if not, waits for that one's deadline.
+#[derive(Default)]
+pub struct Backstop {
+    armed_at: u64,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Backstop {
+    /// Drives a request and drops it when its deadline is long over: then the output is `None`.
+    ///
+    /// The cell is set from inside the request, in the same task, so it is enough to look at it whenever the request waits.
+    pub async fn run<F: Future>(&mut self, cell: &DeadlineCell, request: F) -> Option<F::Output> {
+        let mut request = std::pin::pin!(request);
+        std::future::poll_fn(|cx| match request.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => self.poll_late(cell, cx).map(|()| None),
+        })
+        .await
+    }
+
+    fn poll_late(&mut self, cell: &DeadlineCell, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let wanted = cell.get();
+            let Some(at) = (wanted != 0).then(|| cell.instant(wanted)).flatten() else {
+                return Poll::Pending;
+            };
+            match &mut self.sleep {
+                None => {
+                    self.sleep = Some(Box::pin(tokio::time::sleep_until(at.into())));
+                    self.armed_at = wanted;
+                }
+                Some(sleep) if wanted < self.armed_at => {
+                    sleep.as_mut().reset(at.into());
+                    self.armed_at = wanted;
+                }
+                Some(_) => {}
+            }
+            let Some(sleep) = &mut self.sleep else { return Poll::Pending };
+            std::task::ready!(sleep.as_mut().poll(cx));
+            if wanted <= self.armed_at {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(at.into());
+            self.armed_at = wanted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_outlives_its_deadline_is_dropped() {
+        let mut backstop = Backstop::default();
+        let cell = DeadlineCell::new();
+        cell.set(Some(Instant::now() + Duration::from_secs(3600)));
+        assert_eq!(backstop.run(&cell, tokio::task::yield_now()).await, Some(()), "armed for an hour");
+        let stuck = async {
+            cell.set(Some(Instant::now()));
+            std::future::pending::<()>().await;
+        };
+        assert!(backstop.run(&cell, stuck).await.is_none(), "an earlier deadline moves the timer");
+        cell.set(None);
+        assert_eq!(backstop.run(&cell, async { 7 }).await, Some(7));
+    }
+}

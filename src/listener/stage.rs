@@ -1,0 +1,105 @@
+//! How far a listener is on its way out, seen by all of its connections.
+
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use tokio::sync::Notify;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    Serving = 0,
+    /// Still accepting, but every answer carries `Connection: close`, so that clients move on without losing a request.
+    Leaving = 1,
+    /// No longer accepting; idle connections close, requests under way finish.
+    Closing = 2,
+}
+
+/// A stage that only moves forward.
+#[derive(Debug)]
+pub struct StageCell {
+    stage: AtomicU8,
+    moved: Notify,
+}
+
+impl StageCell {
+    pub fn new() -> Self {
+        StageCell { stage: AtomicU8::new(Stage::Serving as u8), moved: Notify::new() }
+    }
+
+    pub fn reached(&self, stage: Stage) -> bool {
+        self.stage.load(Ordering::Acquire) >= stage as u8
+    }
+
+    pub fn advance(&self, to: Stage) {
+        self.stage.fetch_max(to as u8, Ordering::AcqRel);
+        self.moved.notify_waiters();
+    }
+
+    pub async fn wait_for(&self, stage: Stage) {
+        while !self.reached(stage) {
+            let moved = self.moved.notified();
+            if self.reached(stage) {
+                return;
+            }
+            moved.await;
+        }
+    }
+}
+
+impl Default for StageCell {
+    fn default() -> Self {
+        StageCell::new()
+    }
+}
+
+/// Counts what is under way and tells when nothing is left.
+#[derive(Debug, Default)]
+pub struct Active {
+    count: AtomicUsize,
+    empty: Notify,
+}
+
+impl Active {
+    /// Takes a place if fewer than `limit` are taken. The place is given back with [`Active::leave`].
+    pub fn try_enter(&self, limit: usize) -> bool {
+        let taken = self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then(|| n.saturating_add(1)));
+        taken.is_ok()
+    }
+
+    pub fn leave(&self) {
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.empty.notify_waiters();
+        }
+    }
+
+    pub fn get(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub async fn wait_empty(&self) {
+        while self.get() > 0 {
+            let empty = self.empty.notified();
+            if self.get() == 0 {
+                return;
+            }
+            empty.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiters_see_the_stage_and_the_last_to_leave() {
+        let (stage, active) = (StageCell::new(), Active::default());
+        assert!(active.try_enter(1) && !active.try_enter(1));
+        let later = async {
+            stage.advance(Stage::Closing);
+            stage.advance(Stage::Leaving);
+            active.leave();
+        };
+        tokio::join!(stage.wait_for(Stage::Leaving), active.wait_empty(), later);
+        assert!(stage.reached(Stage::Closing), "a stage never moves back");
+    }
+}

@@ -1,0 +1,172 @@
+//! The life of a request, as a table of contents over Pingora's hooks.
+//!
+//! `request_filter` reads the request canonically, finds its route and runs the route's filters; `upstream_peer` picks a
+//! healthy endpoint; the response hooks run the filters on the way back; `logging` counts and writes the access log.
+//! Each hook says what happens in which order; how is in `proxy/` and below.
+
+mod ctx;
+mod failure;
+mod forward;
+mod intake;
+mod record;
+
+pub use ctx::Ctx;
+
+use crate::clock::SharedClock;
+use crate::filter::Flow;
+use crate::rejection::{self, Rejection};
+use crate::snapshot::Snapshot;
+use crate::telemetry::metrics::GatewayMetrics;
+use crate::{listener::Connection, respond};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, Result};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The proxy that Pingora drives. Cloning shares it.
+#[derive(Clone)]
+pub struct Gateway(Arc<Shared>);
+
+struct Shared {
+    snapshot: ArcSwap<Snapshot>,
+    clock: SharedClock,
+    metrics: Arc<GatewayMetrics>,
+}
+
+impl Gateway {
+    pub fn new(snapshot: Arc<Snapshot>, clock: SharedClock, metrics: Arc<GatewayMetrics>) -> Self {
+        Gateway(Arc::new(Shared { snapshot: ArcSwap::new(snapshot), clock, metrics }))
+    }
+
+    /// The snapshot that new requests run on.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.0.snapshot.load_full()
+    }
+
+    /// Requests under way keep the snapshot that they began with.
+    pub fn swap(&self, next: Arc<Snapshot>) {
+        self.0.snapshot.store(next);
+    }
+
+    pub fn clock(&self) -> &SharedClock {
+        &self.0.clock
+    }
+
+    pub fn metrics(&self) -> &Arc<GatewayMetrics> {
+        &self.0.metrics
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::new(self, Connection::current())
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
+        // Pingora's default adds a compression module that is off but costs every request.
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        let outcome = match intake::admit(session, ctx) {
+            Ok(route) => route.chain.request(session, &mut ctx.request).await,
+            Err(rejection) => Err(rejection),
+        };
+        match outcome {
+            Ok(Flow::Continue) if ctx.has_upstream() => return Ok(false),
+            Ok(Flow::Continue) => respond::reject(session, ctx, Rejection::new(&rejection::INTERNAL_ERROR)).await?,
+            Ok(Flow::Respond(response)) => respond::local(session, ctx, *response).await?,
+            Err(rejection) => respond::reject(session, ctx, rejection).await?,
+        }
+        Ok(true)
+    }
+
+    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> Result<()> {
+        intake::body_chunk(session, body, end, ctx)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        forward::select(ctx)
+    }
+
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
+        forward::connect_failed(ctx, error)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        forward::connected(ctx, reused);
+        Ok(())
+    }
+
+    async fn upstream_request_filter(&self, session: &mut Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+        forward::request_head(session, head, ctx)
+    }
+
+    async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        forward::response_head(session, head, ctx)
+    }
+
+    async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        if !head.status.is_informational() || head.status == 101 {
+            ctx.finish_response_head(session, head);
+            if ctx.must_close() {
+                session.set_keepalive(None);
+            }
+        }
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        ctx.check_deadline()?;
+        Ok(None)
+    }
+
+    fn error_while_proxy(&self, _peer: &HttpPeer, session: &mut Session, error: Box<Error>, ctx: &mut Ctx, reused: bool) -> Box<Error> {
+        forward::attempt_failed(session, ctx, error, reused)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+        failure::conclude(session, error, ctx).await
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        record::request(session, error, ctx);
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+        // The access log has one line for each request, failed ones included; a second one would only be a flood.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Ctx,
+        _error: &Error,
+        _context: pingora::proxy::ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}

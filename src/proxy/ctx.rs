@@ -1,0 +1,135 @@
+//! What travels with one request through Pingora's hooks.
+
+use super::Gateway;
+use crate::listener::Connection;
+use crate::rejection::{self, Rejection};
+use crate::request::RequestCtx;
+use crate::snapshot::{Route, Snapshot};
+use crate::telemetry::metrics::InFlight;
+use crate::upstream::{Lease, Tried};
+use http::header;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One request. It holds the snapshot that it began with to its end.
+pub struct Ctx {
+    pub request: RequestCtx,
+    pub snapshot: Arc<Snapshot>,
+    pub(super) gateway: Gateway,
+    pub(super) connection: Option<Arc<Connection>>,
+    pub route: Option<Arc<Route>>,
+    /// The rejection that was answered, or that is about to be: a hook that can only fail leaves the reason here.
+    pub rejection: Option<Rejection>,
+    pub(super) body: BodyCount,
+    pub(super) attempt: Attempt,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) recorded: bool,
+    /// For the record of a request that is dropped before its end, when no session is left to ask.
+    pub(super) head: Option<(http::Method, http::Uri)>,
+}
+
+/// The request body as far as it has been seen.
+#[derive(Debug, Default)]
+pub(super) struct BodyCount {
+    pub received: u64,
+    pub limit: u64,
+}
+
+/// Where the request was sent, and how that goes.
+#[derive(Default)]
+pub(super) struct Attempt {
+    /// Attempts begun.
+    pub count: u32,
+    /// Attempts that ended before a connection was made, and those that broke before an answer began.
+    pub connect_failures: u32,
+    pub resets: u32,
+    pub tried: Tried,
+    pub endpoint: Option<Lease>,
+    pub started: Option<Instant>,
+    pub connect_time: Option<Duration>,
+    pub header_time: Option<Duration>,
+    pub reused: bool,
+}
+
+impl Ctx {
+    pub fn new(gateway: &Gateway, connection: Option<Arc<Connection>>) -> Self {
+        let peer = connection.as_ref().map_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |c| c.peer);
+        let scheme = connection.as_ref().map_or(crate::request::Scheme::Http, |c| c.scheme);
+        Ctx {
+            request: RequestCtx::new(peer, scheme, gateway.clock().now()),
+            snapshot: gateway.snapshot(),
+            gateway: gateway.clone(),
+            connection,
+            route: None,
+            rejection: None,
+            body: BodyCount::default(),
+            attempt: Attempt::default(),
+            in_flight: None,
+            recorded: false,
+            head: None,
+        }
+    }
+
+    pub(super) fn has_upstream(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    /// Whether the connection must not carry another request.
+    pub fn must_close(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.must_close())
+    }
+
+    /// What every response gets, whoever made it: the route's response filters, then our own headers.
+    pub fn finish_response_head(&mut self, session: &Session, head: &mut ResponseHeader) {
+        if let Some(route) = &self.route {
+            route.chain.response(session, head, &mut self.request);
+        }
+        // Neither can fail: both values were checked when they were made.
+        if let Some(id) = crate::forwarded::id_value(&self.request.id) {
+            let _ = head.insert_header(crate::forwarded::X_REQUEST_ID, id);
+        }
+        let _ = head.append_header(header::VIA, self.snapshot.via.clone());
+    }
+
+    pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.request.deadline = deadline;
+        if let Some(connection) = &self.connection {
+            connection.deadline.set(deadline);
+        }
+    }
+
+    /// The time that is left, or the error that ends the request.
+    pub(super) fn check_deadline(&mut self) -> Result<Option<Duration>> {
+        let Some(deadline) = self.request.deadline else {
+            return Ok(None);
+        };
+        let left = deadline.saturating_duration_since(self.gateway.clock().now());
+        if left.is_zero() {
+            return Err(self.fail(Rejection::new(&rejection::DEADLINE_EXCEEDED)));
+        }
+        Ok(Some(left))
+    }
+
+    pub(super) fn in_time(&self) -> bool {
+        self.request.deadline.is_none_or(|deadline| self.gateway.clock().now() < deadline)
+    }
+
+    /// Ends the request from a hook that can only return an error: `fail_to_proxy` finds the rejection here.
+    pub(super) fn fail(&mut self, rejection: Rejection) -> Box<Error> {
+        let code = rejection.code.code;
+        self.rejection = Some(rejection);
+        Error::new(ErrorType::Custom(code))
+    }
+}
+
+impl Drop for Ctx {
+    fn drop(&mut self) {
+        // A request whose task was dropped or panicked never reached `logging`. It is counted all the same.
+        if !self.recorded {
+            super::record::dropped(self);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
+
+use super::Ctx;
+use crate::forwarded;
+use crate::rejection::{self, Rejection};
+use http::{HeaderValue, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+/// How often a request may be sent again after a connection broke, whatever the upstream's `attempts` say: several pooled
+/// connections can be stale at once when an endpoint restarts.
+const MAX_RESETS: u32 = 3;
+
+/// Picks the endpoint of the next attempt.
+pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    let left = ctx.check_deadline()?;
+    let Some(route) = ctx.route.clone() else {
+        return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
+    };
+    let Some(target) = &route.upstream else {
+        return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
+    };
+    // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
+    ctx.attempt.endpoint = None;
+    let Some(lease) = target.upstream.select(&ctx.attempt.tried) else {
+        let rejection = if ctx.attempt.count == 0 {
+            Rejection::new(&rejection::UPSTREAM_UNAVAILABLE).retry_after(target.upstream.retry_after())
+        } else {
+            // Every endpoint that could be tried was.
+            Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED)
+        };
+        return Err(ctx.fail(rejection));
+    };
+    let peer = target.upstream.peer(&lease, left);
+    if ctx.attempt.count > 0 {
+        target.metrics.retried();
+    }
+    ctx.attempt.count = ctx.attempt.count.saturating_add(1);
+    ctx.attempt.started = Some(ctx.gateway.clock().now());
+    ctx.attempt.connect_time = None;
+    ctx.attempt.header_time = None;
+    ctx.attempt.endpoint = Some(lease);
+    Ok(peer)
+}
+
+/// Nothing was sent, so another endpoint may take the request, whatever its method.
+pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
+    let Some(route) = ctx.route.clone() else { return error };
+    let Some(target) = &route.upstream else { return error };
+    target.metrics.connect_failed();
+    if let Some(lease) = &ctx.attempt.endpoint {
+        lease.connect_failed();
+        ctx.attempt.tried.add(lease);
+    }
+    ctx.attempt.connect_failures = ctx.attempt.connect_failures.saturating_add(1);
+    error.set_retry(ctx.in_time() && ctx.attempt.connect_failures < target.upstream.attempts());
+    error
+}
+
+pub fn connected(ctx: &mut Ctx, reused: bool) {
+    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    ctx.attempt.reused = reused;
+    ctx.attempt.connect_time = elapsed.filter(|_| !reused);
+    if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+        target.metrics.connected(reused, elapsed.unwrap_or_default());
+    }
+}
+
+/// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
+/// named in `Connection`: what is written here stays.
+pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    forwarded::write(head, &ctx.request)?;
+    if let Some(id) = forwarded::id_value(&ctx.request.id) {
+        head.insert_header(forwarded::X_REQUEST_ID, id)?;
+    }
+    head.append_header(header::VIA, ctx.snapshot.via.clone())?;
+    if ctx.attempt.endpoint.as_ref().is_some_and(|lease| !lease.may_pool()) {
+        head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
+    }
+    if let Some(route) = ctx.route.clone()
+        && let Err(rejection) = route.chain.upstream_request(session, head, &mut ctx.request)
+    {
+        return Err(ctx.fail(rejection));
+    }
+    Ok(())
+}
+
+pub fn response_head(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    ctx.check_deadline()?;
+    if head.status.is_informational() && head.status != 101 {
+        return Ok(());
+    }
+    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    ctx.attempt.header_time = elapsed;
+    if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+        target.metrics.answered(head.status.as_u16(), elapsed.unwrap_or_default());
+    }
+    if head.status == 101 {
+        // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
+        ctx.set_deadline(None);
+    }
+    Ok(())
+}
+
+/// The connection was made, and then something broke. What may be sent again without a client noticing is: a request
+/// whose method is idempotent (RFC 9110 §9.2.2), whose body can be replayed, and that has not been answered in part.
+pub fn attempt_failed(session: &mut Session, ctx: &mut Ctx, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    let broke = matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
+    let unanswered = ctx.attempt.header_time.is_none() && session.response_written().is_none();
+    let replayable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+    let safe = error.esource() == &ErrorSource::Upstream && broke && unanswered && replayable && ctx.rejection.is_none();
+    ctx.attempt.resets = ctx.attempt.resets.saturating_add(1);
+    // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
+    if !reused && let Some(lease) = &ctx.attempt.endpoint {
+        ctx.attempt.tried.add(lease);
+    }
+    error.set_retry(safe && ctx.in_time() && ctx.attempt.resets <= MAX_RESETS);
+    error
+}

@@ -1,0 +1,126 @@
+//! From bytes that parsed to a request that may go on: canonical host and path, who is calling from where, the route,
+//! and the bounds of the body. Everything after this decides by what is written here.
+
+use super::Ctx;
+use crate::rejection::{self, Rejection};
+use crate::route::{Found, Query};
+use crate::snapshot::Route;
+use crate::{canonical, forwarded};
+use bytes::Bytes;
+use http::{Method, Uri, Version, header};
+use pingora::proxy::Session;
+use std::sync::Arc;
+
+/// Finds the route of a request or the reason to refuse it. What it learns on the way stays in `ctx` even then, so that
+/// refused requests are logged with all that is known.
+pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Arc<Route>, Rejection> {
+    set_connection_bounds(session, ctx);
+    identify(session, ctx);
+    canonicalise(session, ctx)?;
+    let head = session.req_header();
+    if forwarded::via_hops(&head.headers, &ctx.snapshot.pseudonym) >= forwarded::MAX_HOPS {
+        return Err(Rejection::new(&rejection::LOOP_DETECTED));
+    }
+    let query = Query {
+        host: &ctx.request.host,
+        path: head.uri.path(),
+        method: &head.method,
+        headers: &head.headers,
+        query: head.uri.query(),
+    };
+    let index = match ctx.snapshot.router.find(&query, &mut ctx.request.params) {
+        Found::Route(index) => index,
+        Found::NotFound => return Err(Rejection::new(&rejection::ROUTE_NOT_FOUND)),
+        Found::MethodNotAllowed(allow) => return Err(Rejection::new(&rejection::METHOD_NOT_ALLOWED).allow(allow.clone())),
+    };
+    let Some(route) = ctx.snapshot.route(index).map(Arc::clone) else {
+        return Err(Rejection::new(&rejection::INTERNAL_ERROR));
+    };
+    ctx.request.route = Some(Arc::clone(&route.name));
+    ctx.in_flight = Some(route.metrics.begin());
+    ctx.route = Some(Arc::clone(&route));
+    ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
+    bound_body(session, ctx, route.max_body)?;
+    Ok(route)
+}
+
+/// Keep-alive and the pause between two reads of a body, which Pingora leaves unbounded.
+fn set_connection_bounds(session: &mut Session, ctx: &Ctx) {
+    let Some(connection) = &ctx.connection else { return };
+    let settings = connection.listener.settings();
+    // Only bound it where the client wants it at all: HTTP/1.0 without `keep-alive`, and `close`, stay as they are.
+    if session.get_keepalive().is_some() {
+        session.set_keepalive(Some(settings.keepalive_timeout.as_secs().max(1)));
+    }
+    session.set_read_timeout(Some(settings.body_timeout));
+}
+
+/// Who is calling, from which address, under which id.
+fn identify(session: &Session, ctx: &mut Ctx) {
+    let head = session.req_header();
+    ctx.head = Some((head.method.clone(), head.uri.clone()));
+    let peer = ctx.request.peer;
+    let trusted = ctx.snapshot.trusted_proxies.contains(peer);
+    ctx.request.peer_trusted = trusted;
+    ctx.request.client = forwarded::client_address(peer, &head.headers, &ctx.snapshot.trusted_proxies);
+    ctx.request.id = forwarded::request_id(head.headers.get(forwarded::X_REQUEST_ID), trusted);
+}
+
+/// Reads host and path in the one way that routing, filters and the upstream will see them.
+fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
+    let malformed = |code| Rejection::new(code).close();
+    let head = session.req_header();
+    // HTTP/2 names the host in `:authority`, an absolute-form target in the target itself; both equal `Host` by now.
+    let host = match head.uri.authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => head.headers.get(header::HOST).map(|value| value.as_bytes()),
+    };
+    match host {
+        Some(host) => {
+            canonical::host(host, &mut ctx.request.host).map_err(|_| malformed(&rejection::HOST_INVALID))?;
+        }
+        // Only HTTP/1.0 may leave it out; then only routes without a host match.
+        None if head.version == Version::HTTP_10 => {}
+        None => return Err(malformed(&rejection::HOST_INVALID)),
+    }
+    if head.uri.path() == "*" && head.method == Method::OPTIONS {
+        return Ok(());
+    }
+    let path = head.uri.path();
+    let canonical = canonical::path(path).map_err(|_| malformed(&rejection::PATH_INVALID))?;
+    if let canonical::PathForm::Changed(path) = canonical {
+        let target = match session.req_header().uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        };
+        let uri = target.parse::<Uri>().map_err(|_| malformed(&rejection::PATH_INVALID))?;
+        session.req_header_mut().set_uri(uri);
+    }
+    Ok(())
+}
+
+/// Refuses a body that says it is too long; one that does not say is counted as it arrives.
+fn bound_body(session: &Session, ctx: &mut Ctx, limit: u64) -> Result<(), Rejection> {
+    // What flows through an upgraded connection is no request body.
+    ctx.body.limit = if session.is_upgrade_req() { u64::MAX } else { limit };
+    let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
+    match declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
+        Some(length) if length > ctx.body.limit => Err(Rejection::new(&rejection::BODY_TOO_LARGE)),
+        _ => Ok(()),
+    }
+}
+
+/// Counts one piece of the request body on its way upstream.
+pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora::Result<()> {
+    // Pingora writes an empty last piece of an HTTP/2 body as a second end of a chunked one (cloudflare/pingora#935).
+    if end && body.as_ref().is_some_and(Bytes::is_empty) {
+        *body = None;
+    }
+    let Some(piece) = body else { return Ok(()) };
+    let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+    ctx.body.received = ctx.body.received.saturating_add(length);
+    if ctx.body.received > ctx.body.limit {
+        return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
+    }
+    ctx.check_deadline().map(|_| ())
+}

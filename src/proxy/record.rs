@@ -1,0 +1,137 @@
+//! The end of a request: counted once, and one line in the access log.
+
+use super::{Ctx, Gateway};
+use crate::listener::Connection;
+use crate::rejection::Code;
+use crate::telemetry::access_log::AccessRecord;
+use http::{Version, header};
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource};
+use std::time::Duration;
+
+/// What ended a request that nobody answered, in the `error` field.
+const CLIENT_CLOSED: &str = "client_closed";
+const DROPPED: &str = "dropped";
+
+/// A request that came to its end, well or badly.
+pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
+    ctx.recorded = true;
+    let head = session.req_header();
+    let status = session.response_written().map(|head| head.status.as_u16());
+    let ends = Ends {
+        status,
+        method: head.method.as_str(),
+        path: head.uri.path().as_bytes(),
+        query: head.uri.query().map(str::as_bytes),
+        protocol: protocol(head.version),
+        bytes_in: u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
+        bytes_out: u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX),
+        user_agent: head.headers.get(header::USER_AGENT).map(|value| value.as_bytes()),
+        error: error.and_then(|error| match error.esource() {
+            ErrorSource::Downstream if ctx.rejection.is_none() => Some(CLIENT_CLOSED),
+            _ => Some(error.etype().as_str()),
+        }),
+    };
+    finish(ctx, &ends);
+}
+
+/// A request whose task ended without `logging`: a panic, or a deadline that it did not keep by itself.
+pub fn dropped(ctx: &mut Ctx) {
+    ctx.recorded = true;
+    let head = ctx.head.take();
+    let Some((method, uri)) = &head else { return };
+    let code = if ctx.in_time() { DROPPED } else { crate::rejection::DEADLINE_EXCEEDED.code };
+    finish(
+        ctx,
+        &Ends {
+            status: None,
+            method: method.as_str(),
+            path: uri.path().as_bytes(),
+            query: uri.query().map(str::as_bytes),
+            protocol: "",
+            bytes_in: ctx.body.received,
+            bytes_out: 0,
+            user_agent: None,
+            error: Some(code),
+        },
+    );
+}
+
+/// What only the session knows.
+struct Ends<'a> {
+    status: Option<u16>,
+    method: &'a str,
+    path: &'a [u8],
+    query: Option<&'a [u8]>,
+    protocol: &'static str,
+    bytes_in: u64,
+    bytes_out: u64,
+    user_agent: Option<&'a [u8]>,
+    error: Option<&'a str>,
+}
+
+fn finish(ctx: &Ctx, ends: &Ends<'_>) {
+    let clock = ctx.gateway.clock();
+    let duration = clock.now().saturating_duration_since(ctx.request.started);
+    let metrics = ctx.route.as_ref().map_or(&ctx.snapshot.unrouted, |route| &route.metrics);
+    metrics.finished(ends.method, ends.status, duration, ends.bytes_in, ends.bytes_out);
+    if let Some(rejection) = &ctx.rejection {
+        metrics.rejected(rejection.code.code);
+    }
+    let endpoint = ctx.attempt.endpoint.as_ref();
+    ctx.snapshot.access_log.write(&AccessRecord {
+        listener: ctx.connection.as_ref().map(|connection| &*connection.listener.name),
+        method: ends.method.as_bytes(),
+        host: ctx.request.host.as_bytes(),
+        path: ends.path,
+        query: ends.query,
+        protocol: ends.protocol,
+        route: ctx.request.route.as_deref(),
+        upstream: ctx.route.as_ref().and_then(|route| Some(&**route.upstream.as_ref()?.upstream.name())),
+        endpoint: endpoint.map(|endpoint| endpoint.address()),
+        consumer: ctx.request.consumer.as_deref(),
+        status: ends.status,
+        rejection: ctx.rejection.as_ref().map(|rejection| rejection.code.code),
+        error: ends.error,
+        bytes_in: ends.bytes_in,
+        bytes_out: ends.bytes_out,
+        duration,
+        upstream_time: ctx.attempt.header_time,
+        connect_time: ctx.attempt.connect_time,
+        attempts: ctx.attempt.count,
+        reused: endpoint.map(|_| ctx.attempt.reused),
+        user_agent: ends.user_agent,
+        ..AccessRecord::new(wall_start(ctx, duration), &ctx.request.id, ctx.request.client)
+    });
+}
+
+/// Wall time is asked for once, at the end; the start follows from the monotonic duration.
+fn wall_start(ctx: &Ctx, duration: Duration) -> std::time::SystemTime {
+    let now = ctx.gateway.clock().wall();
+    now.checked_sub(duration).unwrap_or(now)
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}
+
+impl Gateway {
+    /// The line of a request that was refused before it could be parsed: what it asked for cannot be told.
+    pub fn log_malformed(&self, connection: &Connection, id: &str, code: &'static Code, reason: &'static str, bytes_out: usize) {
+        let snapshot = self.snapshot();
+        snapshot.unrouted.finished("", Some(code.status), Duration::ZERO, 0, 0);
+        snapshot.unrouted.rejected(code.code);
+        snapshot.access_log.write(&AccessRecord {
+            listener: Some(&connection.listener.name),
+            status: Some(code.status),
+            rejection: Some(code.code),
+            error: Some(reason),
+            bytes_out: u64::try_from(bytes_out).unwrap_or(u64::MAX),
+            ..AccessRecord::new(self.clock().wall(), id, connection.peer)
+        });
+    }
+}

@@ -1,0 +1,176 @@
+//! Taking a new configuration without losing a request.
+//!
+//! Load, compile and bind happen off the request path; only when all of it worked is the new snapshot swapped in, as one.
+//! Anything wrong anywhere leaves the running one whole and is told to whoever asked, in the words of `gatewright check`.
+//! Reloads run one after another, so the last one asked for is the one that stays.
+
+mod watch;
+
+use crate::clock::SharedClock;
+use crate::config::{self, Loaded};
+use crate::diagnostic::Diagnostics;
+use crate::filter::Registry;
+use crate::listener::Listeners;
+use crate::proxy::Gateway;
+use crate::snapshot::{self, CompileParts, Snapshot};
+use crate::state::StatePool;
+use crate::telemetry::logger::LoggerHandle;
+use crate::upstream::Supervisor;
+use parking_lot::Mutex;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Where the configuration comes from.
+#[derive(Clone)]
+pub enum Origin {
+    /// Files and directories, as given to `-c`.
+    Paths(Vec<PathBuf>),
+    /// Built into the program, with its own values for `${NAME}`: what `gatewright demo` runs on.
+    Embedded { name: &'static str, text: &'static str, env: Arc<dyn Fn(&str) -> Option<String> + Send + Sync> },
+}
+
+impl Origin {
+    pub fn load(&self, registry: &Registry) -> Loaded {
+        match self {
+            Origin::Paths(paths) => config::load(paths, registry, &|name| std::env::var(name).ok()),
+            Origin::Embedded { name, text, env } => config::load_text(name, text, registry, env.as_ref()),
+        }
+    }
+}
+
+/// What came of a reload.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    Applied {
+        hash: String,
+        /// The text is the same as before; health, counters and connections were kept like at every reload.
+        unchanged: bool,
+        /// Warnings, rendered; empty if there are none.
+        warnings: String,
+    },
+    Refused {
+        /// Every error, rendered for people, and as data.
+        report: String,
+        diagnostics: serde_json::Value,
+    },
+}
+
+impl Outcome {
+    pub fn document(&self) -> serde_json::Value {
+        match self {
+            Outcome::Applied { hash, unchanged, warnings } => {
+                serde_json::json!({ "result": "applied", "config_hash": hash, "unchanged": unchanged, "warnings": warnings })
+            }
+            Outcome::Refused { report, diagnostics } => {
+                serde_json::json!({ "result": "refused", "report": report, "diagnostics": diagnostics })
+            }
+        }
+    }
+}
+
+/// The last reload, for `/status`.
+#[derive(Debug, Clone)]
+pub struct LastReload {
+    pub at: SystemTime,
+    pub took: Duration,
+    pub outcome: Outcome,
+}
+
+pub struct Reloader {
+    pub origin: Origin,
+    pub registry: Registry,
+    pub gateway: Gateway,
+    pub listeners: Arc<Listeners>,
+    pub state: Arc<StatePool>,
+    pub clock: SharedClock,
+    pub supervisor: std::sync::OnceLock<Supervisor>,
+    pub logger: LoggerHandle,
+    /// One reload at a time. Held over awaits, which is why it is an async lock; the request path never takes it.
+    pub busy: tokio::sync::Mutex<()>,
+    pub last: Mutex<Option<LastReload>>,
+    /// What was true when the process started and cannot change in it.
+    pub fixed: snapshot::Fixed,
+}
+
+impl Reloader {
+    /// Loads and swaps, or refuses. `asked_by` goes to the log.
+    pub async fn reload(self: &Arc<Self>, asked_by: &'static str) -> Outcome {
+        let _turn = self.busy.lock().await;
+        crate::systemd::reloading();
+        let begun = Instant::now();
+        let this = Arc::clone(self);
+        let work = tokio::task::spawn_blocking(move || this.load_and_swap());
+        let outcome = match work.await {
+            Ok(outcome) => outcome,
+            Err(e) => Outcome::Refused {
+                report: format!("error: the reload did not finish: {e}\n"),
+                diagnostics: serde_json::json!([{ "severity": "error", "message": e.to_string() }]),
+            },
+        };
+        let took = begun.elapsed();
+        let metrics = self.gateway.metrics();
+        match &outcome {
+            Outcome::Applied { hash, warnings, .. } => {
+                metrics.reload_succeeded(SystemTime::now());
+                log::info!("reload asked for by {asked_by}: applied {hash} in {took:?}");
+                if !warnings.is_empty() {
+                    log::warn!("{warnings}");
+                }
+            }
+            Outcome::Refused { report, .. } => {
+                metrics.reload_failed();
+                log::error!("reload asked for by {asked_by}: refused, the running configuration stays\n{report}");
+            }
+        }
+        crate::systemd::ready(&self.gateway.snapshot());
+        *self.last.lock() = Some(LastReload { at: SystemTime::now(), took, outcome: outcome.clone() });
+        outcome
+    }
+
+    fn load_and_swap(&self) -> Outcome {
+        let Loaded { config, mut diagnostics, hash, .. } = self.origin.load(&self.registry);
+        let parts = CompileParts { state: &self.state, clock: &self.clock, dry: false };
+        let compiled = config.and_then(|config| {
+            self.fixed.compare(&config, &mut diagnostics);
+            let snapshot = snapshot::compile(&config, &hash, &parts, &mut diagnostics)?;
+            Some((config, snapshot))
+        });
+        let Some((config, snapshot)) = compiled else {
+            return refused(&diagnostics);
+        };
+        let prepared = match self.listeners.prepare(&snapshot.listeners) {
+            Ok(prepared) => prepared,
+            Err(errors) => {
+                for error in errors {
+                    let span = config.listeners.get(&*error.listener).and_then(|entry| entry.value.address.span.clone());
+                    diagnostics.error(span, error.to_string());
+                }
+                return refused(&diagnostics);
+            }
+        };
+        let unchanged = self.gateway.snapshot().hash == snapshot.hash;
+        self.install(snapshot, prepared);
+        self.logger.set_level(config.log.level.into());
+        let warnings = if diagnostics.list.is_empty() { String::new() } else { diagnostics.render(false) };
+        Outcome::Applied { hash, unchanged, warnings }
+    }
+
+    /// Order matters: new listeners must not serve the old snapshot's routes, and health checks of new endpoints begin
+    /// only when the snapshot that wants them is in place.
+    fn install(&self, snapshot: Snapshot, prepared: crate::listener::Prepared) {
+        let snapshot = Arc::new(snapshot);
+        self.gateway.swap(Arc::clone(&snapshot));
+        self.listeners.commit(prepared, &self.state);
+        if let Some(supervisor) = self.supervisor.get() {
+            supervisor.reconcile(snapshot.upstreams.values());
+        }
+        self.state.sweep();
+    }
+}
+
+fn refused(diagnostics: &Diagnostics) -> Outcome {
+    Outcome::Refused { report: diagnostics.render(false), diagnostics: diagnostics.to_json() }
+}
+
+pub use watch::watch;

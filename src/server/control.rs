@@ -1,0 +1,120 @@
+//! The one background service: admin, reload, health checks, file watch, and proof of life for the service manager.
+
+use super::Ready;
+use crate::admin::{self, Admin, AdminSocket};
+use crate::readiness::Readiness;
+use crate::reload::{self, Reloader};
+use crate::systemd;
+use crate::upstream::{Supervisor, SystemResolver};
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A reload that takes longer than this is not a reload any more: the watchdog may bite.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Control {
+    reloader: Arc<Reloader>,
+    admin: Arc<Admin>,
+    socket: Mutex<Option<AdminSocket>>,
+    readiness: Arc<Readiness>,
+    watch: bool,
+    ready: Mutex<Option<Ready>>,
+}
+
+impl Control {
+    pub fn new(
+        reloader: Arc<Reloader>,
+        admin: Arc<Admin>,
+        socket: AdminSocket,
+        readiness: Arc<Readiness>,
+        watch: bool,
+        ready: Option<Ready>,
+    ) -> Self {
+        Control { reloader, admin, socket: Mutex::new(Some(socket)), readiness, watch, ready: Mutex::new(ready) }
+    }
+}
+
+#[async_trait]
+impl Service for Control {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
+        let snapshot = self.reloader.gateway.snapshot();
+        let supervisor = Supervisor::new(tokio::runtime::Handle::current(), Arc::new(SystemResolver));
+        supervisor.reconcile(snapshot.upstreams.values());
+        if self.reloader.supervisor.set(supervisor).is_err() {
+            log::error!("the control service was started twice");
+            return;
+        }
+        if let Some(socket) = self.socket.lock().take() {
+            tokio::spawn(serve_admin(socket, Arc::clone(&self.admin)));
+        }
+        tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader)));
+        if self.watch {
+            tokio::spawn(reload_on_change(Arc::clone(&self.reloader)));
+        }
+        if let Some(interval) = systemd::watchdog_interval() {
+            tokio::spawn(prove_alive(interval, Arc::clone(&self.reloader)));
+        }
+        self.admin.listeners.wait_started().await;
+        self.readiness.set_ready();
+        systemd::ready(&snapshot);
+        if let Some(ready) = self.ready.lock().take() {
+            ready(&self.reloader.gateway, &self.admin.listeners);
+        }
+        let _ = shutdown.changed().await;
+    }
+
+    fn name(&self) -> &str {
+        "control"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+async fn serve_admin(socket: AdminSocket, admin: Arc<Admin>) {
+    if let Err(e) = admin::serve(socket, admin).await {
+        log::error!("the admin listener ended: {e}");
+    }
+}
+
+async fn reload_on_hangup(reloader: Arc<Reloader>) {
+    match signal(SignalKind::hangup()) {
+        Ok(mut hangup) => {
+            while hangup.recv().await.is_some() {
+                reloader.reload("SIGHUP").await;
+            }
+        }
+        Err(e) => log::error!("SIGHUP cannot be received: {e}"),
+    }
+}
+
+async fn reload_on_change(reloader: Arc<Reloader>) {
+    if let Err(e) = reload::watch(reloader).await {
+        log::error!("the configuration files cannot be watched: {e}");
+    }
+}
+
+/// Says that we are alive only if both are: the runtime that carries traffic answers, and the reloader is not stuck.
+async fn prove_alive(interval: Duration, reloader: Arc<Reloader>) {
+    let mut stuck_since = None;
+    loop {
+        tokio::time::sleep(interval).await;
+        let edge = reloader.listeners.ping();
+        let edge_lives = tokio::time::timeout(interval, edge).await.is_ok_and(|answered| answered);
+        if reloader.busy.try_lock().is_ok() {
+            stuck_since = None;
+        }
+        let stuck = *stuck_since.get_or_insert_with(std::time::Instant::now);
+        if edge_lives && stuck.elapsed() < RELOAD_PATIENCE {
+            systemd::alive();
+        } else {
+            log::error!("not alive: the edge runtime answers: {edge_lives}, reload under way for {:?}", stuck.elapsed());
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The compiled configuration that requests run on: immutable, swapped as one.
+//!
+//! [`compile`] is the only way to make one. It runs off the request path and does there whatever can be done once: filters
+//! are built, names become references, metric handles are resolved, the router is laid out. What must outlive a reload
+//! comes from the [`StatePool`].
+
+mod compile;
+mod fixed;
+
+pub use compile::{CompileParts, compile};
+pub use fixed::Fixed;
+
+use crate::filter::Chain;
+use crate::forwarded::TrustedProxies;
+use crate::listener::ListenerPlan;
+use crate::route::Router;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
+use crate::upstream::Upstream;
+use http::HeaderValue;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub struct Snapshot {
+    /// Of the effective text; equal hashes are equal configurations.
+    pub hash: String,
+    pub loaded_at: SystemTime,
+    pub router: Router,
+    routes: Box<[Arc<Route>]>,
+    /// Counts the requests that no route takes.
+    pub unrouted: Arc<RouteMetrics>,
+    pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub listeners: Vec<ListenerPlan>,
+    pub trusted_proxies: TrustedProxies,
+    /// What we call ourselves in `Via`, and the field value that says so.
+    pub pseudonym: Box<str>,
+    pub via: HeaderValue,
+    pub access_log: Arc<AccessLog>,
+}
+
+/// One route, ready to run.
+pub struct Route {
+    pub name: Arc<str>,
+    pub chain: Chain,
+    pub upstream: Option<Target>,
+    /// From the first byte of the request to the last of the response.
+    pub timeout: Option<Duration>,
+    /// Of the request body, in bytes.
+    pub max_body: u64,
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// The upstream of a route, with the metrics that belong to it.
+#[derive(Clone)]
+pub struct Target {
+    pub upstream: Arc<Upstream>,
+    pub metrics: Arc<UpstreamMetrics>,
+}
+
+impl Snapshot {
+    pub fn route(&self, index: u32) -> Option<&Arc<Route>> {
+        self.routes.get(usize::try_from(index).ok()?)
+    }
+
+    pub fn routes(&self) -> impl ExactSizeIterator<Item = &Arc<Route>> {
+        self.routes.iter()
+    }
+}
