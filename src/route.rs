@@ -1,0 +1,5 @@
+//! Which requests a route takes.
+
+pub mod config;
+
+pub use config::MatchConfig;
