@@ -2,9 +2,16 @@
 //!
 //! Each has one spelling, a reason when it is wrong, and the same JSON Schema as its parser.
 
+mod address;
+mod secret;
+
+pub use address::Address;
+pub use secret::{SECRET_MAX, Secret, SecretSource, TextOrSecret};
+
 use crate::diagnostic::{FileId, Span};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{self, Deserialize, Deserializer};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::{Deserialize, Deserializer};
+use serde::ser::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
@@ -66,28 +73,53 @@ impl<T: JsonSchema> JsonSchema for Located<T> {
     }
 }
 
-/// Implements `Deserialize` through `FromStr` and a string schema with a pattern and a description.
+/// Written as what it holds; the schema uses it to show defaults.
+impl<T: Serialize> Serialize for Located<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(serializer)
+    }
+}
+
+/// Implements `Deserialize` through `FromStr`, `Serialize` through `Display`, and a string schema with a pattern and a
+/// description.
 macro_rules! text_value {
     ($name:ident, $title:literal, $pattern:literal, $description:literal) => {
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = Cow::<'de, str>::deserialize(deserializer)?;
-                text.parse().map_err(de::Error::custom)
+        impl<'de> serde::de::Deserialize<'de> for $name {
+            fn deserialize<D: serde::de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        let examples = $description.split_once(": ").map_or("", |(_, examples)| examples);
+                        let example = examples.split(',').next().unwrap_or_default();
+                        if example.is_empty() { f.write_str(concat!("a ", $title)) } else { write!(f, "a {} such as \"{example}\"", $title) }
+                    }
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
             }
         }
-        impl JsonSchema for $name {
+        impl serde::ser::Serialize for $name {
+            fn serialize<S: serde::ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl schemars::JsonSchema for $name {
             fn inline_schema() -> bool {
                 true
             }
-            fn schema_name() -> Cow<'static, str> {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
                 $title.into()
             }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "pattern": $pattern, "title": $title, "description": $description })
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "pattern": $pattern, "title": $title, "description": $description })
             }
         }
     };
 }
+pub(crate) use text_value;
 
 /// A length of time: `"250ms"`, `"5s"`, `"10m"`, `"1h"`, `"7d"`; whole numbers; `"0s"` is allowed where a field says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -206,6 +238,16 @@ impl FromStr for Percent {
     }
 }
 
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, fraction) = (self.parts_per_million / 10_000, self.parts_per_million % 10_000);
+        if fraction == 0 {
+            return write!(f, "{whole}%");
+        }
+        write!(f, "{whole}.{}%", format!("{fraction:04}").trim_end_matches('0'))
+    }
+}
+
 /// A network or a single address: `"10.0.0.0/8"`, `"::1"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cidr(pub ipnet::IpNet);
@@ -276,6 +318,8 @@ mod tests {
             prop_assert_eq!(duration.to_string().parse::<Duration>(), Ok(duration));
             let size = ByteSize(bytes);
             prop_assert_eq!(size.to_string().parse::<ByteSize>(), Ok(size));
+            let percent = Percent { parts_per_million: (bytes % 1_000_001) as u32 };
+            prop_assert_eq!(percent.to_string().parse::<Percent>(), Ok(percent));
         }
     }
 }

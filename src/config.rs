@@ -1,0 +1,33 @@
+//! The configuration: one tree of structs, read from TOML files.
+//!
+//! [`load`] reads files, directories and includes, and reports everything that is wrong with them at once. The same
+//! structs give the parser, the JSON Schema ([`schema()`]) and the reference page ([`reference()`]); a test keeps the three
+//! equal. To add a section: its struct, its field in [`Config`], and its line in [`load`]'s table of sections. What a filter
+//! takes is the filter's own business, see [`crate::filter::FilterConfig`].
+
+mod admin;
+mod decode;
+mod filters;
+mod interpolate;
+mod listener;
+mod load;
+mod log;
+mod reference;
+mod route;
+mod schema;
+mod server;
+mod suggest;
+mod syntax;
+mod tree;
+mod validate;
+
+pub use admin::AdminConfig;
+pub use filters::{FilterEntry, Filters};
+pub use listener::ListenerConfig;
+pub use load::{DEFAULT_PATH, FILE_MAX, Loaded, load, load_text};
+pub use log::{AccessFormat, AccessLogConfig, AccessOutput, Level, LogConfig};
+pub use reference::reference;
+pub use route::{ChainConfig, RouteConfig, RouteTimeouts};
+pub use schema::schema;
+pub use server::ServerConfig;
+pub use tree::{Config, Entry, Named};

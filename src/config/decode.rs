@@ -1,0 +1,241 @@
+//! From TOML to structs, with every error instead of the first.
+//!
+//! Serde stops at its first error. So each section is decoded by itself, and within one, what an error points at is cut out
+//! and the rest is decoded again, until nothing is wrong or nothing is left to cut. Errors that the cutting itself causes,
+//! such as a missing key that was just cut, are not reported. Good sections are decoded once.
+
+use super::interpolate::Replacements;
+use super::suggest::{nearest, quoted, suggest};
+use crate::diagnostic::{Diagnostics, ERRORS_MAX, FileId, Span};
+use crate::filter::Registry;
+use std::collections::HashSet;
+use std::ops::Range;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
+
+/// What decoding one section needs to know.
+pub(super) struct Decoder<'a, 'i> {
+    pub file: FileId,
+    pub text: &'a str,
+    pub registry: &'a Registry,
+    pub replacements: &'i Replacements,
+    pub d: &'a mut Diagnostics,
+}
+
+/// A value that decoded at last, and whether it did so at once. What was mended by cutting may be referred to, but not be
+/// checked further: what it says is not all that was written.
+pub(super) struct Decoded<T> {
+    pub value: T,
+    pub clean: bool,
+}
+
+/// What was cut out of which table or list, so that its absence is not reported.
+#[derive(Default)]
+struct Cut {
+    keys: HashSet<(usize, String)>,
+    /// Starts of tables and lists that lost something.
+    holders: HashSet<usize>,
+}
+
+impl<'a, 'i> Decoder<'a, 'i> {
+    pub fn span(&self, range: Range<usize>) -> Span {
+        Span { file: self.file, range }
+    }
+
+    /// Decodes a value, reports all that is wrong with it, and returns what is left.
+    pub fn decode<T>(
+        &mut self,
+        mut value: Spanned<DeValue<'i>>,
+        decode: impl Fn(ValueDeserializer<'i>) -> Result<T, Error>,
+    ) -> Option<Decoded<T>> {
+        let mut cut = Cut::default();
+        let mut clean = true;
+        loop {
+            let error = match decode(ValueDeserializer::from(value.clone())) {
+                Ok(value) => return Some(Decoded { value, clean }),
+                Err(error) => error,
+            };
+            let range = error.span().unwrap_or_else(|| value.span());
+            if error.message().starts_with("invalid type: string")
+                && let Some(scalar) = self.replacements.scalar(range.start)
+                && replace(&mut value, &range, &scalar)
+            {
+                continue;
+            }
+            clean = false;
+            let mut meant = None;
+            if !self.replacements.is_broken(range.start) && !cut.explains(&error, &range) {
+                meant = self.report(&error, range.clone());
+            }
+            // Beyond the bound findings are only counted: then one for each section is enough.
+            if self.d.list.len() >= ERRORS_MAX {
+                return None;
+            }
+            let holder = remove(&mut value, &range, &mut cut)?;
+            // A key that was only misspelt is not missing.
+            cut.keys.extend(meant.map(|name| (holder, name)));
+        }
+    }
+
+    /// Returns the key that an unknown one was likely meant to be.
+    fn report(&mut self, error: &Error, range: Range<usize>) -> Option<String> {
+        let message = error.message();
+        let quotes = self.text.get(range.clone()).is_some_and(|text| text.starts_with(['"', '\'']));
+        let span = self.span(range);
+        if let Some((wrong, known)) = unknown(message, "unknown field `") {
+            suggest(self.d.error(span, format!("unknown key `{wrong}`")), wrong, "keys", quoted(known));
+            return nearest(wrong, quoted(known)).map(str::to_owned);
+        } else if let Some((wrong, known)) = unknown(message, "unknown variant `") {
+            let (one, many) = if quotes { ("value", "values") } else { ("key", "keys") };
+            suggest(self.d.error(span, format!("unknown {one} `{wrong}`")), wrong, many, quoted(known));
+        } else if let Some(name) = missing(message) {
+            self.d.error(span, format!("missing key `{name}`")).label(format!("`{name}` is required here"));
+        } else if let Some((found, expected)) = invalid(message, "invalid type: ") {
+            self.d.error(span, format!("expected {}", plain(expected))).label(format!("this is {}", kind(found)));
+        } else if let Some((found, expected)) = invalid(message, "invalid value: ") {
+            let value = quoted(found).next().unwrap_or(found);
+            self.d.error(span, format!("`{value}` is not possible here")).label(format!("expected {}", plain(expected)));
+        } else if message == "wanted string or table" {
+            self.d.error(span, "expected a string or a table");
+        } else if message.starts_with("wanted exactly 1 element") {
+            self.d.error(span, "expected a table with exactly one key");
+        } else {
+            self.d.error(span, message);
+        }
+        None
+    }
+}
+
+impl Cut {
+    /// Whether an error is only there because of what was cut.
+    fn explains(&self, error: &Error, place: &Range<usize>) -> bool {
+        let message = error.message();
+        match missing(message) {
+            Some(name) => self.keys.contains(&(place.start, name.to_owned())),
+            // Such as "exactly one of": the table or list had been accepted before something was cut out of it.
+            None => self.holders.contains(&place.start) && !message.starts_with("unknown "),
+        }
+    }
+}
+
+/// Removes the innermost key and value that `place` points at, and returns where the table or list that held it starts.
+fn remove(value: &mut Spanned<DeValue<'_>>, place: &Range<usize>, cut: &mut Cut) -> Option<usize> {
+    let holder = value.span().start;
+    match value.get_mut() {
+        DeValue::Table(table) => {
+            if let Some(inner) = table.iter_mut().find_map(|(_, value)| remove(value, place, cut)) {
+                return Some(inner);
+            }
+            let name = table.iter().find(|(key, value)| key.span() == *place || value.span() == *place)?.0.get_ref().to_string();
+            table.remove(name.as_str());
+            cut.keys.insert((holder, name));
+        }
+        DeValue::Array(list) => {
+            if let Some(inner) = list.iter_mut().find_map(|value| remove(value, place, cut)) {
+                return Some(inner);
+            }
+            if !list.iter().any(|value| value.span() == *place) {
+                return None;
+            }
+            let kept = list.iter().filter(|value| value.span() != *place).cloned();
+            *list = kept.collect();
+        }
+        _ => return None,
+    }
+    cut.holders.insert(holder);
+    Some(holder)
+}
+
+/// Puts `new` in the place of the string at `place`.
+fn replace<'i>(value: &mut Spanned<DeValue<'i>>, place: &Range<usize>, new: &DeValue<'i>) -> bool {
+    let here = value.span() == *place;
+    match value.get_mut() {
+        DeValue::Table(table) => table.iter_mut().any(|(_, value)| replace(value, place, new)),
+        DeValue::Array(list) => list.iter_mut().any(|value| replace(value, place, new)),
+        string @ DeValue::String(_) if here => {
+            *string = new.clone();
+            true
+        }
+        _ => false,
+    }
+}
+
+/// `unknown field `x`, expected ...` → `x` and the rest.
+fn unknown<'m>(message: &'m str, prefix: &str) -> Option<(&'m str, &'m str)> {
+    let rest = message.strip_prefix(prefix)?;
+    // The name itself may hold anything, so look for the end from behind.
+    let end = rest.rfind("`, expected ").or_else(|| rest.rfind("`, there are no "))?;
+    Some((rest.get(..end)?, rest.get(end + 1..)?))
+}
+
+fn missing(message: &str) -> Option<&str> {
+    message.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// `invalid type: string "x", expected u32` → `string "x"` and `u32`.
+fn invalid<'m>(message: &'m str, prefix: &str) -> Option<(&'m str, &'m str)> {
+    message.strip_prefix(prefix)?.rsplit_once(", expected ")
+}
+
+/// Serde's name for what it expected, in the words of a configuration.
+fn plain(expected: &str) -> String {
+    let range = |low: &str, high: u64| format!("a whole number from {low} to {high}");
+    match expected {
+        "u8" => range("0", u8::MAX.into()),
+        "u16" => range("0", u16::MAX.into()),
+        "u32" => range("0", u32::MAX.into()),
+        "a nonzero u16" => range("1", u16::MAX.into()),
+        "a nonzero u32" => range("1", u32::MAX.into()),
+        "u64" | "usize" => "a whole number, 0 or more".to_owned(),
+        "a nonzero u64" | "a nonzero usize" => "a whole number, 1 or more".to_owned(),
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a table".to_owned(),
+        "path string" => "a path".to_owned(),
+        _ if expected.starts_with("struct ") => "a table".to_owned(),
+        _ => expected.to_owned(),
+    }
+}
+
+/// Serde's description of what it found, in the words of a configuration.
+fn kind(found: &str) -> &str {
+    match found.split(' ').next().unwrap_or_default() {
+        "string" => "a string",
+        "integer" => "a whole number",
+        "floating" => "a number with a fraction",
+        "boolean" => "a boolean",
+        "map" => "a table",
+        "sequence" => "a list",
+        _ => found,
+    }
+}
+
+/// The table behind a section's key, or an error that says what to write.
+pub(super) fn expect_table<'i>(
+    value: Spanned<DeValue<'i>>,
+    what: &str,
+    file: FileId,
+    d: &mut Diagnostics,
+) -> Option<DeTable<'i>> {
+    let range = value.span();
+    match value.into_inner() {
+        DeValue::Table(table) => Some(table),
+        other => {
+            d.error(Span { file, range }, "expected a table").label(format!("this is {}", article(other.type_str()))).help(what);
+            None
+        }
+    }
+}
+
+/// TOML's name of a type with its article.
+pub(super) fn article(kind: &str) -> String {
+    match kind {
+        "array" => "a list".to_owned(),
+        "integer" => "a whole number".to_owned(),
+        "float" => "a number with a fraction".to_owned(),
+        "datetime" => "a date".to_owned(),
+        kind => format!("a {kind}"),
+    }
+}

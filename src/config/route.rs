@@ -1,0 +1,57 @@
+//! `[routes.NAME]` and `[chains.NAME]`.
+
+use super::Filters;
+use crate::diagnostic::Diagnostics;
+use crate::route::MatchConfig;
+use crate::value::{ByteSize, Duration, Located};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// What is done with the requests that match.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    /// Which requests the route takes. Of all routes that match, the most specific takes the request.
+    #[serde(rename = "match")]
+    pub matcher: MatchConfig,
+    /// The name of the upstream that requests are sent to. A route without one needs a filter that answers.
+    pub upstream: Option<Located<String>>,
+    /// What happens on the way, in the order written; on the way back, in reverse.
+    #[serde(default)]
+    pub filters: Filters,
+    /// How long things may take.
+    #[serde(default)]
+    pub timeouts: RouteTimeouts,
+    /// The largest request body; without it `server.max_body` holds. A larger one is answered with 413 `body_too_large`.
+    pub max_body: Option<ByteSize>,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouteTimeouts {
+    /// From the end of the request header to the end of the response, retries included, up to 24h; 0s is without bound, for
+    /// streams and tunnels. Afterwards the answer is 504 `deadline_exceeded`, or, if it has begun, it is cut off.
+    pub request: Located<Duration>,
+}
+
+/// Filters that many routes share by `{ use = "NAME" }`. Each route gets its own copy of them.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChainConfig {
+    /// The filters, in the order in which they run. A chain may use other chains, but not itself.
+    pub filters: Filters,
+}
+
+impl Default for RouteTimeouts {
+    fn default() -> Self {
+        RouteTimeouts { request: Located::nowhere(Duration::from_secs(60)) }
+    }
+}
+
+impl RouteConfig {
+    pub(super) fn check(&self, d: &mut Diagnostics) {
+        self.matcher.check(d);
+        super::validate::within(&self.timeouts.request, Duration::from_secs(0)..=Duration::from_secs(86_400), d);
+    }
+}

@@ -1,0 +1,72 @@
+//! `[server]`.
+
+use crate::diagnostic::Diagnostics;
+use crate::value::{ByteSize, Cidr, Duration, Located};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// The process: threads, stopping, and what holds for all listeners and routes.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Worker threads, 1 to 1024. Without it, one for each processor that the process may use. A change takes effect at the
+    /// next start.
+    #[schemars(range(min = 1, max = 1024))]
+    pub threads: Option<Located<u32>>,
+    /// Whether an idle worker takes over requests of a busy one. A change takes effect at the next start.
+    pub work_stealing: bool,
+    /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off.
+    pub grace_period: Located<Duration>,
+    /// How long a stop goes on accepting after readiness went off, from 0s to 10m. Set it to the time that the load balancer
+    /// in front needs to notice; without one there is nothing to wait for.
+    pub drain_delay: Located<Duration>,
+    /// Networks of the proxies in front whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are believed. Headers
+    /// from any other peer are replaced.
+    pub trusted_proxies: Vec<Located<Cidr>>,
+    /// More files to read, as patterns relative to this file: `["conf.d/*.toml"]`. Files are merged; a name that is defined
+    /// twice is an error. Included files may include others, to a depth of 8.
+    pub include: Vec<Located<String>>,
+    /// Reload when one of the files changes. A file that is not valid leaves everything as it is.
+    pub watch: bool,
+    /// Idle connections to upstreams that are kept for later requests, in all, 1 to 1000000. Beyond it the one that was idle
+    /// longest is closed. A change takes effect at the next start.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub upstream_keepalive: Located<u32>,
+    /// The largest request body, for routes that do not say. A larger one is answered with 413 `body_too_large`.
+    pub max_body: ByteSize,
+    /// The name of this gateway in `Via` headers (RFC 9110 section 7.6.3): up to 64 letters, digits and `-_.`.
+    pub via: Located<String>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        ServerConfig {
+            threads: None,
+            work_stealing: true,
+            grace_period: Located::nowhere(Duration::from_secs(30)),
+            drain_delay: Located::nowhere(Duration::from_secs(0)),
+            trusted_proxies: Vec::new(),
+            include: Vec::new(),
+            watch: false,
+            upstream_keepalive: Located::nowhere(1024),
+            max_body: ByteSize(10 << 20),
+            via: Located::nowhere("gatewright".to_owned()),
+        }
+    }
+}
+
+impl ServerConfig {
+    pub(super) fn check(&self, d: &mut Diagnostics) {
+        if let Some(threads) = &self.threads {
+            super::validate::within(threads, 1..=1024, d);
+        }
+        super::validate::within(&self.grace_period, Duration::from_secs(0)..=Duration::from_secs(3600), d);
+        super::validate::within(&self.drain_delay, Duration::from_secs(0)..=Duration::from_secs(600), d);
+        super::validate::within(&self.upstream_keepalive, 1..=1_000_000, d);
+        let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if self.via.is_empty() || self.via.len() > 64 || !self.via.bytes().all(known) {
+            d.error(self.via.span.clone(), format!("`{}` cannot stand in a Via header", self.via.value))
+                .help("use up to 64 letters, digits, `-`, `_` and `.`");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What can only be said of the configuration as a whole: references, names, and values that cannot be.
+
+use super::load::Progress;
+use super::suggest::dangling;
+use super::{ChainConfig, Config, Named};
+use crate::diagnostic::{Diagnostics, Span};
+use crate::value::{Address, Located};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+/// Checks the merged tree. Entries that lost something to an error are only looked up, not checked.
+pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
+    let intact = |section: &'static str, name: &str| !progress.dirty.contains(&(section, name.to_owned()));
+    if intact("server", "") {
+        config.server.check(d);
+    }
+    if intact("admin", "") {
+        config.admin.check(d);
+    }
+    if intact("log", "") {
+        config.log.check(d);
+    }
+    names("listener", &config.listeners, d);
+    names("upstream", &config.upstreams, d);
+    names("chain", &config.chains, d);
+    names("route", &config.routes, d);
+    for (_, listener) in config.listeners.iter().filter(|(name, _)| intact("listeners", name)) {
+        listener.check(d);
+    }
+    for (_, upstream) in config.upstreams.iter().filter(|(name, _)| intact("upstreams", name)) {
+        upstream.check(&upstream.name, d);
+    }
+    for (_, route) in config.routes.iter().filter(|(name, _)| intact("routes", name)) {
+        route.check(d);
+    }
+    addresses(config, d);
+    if config.listeners.is_empty() && !progress.incomplete && !progress.failed.keys().any(|(section, _)| *section == "listeners")
+    {
+        d.error(None, "there are no listeners, so nothing can be served")
+            .help("add [listeners.http] with address = \"0.0.0.0:8080\"");
+    }
+    if !progress.incomplete {
+        references(config, progress, d);
+    }
+    cycles(&config.chains, d);
+    if !d.has_errors() {
+        unused(config, d);
+    }
+}
+
+/// Reports a value outside of its bounds.
+pub(super) fn within<T: PartialOrd + Display>(value: &Located<T>, bounds: RangeInclusive<T>, d: &mut Diagnostics) {
+    if !bounds.contains(&value.value) {
+        d.error(value.span.clone(), format!("`{}` is not possible here", value.value)).label(format!(
+            "must be from {} to {}",
+            bounds.start(),
+            bounds.end()
+        ));
+    }
+}
+
+/// Names appear in metrics, logs and URLs of the admin interface, so they are kept plain.
+fn names<T>(kind: &str, entries: &Named<T>, d: &mut Diagnostics) {
+    for (name, entry) in entries {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || name.len() > 63 || !name.bytes().all(plain) {
+            d.error(entry.name.span.clone(), format!("`{name}` cannot be the name of a {kind}"))
+                .help("use up to 63 letters, digits, `_`, `-` and `.`, and begin with a letter or digit");
+        }
+    }
+}
+
+/// Two listeners cannot have one address, nor can one of all addresses share its port.
+fn addresses(config: &Config, d: &mut Diagnostics) {
+    let mut all: Vec<&Located<Address>> = config.listeners.values().map(|listener| &listener.address).collect();
+    all.push(&config.admin.listen);
+    let place = |span: &Option<Span>| span.as_ref().map(|span| (span.file, span.range.start));
+    all.sort_by_key(|address| (address.span.is_none(), place(&address.span)));
+    let mut first: BTreeMap<&Address, &Located<Address>> = BTreeMap::new();
+    for address in all {
+        let wildcard = match &address.value {
+            Address::Tcp(tcp) if tcp.port() == 0 => continue,
+            Address::Tcp(tcp) => Some(Address::Tcp(any(tcp))),
+            Address::Unix(_) => None,
+        };
+        let is_wildcard = wildcard.as_ref() == Some(&address.value);
+        let covered = |other: &&&Address| match (&address.value, other) {
+            (Address::Tcp(this), Address::Tcp(other)) => {
+                is_wildcard && this.port() == other.port() && this.is_ipv4() == other.is_ipv4()
+            }
+            _ => false,
+        };
+        let other = first
+            .get(&address.value)
+            .or_else(|| wildcard.as_ref().and_then(|wildcard| first.get(wildcard)))
+            .or_else(|| is_wildcard.then(|| first.keys().find(covered).and_then(|key| first.get(*key))).flatten());
+        match other {
+            Some(other) => {
+                let found = d.error(address.span.clone(), format!("`{}` is taken by another listener", address.value));
+                match &other.span {
+                    Some(span) => found.related(span.clone(), "by this one"),
+                    None => {
+                        found.help(format!("the admin interface listens on {} unless [admin] listen says otherwise", other.value))
+                    }
+                };
+            }
+            None => {
+                first.insert(&address.value, address);
+            }
+        }
+    }
+}
+
+/// All addresses of the family, with the same port.
+fn any(address: &SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) => (std::net::Ipv4Addr::UNSPECIFIED, v4.port()).into(),
+        SocketAddr::V6(v6) => (std::net::Ipv6Addr::UNSPECIFIED, v6.port()).into(),
+    }
+}
+
+/// Every name that is used must exist. Names that exist but could not be decoded have errors enough.
+fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
+    let failed = |section: &'static str, name: &str| {
+        !progress.failed.is_empty() && progress.failed.contains_key(&(section, name.to_owned()))
+    };
+    for route in config.routes.values() {
+        if let Some(upstream) = &route.upstream
+            && !config.upstreams.contains_key(&upstream.value)
+            && !failed("upstreams", upstream)
+        {
+            dangling(d, upstream.span.clone(), "upstream", upstream, config.upstreams.keys().map(String::as_str));
+        }
+    }
+    let routes = config.routes.values().map(|route| &route.filters);
+    for used in routes.chain(config.chains.values().map(|chain| &chain.filters)).flat_map(|filters| filters.uses()) {
+        if !config.chains.contains_key(&used.value) && !failed("chains", used) {
+            dangling(d, used.span.clone(), "chain", used, config.chains.keys().map(String::as_str));
+        }
+    }
+}
+
+/// A chain may use others, but not come back to itself.
+fn cycles(chains: &Named<ChainConfig>, d: &mut Diagnostics) {
+    let mut done = HashSet::new();
+    for name in chains.keys() {
+        // Depth first with an explicit stack: the depth is up to whoever wrote the file.
+        let mut path: Vec<(&str, std::vec::IntoIter<&Located<String>>)> = Vec::new();
+        if done.insert(name.as_str()) {
+            path.push((name, uses(chains, name)));
+        }
+        while let Some((_, next)) = path.last_mut() {
+            let Some(used) = next.next() else {
+                path.pop();
+                continue;
+            };
+            if let Some(start) = path.iter().position(|(name, _)| *name == used.value) {
+                let mut way: Vec<&str> = path.iter().skip(start).map(|(name, _)| *name).collect();
+                way.push(&used.value);
+                d.error(used.span.clone(), format!("chain `{}` uses itself", used.value)).label(way.join(" -> "));
+            } else if chains.contains_key(&used.value) && done.insert(&used.value) {
+                path.push((&used.value, uses(chains, &used.value)));
+            }
+        }
+    }
+}
+
+fn uses<'a>(chains: &'a Named<ChainConfig>, name: &str) -> std::vec::IntoIter<&'a Located<String>> {
+    let list: Vec<_> = chains.get(name).map(|chain| chain.filters.uses().collect()).unwrap_or_default();
+    list.into_iter()
+}
+
+/// What nobody uses is likely a forgotten reference.
+fn unused(config: &Config, d: &mut Diagnostics) {
+    let upstreams: HashSet<&str> =
+        config.routes.values().filter_map(|route| route.upstream.as_deref().map(String::as_str)).collect();
+    for (_, upstream) in config.upstreams.iter().filter(|(name, _)| !upstreams.contains(name.as_str())) {
+        d.warning(upstream.name.span.clone(), format!("no route uses upstream `{}`", upstream.name.value));
+    }
+    let filters = config.routes.values().map(|r| &r.filters).chain(config.chains.values().map(|c| &c.filters));
+    let chains: HashSet<&str> = filters.flat_map(|filters| filters.uses()).map(|used| used.value.as_str()).collect();
+    for (_, chain) in config.chains.iter().filter(|(name, _)| !chains.contains(name.as_str())) {
+        d.warning(chain.name.span.clone(), format!("no route uses chain `{}`", chain.name.value));
+    }
+}
