@@ -1,9 +1,9 @@
 //! A named group of endpoints, ready to be chosen from.
 //!
 //! An [`Upstream`] is built by each snapshot that uses it. What it learns belongs to states that outlive the snapshot:
-//! traffic and health of each endpoint, the answers of name look-ups, and the place in the round-robin. The path of a request
-//! through this module takes no lock and allocates only the peer that Pingora wants boxed: which endpoint takes the next turn is worked
-//! out whenever health or membership changes, by whoever changed it ([`balance`]).
+//! traffic and health of each endpoint, the answers of name look-ups, and the place in the round-robin. The path of a
+//! request through this module takes no lock and allocates only the peer that Pingora wants boxed: which endpoint takes
+//! the next turn is worked out whenever health or membership changes, by whoever changed it (`balance`).
 //!
 //! ```text
 //! config -> Upstream::build -> Upstream::select -> Endpoint::begin -> Endpoint::http_peer
@@ -36,7 +36,7 @@ use config::{ENDPOINTS_MAX, HealthConfig};
 use health::{Definition, Tuning};
 use parking_lot::Mutex;
 use resolve::{NameState, Refresh};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -126,10 +126,7 @@ impl Upstream {
             pool_limit: config.keepalive.connections.into(),
             when_all_down: config.when_all_down,
             health: config.health.as_ref().map(|health| health.value.clone()),
-            refresh: Refresh {
-                interval: config.resolve.interval.value.get(),
-                timeout: config.resolve.timeout.value.get(),
-            },
+            refresh: Refresh { interval: config.resolve.interval.value.get(), timeout: config.resolve.timeout.value.get() },
             turn: state.get_or_create(name, Turn::default),
             state: state.clone(),
             clock: clock.clone(),
@@ -216,6 +213,7 @@ impl Upstream {
     fn renew_endpoints(self: &Arc<Self>) {
         let _renewing = self.renewing.lock();
         let before = self.endpoints();
+        let before: HashMap<SocketAddr, &Arc<Endpoint>> = before.iter().map(|known| (known.address, known)).collect();
         let mut seen = HashSet::new();
         let mut endpoints = Vec::new();
         for entry in &self.entries {
@@ -229,8 +227,8 @@ impl Upstream {
             for address in addresses {
                 // Two names may share an address. It is one endpoint then, with the weight that is written first.
                 if endpoints.len() < ENDPOINTS_MAX && seen.insert(address) {
-                    let same = |known: &&Arc<Endpoint>| known.address == address && Arc::ptr_eq(&known.written, &entry.written);
-                    endpoints.push(before.iter().find(same).cloned().unwrap_or_else(|| self.endpoint(entry, address)));
+                    let same = before.get(&address).filter(|known| Arc::ptr_eq(&known.written, &entry.written));
+                    endpoints.push(same.map_or_else(|| self.endpoint(entry, address), |known| Arc::clone(known)));
                 }
             }
         }
@@ -241,6 +239,10 @@ impl Upstream {
     fn rebuild_ring(&self) {
         let _renewing = self.renewing.lock();
         self.set.store(Arc::new(self.order(self.endpoints())));
+    }
+
+    fn forget_unused_state(&self) {
+        self.state.sweep();
     }
 
     fn order(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Set {

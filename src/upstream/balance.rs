@@ -7,8 +7,8 @@
 //! their health change. A request then takes the next element with one atomic addition.
 //!
 //! Computing it pick by pick over all endpoints would cost endpoints times picks. Endpoints of equal weight take their
-//! turns in the order written, so that one queue for each distinct weight gives the same sequence: its front is the endpoint with the
-//! fewest turns, and only fronts need comparing.
+//! turns in the order written, so that one queue for each distinct weight gives the same sequence: its front is the
+//! endpoint with the fewest turns, and only fronts need comparing.
 
 use std::collections::BTreeMap;
 

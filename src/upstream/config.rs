@@ -43,6 +43,7 @@ pub struct UpstreamConfig {
     /// was sent then, so that trying another one is safe for every method. 1 to 10, default 2. At the limit the request is
     /// rejected with `upstream_connect_failed`.
     #[serde(default = "attempts")]
+    #[schemars(range(min = 1, max = 10))]
     pub attempts: Located<u8>,
     /// What to do while no endpoint is healthy. Default `"reject"`.
     #[serde(default)]
@@ -79,7 +80,9 @@ impl<'de> Deserialize<'de> for EndpointConfig {
             type Value = EndpointConfig;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an address such as \"127.0.0.1:3001\", or a table such as { address = \"127.0.0.1:3001\", weight = 2 }")
+                f.write_str(
+                    "an address such as \"127.0.0.1:3001\", or a table such as { address = \"127.0.0.1:3001\", weight = 2 }",
+                )
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointConfig, E> {
                 Ok(EndpointConfig { address: Located::nowhere(text.to_owned()), weight: weight() })
@@ -460,7 +463,8 @@ mod tests {
         let text = r#"
             endpoints = ["[::1]:3001", { address = "orders.internal:3002", weight = 2 }, { address = "127.0.0.1:1", weight = 0 }]
             balance = "round_robin"
-            health = { path = "/health?deep=1", expect = "200-399", host = "orders", interval = "5s", timeout = "1s", rise = 2, fall = 3 }
+            health = { path = "/health?deep=1", expect = "200-399", host = "o", interval = "5s", timeout = "1s",
+                       rise = 2, fall = 3 }
             timeouts = { connect = "1s", read = "30s", write = "30s", idle = "60s", request = "5s" }
             keepalive = { connections = 0 }
             attempts = 3
@@ -502,10 +506,7 @@ mod tests {
     fn an_upstream_that_can_take_no_traffic_is_an_error() {
         assert_eq!(findings("endpoints = []"), ["upstream `orders` has no endpoints @ []"]);
         let drained = "endpoints = [{ address = 'a:1', weight = 0 }]";
-        assert_eq!(
-            findings(drained),
-            ["every endpoint of upstream `orders` has weight 0 @ [{ address = 'a:1', weight = 0 }]"]
-        );
+        assert_eq!(findings(drained), ["every endpoint of upstream `orders` has weight 0 @ [{ address = 'a:1', weight = 0 }]"]);
     }
 
     #[test]

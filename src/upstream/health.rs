@@ -142,8 +142,8 @@ impl HealthState {
     }
 
     pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
-        let mut dependents = self.dependents.lock();
         let upstream = Arc::downgrade(upstream);
+        let mut dependents = self.dependents.lock();
         dependents.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&upstream));
         dependents.push(upstream);
     }
@@ -189,5 +189,52 @@ impl HealthState {
             dependents.iter().filter_map(Weak::upgrade).for_each(|upstream| upstream.rebuild_ring());
         }
         changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const TUNING: Tuning = Tuning { interval: Duration::from_secs(5), timeout: Duration::from_secs(1), rise: 2, fall: 3 };
+    const PASS: Result<Duration, CheckError> = Ok(Duration::from_millis(7));
+    const FAIL: Result<Duration, CheckError> = Err(CheckError::Status(500));
+
+    fn changes(state: &HealthState, results: &[Result<Duration, CheckError>]) -> Vec<Option<bool>> {
+        results.iter().map(|result| state.record(*result, &TUNING)).collect()
+    }
+
+    fn state() -> HealthState {
+        HealthState::new(Definition::Tcp, ManualClock::new())
+    }
+
+    #[test]
+    fn unknown_is_healthy_and_the_first_check_decides() {
+        let state = state();
+        assert!(state.is_healthy());
+        assert_eq!(changes(&state, &[FAIL, FAIL, PASS]), [Some(false), None, Some(true)]);
+    }
+
+    #[test]
+    fn after_a_first_pass_rise_and_fall_decide() {
+        let state = state();
+        assert_eq!(changes(&state, &[PASS, FAIL, FAIL, PASS, FAIL, FAIL]), [None; 6], "two failures in a row are not three");
+        assert_eq!(changes(&state, &[FAIL]), [Some(false)]);
+        assert_eq!(changes(&state, &[PASS, FAIL, PASS, PASS]), [None, None, None, Some(true)]);
+        assert!(state.is_healthy());
+    }
+
+    #[test]
+    fn the_report_says_what_was_found() {
+        let clock = ManualClock::new();
+        let state = HealthState::new(Definition::Tcp, clock.clone());
+        changes(&state, &[PASS, FAIL, FAIL]);
+        state.expect_next(Duration::from_secs(5));
+        clock.advance(Duration::from_secs(2));
+        let report = state.report();
+        assert_eq!((report.healthy, report.streak, report.checks_ok, report.checks_failed), (true, 2, 1, 2));
+        assert_eq!((report.last_response_time, report.last_error), (PASS.ok(), FAIL.err()));
+        assert_eq!(state.time_to_next_check(), Some(Duration::from_secs(3)));
     }
 }

@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn every_timeout_is_set_and_cut_to_what_the_request_has_left() {
-        let upstream = upstream("endpoints = ['127.0.0.1:1']\ntimeouts = { connect = '1s', read = '2s', write = '3s', idle = '4s' }");
+        let upstream =
+            upstream("endpoints = ['127.0.0.1:1']\ntimeouts = { connect = '1s', read = '2s', write = '3s', idle = '4s' }");
         let endpoints = upstream.endpoints();
         let secs = |timeout: Option<Duration>| timeout.map(|timeout| timeout.as_secs());
         let of = |remaining: Option<Duration>| {

@@ -92,9 +92,10 @@ impl NameState {
     }
 
     pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
+        let upstream = Arc::downgrade(upstream);
         let mut dependents = self.dependents.lock();
-        dependents.retain(|known| known.strong_count() > 0);
-        dependents.push(Arc::downgrade(upstream));
+        dependents.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&upstream));
+        dependents.push(upstream);
     }
 
     /// Takes the result of a look-up. `true` if the addresses changed; then the endpoints of all upstreams that use the name have

@@ -124,24 +124,29 @@ impl Inner {
             });
         }
 
-        let mut checks: HashMap<usize, (Arc<str>, Arc<Endpoint>, Arc<HealthState>, Tuning)> = HashMap::new();
+        let mut checks: HashMap<usize, (&Arc<Upstream>, Arc<Endpoint>, Tuning)> = HashMap::new();
         for upstream in &upstreams {
             let Some(tuning) = upstream.tuning() else { continue };
             for endpoint in upstream.endpoints().iter() {
                 // A drained endpoint is checked as well: whoever gives it weight again wants to know first.
                 if let Some(health) = endpoint.health() {
-                    checks.insert(key(health), (upstream.name().clone(), endpoint.clone(), health.clone(), tuning));
+                    checks.insert(key(health), (upstream, endpoint.clone(), tuning));
                 }
             }
         }
         tasks.checks.retain(|at, task| checks.get(at).is_some_and(|(.., tuning)| *tuning == task.settings));
-        for (at, (upstream, endpoint, health, tuning)) in checks {
+        for (at, (upstream, endpoint, tuning)) in checks {
+            let Some(health) = endpoint.health() else { continue };
             tasks.checks.entry(at).or_insert_with(|| {
-                let who = format!("upstream {upstream}: endpoint {}", Who(&endpoint));
-                let job = check(Arc::downgrade(&health), endpoint.address(), tuning, who, self.checks_at_once.clone());
+                let who = format!("upstream {}: endpoint {}", upstream.name(), Who(&endpoint));
+                let job = check(Arc::downgrade(health), endpoint.address(), tuning, who, self.checks_at_once.clone());
                 let handle = self.runtime.spawn(job).abort_handle();
-                Task { _state: Arc::downgrade(&health), settings: tuning, handle }
+                Task { _state: Arc::downgrade(health), settings: tuning, handle }
             });
+        }
+        // The addresses of names may come and go for months without a reload that would do this.
+        if let Some(upstream) = upstreams.first() {
+            upstream.forget_unused_state();
         }
     }
 }
@@ -162,30 +167,23 @@ impl std::fmt::Display for Who<'_> {
 }
 
 /// Checks one endpoint for as long as anything else holds its state.
-async fn check(
-    state: Weak<HealthState>,
-    address: std::net::SocketAddr,
-    tuning: Tuning,
-    who: String,
-    at_once: Arc<Semaphore>,
-) {
+async fn check(state: Weak<HealthState>, address: std::net::SocketAddr, tuning: Tuning, who: String, at_once: Arc<Semaphore>) {
     loop {
         let started = Instant::now();
-        {
-            let Some(state) = state.upgrade() else { return };
-            let Ok(permit) = at_once.acquire().await else { return };
-            let result = probe::check(address, state.definition(), tuning.timeout).await;
-            drop(permit);
-            match (state.record(result, &tuning), result) {
-                (Some(false), Err(why)) => log::warn!("{who} is unhealthy: {why}"),
-                (Some(_), _) => log::info!("{who} is healthy"),
-                (None, _) => {}
-            }
-            let wait = jittered(tuning.interval).saturating_sub(started.elapsed());
-            state.expect_next(wait);
-            drop(state);
-            sleep(wait).await;
+        let Some(state) = state.upgrade() else { return };
+        let Ok(permit) = at_once.acquire().await else { return };
+        let result = probe::check(address, state.definition(), tuning.timeout).await;
+        drop(permit);
+        match (state.record(result, &tuning), result) {
+            (Some(false), Err(why)) => log::warn!("{who} is unhealthy: {why}"),
+            (Some(_), _) => log::info!("{who} is healthy"),
+            (None, _) => {}
         }
+        let wait = jittered(tuning.interval).saturating_sub(started.elapsed());
+        state.expect_next(wait);
+        // Nothing is kept alive while waiting.
+        drop(state);
+        sleep(wait).await;
     }
 }
 
@@ -223,4 +221,207 @@ fn jittered(interval: Duration) -> Duration {
     let random = RandomState::new().build_hasher().finish();
     let permille = 900 + u32::try_from(random % 201).unwrap_or(100);
     interval.saturating_mul(permille) / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::StatePool;
+    use crate::upstream::Tried;
+    use crate::upstream::tests::build;
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::Id;
+
+    /// Polls until `condition` holds. Fails the test after a time that no working machine needs.
+    async fn until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what} did not happen");
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// An origin whose answer to every request is a status that the test sets.
+    struct Origin {
+        address: SocketAddr,
+        status: Arc<AtomicU16>,
+        served: Arc<AtomicUsize>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Origin {
+        async fn start(at: &str) -> Origin {
+            let listener = TcpListener::bind(at).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (status, served) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
+            let (says, counts) = (status.clone(), served.clone());
+            let task = tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    let head = format!("HTTP/1.1 {} x\r\ncontent-length: 0\r\n\r\n", says.load(Ordering::SeqCst));
+                    let _ = stream.write_all(head.as_bytes()).await;
+                    counts.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            Origin { address, status, served, task }
+        }
+
+        fn served(&self) -> usize {
+            self.served.load(Ordering::SeqCst)
+        }
+    }
+
+    /// Answers as the test says: addresses, a failure (empty), or never (`None`).
+    #[derive(Default)]
+    struct Answers(Mutex<HashMap<String, Option<Vec<SocketAddr>>>>, AtomicUsize);
+
+    impl Answers {
+        fn set(&self, host: &str, answer: Option<&[SocketAddr]>) {
+            self.0.lock().insert(host.to_owned(), answer.map(<[_]>::to_vec));
+        }
+        fn asked(&self) -> usize {
+            self.1.load(Ordering::SeqCst)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Resolve for Answers {
+        async fn resolve(&self, host: &str) -> io::Result<Vec<SocketAddr>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            let answer = self.0.lock().get(host).cloned();
+            match answer {
+                Some(Some(addresses)) => Ok(addresses),
+                Some(None) => std::future::pending().await,
+                None => Err(io::ErrorKind::NotFound.into()),
+            }
+        }
+    }
+
+    fn supervisor() -> (Supervisor, Arc<Answers>) {
+        let answers = Arc::new(Answers::default());
+        (Supervisor::new(Handle::current(), answers.clone()), answers)
+    }
+
+    fn ids(supervisor: &Supervisor) -> Vec<Id> {
+        let mut ids: Vec<Id> = supervisor.inner.tasks.lock().checks.values().map(|task| task.handle.id()).collect();
+        ids.sort_unstable_by_key(ToString::to_string);
+        ids
+    }
+
+    fn checked(list: &[SocketAddr], health: &str) -> String {
+        let list: Vec<String> = list.iter().map(|address| format!("'{address}'")).collect();
+        format!("endpoints = [{}]\nhealth = {{ interval = '20ms', timeout = '9s', {health} }}", list.join(", "))
+    }
+
+    #[tokio::test]
+    async fn a_failing_endpoint_leaves_and_returns() {
+        let (good, bad) = (Origin::start("127.0.0.1:0").await, Origin::start("127.0.0.1:0").await);
+        let upstream = build(&checked(&[good.address, bad.address], "path = '/'"), &StatePool::new());
+        let (supervisor, _) = supervisor();
+        supervisor.reconcile([&upstream]);
+        let health = upstream.endpoints()[1].health().unwrap().clone();
+        until("a passed check", || health.report().checks_ok > 0).await;
+        bad.status.store(503, Ordering::SeqCst);
+        until("leaving", || upstream.available() == 1).await;
+        assert_eq!(upstream.select(&Tried::new()).unwrap().address(), good.address);
+        assert!(health.report().last_error.is_some() && health.report().last_response_time.is_some());
+        bad.status.store(200, Ordering::SeqCst);
+        until("returning", || upstream.available() == 2).await;
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_stops_and_starts_is_followed_over_tcp() {
+        let origin = Origin::start("127.0.0.1:0").await;
+        let upstream = build(&checked(&[origin.address], "tcp = true"), &StatePool::new());
+        let (supervisor, _) = supervisor();
+        supervisor.reconcile([&upstream]);
+        until("a check", || origin.served() > 0).await;
+        origin.task.abort();
+        until("leaving", || upstream.select(&Tried::new()).is_none()).await;
+        let _again = Origin::start(&origin.address.to_string()).await;
+        until("returning", || upstream.select(&Tried::new()).is_some()).await;
+    }
+
+    #[tokio::test]
+    async fn an_unrelated_reload_restarts_no_check() {
+        let (a, b) = (Origin::start("127.0.0.1:0").await, Origin::start("127.0.0.1:0").await);
+        let pool = StatePool::new();
+        let (supervisor, _) = supervisor();
+        let first = build(&checked(&[a.address], "path = '/'"), &pool);
+        supervisor.reconcile([&first]);
+        let before = ids(&supervisor);
+
+        let second = build(&checked(&[a.address, b.address], "path = '/'"), &pool);
+        supervisor.reconcile([&second]);
+        let after = ids(&supervisor);
+        assert!(before.len() == 1 && after.len() == 2 && after.contains(&before[0]), "{before:?} {after:?}");
+
+        let third = build(&checked(&[a.address], "path = '/', rise = 9"), &pool);
+        supervisor.reconcile([&third]);
+        assert!(!ids(&supervisor).contains(&before[0]), "new settings take effect at once");
+    }
+
+    #[tokio::test]
+    async fn checks_of_removed_endpoints_end_and_free_their_state() {
+        let origin = Origin::start("127.0.0.1:0").await;
+        let pool = StatePool::new();
+        let (supervisor, _) = supervisor();
+        let upstream = build(&checked(&[origin.address], "path = '/'"), &pool);
+        supervisor.reconcile([&upstream]);
+        until("a check", || origin.served() > 0).await;
+        let handle = supervisor.inner.tasks.lock().checks.values().next().unwrap().handle.clone();
+        supervisor.reconcile([]);
+        drop(upstream);
+        until("the end of the task", || handle.is_finished()).await;
+        assert!(pool.live::<HealthState>().is_empty());
+    }
+
+    #[tokio::test]
+    async fn names_bring_endpoints_that_are_checked_too() {
+        let origin = Origin::start("127.0.0.1:0").await;
+        let (supervisor, answers) = supervisor();
+        answers.set("a.test", Some(&[origin.address]));
+        let port = origin.address.port();
+        let upstream = build(
+            &format!("endpoints = ['a.test:{port}']\nhealth = {{ path = '/' }}\nresolve = {{ interval = '20ms' }}"),
+            &StatePool::new(),
+        );
+        supervisor.reconcile([&upstream]);
+        supervisor.settle(Duration::from_secs(20)).await;
+        assert_eq!(upstream.select(&Tried::new()).unwrap().address(), origin.address);
+        until("a check", || upstream.endpoints()[0].health().unwrap().report().checks_ok > 0).await;
+
+        let moved: SocketAddr = "127.0.0.2:0".parse().unwrap();
+        answers.set("a.test", Some(&[moved]));
+        until("moving", || upstream.endpoints().iter().all(|endpoint| endpoint.address().ip() == moved.ip())).await;
+        answers.set("a.test", Some(&[]));
+        until("a failure", || upstream.names().all(|name| name.is_failing())).await;
+        assert_eq!(upstream.endpoints()[0].address().ip(), moved.ip(), "the last good answer stays");
+    }
+
+    #[tokio::test]
+    async fn a_resolver_that_hangs_is_asked_once_and_fails_in_time() {
+        let (supervisor, answers) = supervisor();
+        answers.set("a.test", None);
+        let text = "endpoints = ['a.test:80']\nresolve = { interval = '5ms', timeout = '5ms' }";
+        let upstream = build(text, &StatePool::new());
+        supervisor.reconcile([&upstream]);
+        supervisor.settle(Duration::from_secs(20)).await;
+        let name = upstream.names().next().unwrap().clone();
+        assert!(name.is_failing());
+        // Several rounds later there is still one look-up under way.
+        let since = Instant::now();
+        until("more rounds", || since.elapsed() > Duration::from_millis(50)).await;
+        assert_eq!(answers.asked(), 1);
+    }
+
+    #[test]
+    fn jitter_stays_within_ten_per_cent() {
+        let waits: Vec<Duration> = (0..1000).map(|_| jittered(Duration::from_secs(10))).collect();
+        assert!(waits.iter().all(|wait| (9_000..=11_000).contains(&wait.as_millis())));
+        assert!(waits.iter().min() != waits.iter().max(), "it varies");
+    }
 }
