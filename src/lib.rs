@@ -10,5 +10,6 @@ pub mod request;
 pub mod respond;
 pub mod route;
 pub mod state;
+pub mod template;
 
 pub mod value;
