@@ -46,7 +46,7 @@ use host::HostIndex;
 use http::{HeaderMap, HeaderValue, Method};
 use leaf::{Leaf, LeafBuilder, Verdict};
 use method::Methods;
-use path::{Ending, Trie, Visit};
+use path::{Ending, Trie, Visit, index};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -111,20 +111,20 @@ impl Router {
         let mut leaves: Vec<LeafBuilder> = Vec::new();
         let mut methods = Methods::default();
         let mut problems = Vec::new();
-        for RouteEntry { index, matcher } in entries {
-            let Some(rule) = leaf::Rule::new(index, &matcher, &mut methods) else {
+        for RouteEntry { index: route, matcher } in entries {
+            let Some(rule) = leaf::Rule::new(route, &matcher, &mut methods) else {
                 let why = format!("there are more than {} different methods in all routes together", method::MAX_METHODS);
-                return Err(vec![Ambiguity { first: index, second: index, why }]);
+                return Err(vec![Ambiguity { first: route, second: route, why }]);
             };
             let rule = Arc::new(rule);
             for host in matcher.hosts() {
                 let root = hosts.root(host, || trie.add_root());
-                let slot = trie.leaf_slot(root, &matcher.path);
-                let leaf = *slot.get_or_insert_with(|| {
+                let Some(slot) = trie.leaf_slot(root, &matcher.path) else { continue };
+                let leaf = slot.get_or_insert_with(|| {
                     leaves.push(LeafBuilder::default());
-                    leaves.len() - 1
+                    u32::try_from(leaves.len() - 1).unwrap_or(u32::MAX)
                 });
-                if let Some(leaf) = leaves.get_mut(leaf) {
+                if let Some(leaf) = leaves.get_mut(index(leaf)) {
                     leaf.add(rule.clone());
                 }
             }
@@ -186,8 +186,8 @@ impl<'a> Visit for Search<'a> {
         self.captures.pop();
     }
 
-    fn leaf(&mut self, leaf: usize) -> Option<Self::Out> {
-        let leaf = self.router.leaves.get(leaf)?;
+    fn leaf(&mut self, leaf: u32) -> Option<Self::Out> {
+        let leaf = self.router.leaves.get(index(leaf))?;
         match leaf.find(self.query, self.method) {
             Verdict::Route(route) => Some((leaf, route)),
             Verdict::Refused { allow } => {
@@ -201,7 +201,7 @@ impl<'a> Visit for Search<'a> {
 /// Adds up, for each host pattern, the most steps of its own tree and of those that are tried after it.
 fn steps_exceeded(hosts: &HostIndex, trie: &Trie, leaves: &[LeafBuilder]) -> Option<Ambiguity> {
     let costs = trie.costs();
-    let cost = |root: usize| costs.get(root).copied().unwrap_or(0);
+    let cost = |root: u32| costs.get(index(root)).copied().unwrap_or(0);
     let (steps, root) = hosts
         .chains()
         .map(|chain| {
@@ -212,7 +212,7 @@ fn steps_exceeded(hosts: &HostIndex, trie: &Trie, leaves: &[LeafBuilder]) -> Opt
     if steps <= MAX_STEPS {
         return None;
     }
-    let routes = |end| trie.some_leaf(root?, end).and_then(|leaf| leaves.get(leaf)).and_then(LeafBuilder::some_route);
+    let routes = |end| trie.some_leaf(root?, end).and_then(|leaf| leaves.get(index(leaf))).and_then(LeafBuilder::some_route);
     let (first, second) = (routes(Ending::First)?, routes(Ending::Last)?);
     let why = format!(
         "a request could make the router try {steps} places, and the bound is {MAX_STEPS}: \

@@ -69,7 +69,7 @@ impl HostPattern {
     }
 }
 
-type Roots = HashMap<Box<str>, usize, RandomState>;
+type Roots = HashMap<Box<str>, u32, RandomState>;
 
 /// From a host to the roots of the trees that apply to it, most specific first.
 #[derive(Debug, Default)]
@@ -78,12 +78,12 @@ pub(super) struct HostIndex {
     wildcard: Roots,
     /// The most labels of a wildcard, so that the labels of a hostile host are not all looked up.
     deepest_wildcard: usize,
-    any: Option<usize>,
+    any: Option<u32>,
 }
 
 impl HostIndex {
     /// The root for a pattern, made on first use.
-    pub fn root(&mut self, host: &HostPattern, make: impl FnOnce() -> usize) -> usize {
+    pub fn root(&mut self, host: &HostPattern, make: impl FnOnce() -> u32) -> u32 {
         match host {
             HostPattern::Exact(name) => *self.exact.entry(name.clone()).or_insert_with(make),
             HostPattern::Wildcard(name) => {
@@ -94,12 +94,12 @@ impl HostIndex {
         }
     }
 
-    pub fn candidates<'a>(&'a self, host: &'a str) -> impl Iterator<Item = usize> + 'a {
+    pub fn candidates<'a>(&'a self, host: &'a str) -> impl Iterator<Item = u32> + 'a {
         let exact = self.exact.get(host).copied();
         exact.into_iter().chain(self.wildcards(host)).chain(self.any)
     }
 
-    fn wildcards<'a>(&'a self, host: &'a str) -> impl Iterator<Item = usize> + 'a {
+    fn wildcards<'a>(&'a self, host: &'a str) -> impl Iterator<Item = u32> + 'a {
         // The longest suffix that can be a wildcard starts after the n-th dot from the right; before it must be a label.
         let mut rest = match self.deepest_wildcard {
             0 => None,
@@ -120,10 +120,10 @@ impl HostIndex {
     }
 
     /// For each pattern the roots that a host of that pattern can reach.
-    pub fn chains(&self) -> impl Iterator<Item = Vec<usize>> + '_ {
+    pub fn chains(&self) -> impl Iterator<Item = Vec<u32>> + '_ {
         let exact = self.exact.keys().map(|name| self.candidates(name).collect());
         let wildcard = self.wildcard.iter().map(|(name, &root)| {
-            let mut chain: Vec<usize> = self.candidates(name).collect();
+            let mut chain: Vec<u32> = self.candidates(name).collect();
             chain.push(root);
             chain
         });
@@ -149,7 +149,7 @@ mod tests {
     fn candidates_go_from_exact_over_long_to_short_wildcards() {
         let mut index = HostIndex::default();
         for (root, text) in ["a.b.example.com", "*.b.example.com", "*.example.com", "*.com"].into_iter().enumerate() {
-            index.root(&HostPattern::parse(text).unwrap(), || root);
+            index.root(&HostPattern::parse(text).unwrap(), || root as u32);
         }
         index.root(&HostPattern::Any, || 9);
         let of = |host: &str| index.candidates(host).collect::<Vec<_>>();

@@ -123,12 +123,19 @@ impl LeafBuilder {
         let mut rules = self.rules;
         rules.sort_by(|a, b| a.group_key().cmp(&b.group_key()));
         methods.prepare_allow(rules.iter().fold(0, |set, rule| set | rule.methods));
+        if let [rule] = rules.as_slice()
+            && rule.present.is_empty()
+            && rule.exact.is_empty()
+        {
+            let names = (!rule.names.is_empty()).then(|| rule.names.clone());
+            return Leaf::One { route: rule.route, methods: rule.methods, names };
+        }
         let mut groups: Vec<Group> = Vec::new();
         for same in rules.chunk_by(|a, b| a.group_key() == b.group_key()) {
             groups.extend(Group::new(same));
         }
         let any = groups.partition_point(|group| group.listed);
-        Leaf { any: groups.split_off(any).into(), listed: groups.into(), names: names_of(&rules) }
+        Leaf::Many(Box::new(Groups { any: groups.split_off(any).into(), listed: groups.into(), names: names_of(&rules) }))
     }
 }
 
@@ -167,9 +174,21 @@ pub(super) enum Verdict {
     },
 }
 
-/// The routes of one host and one path shape, best first.
+/// The routes of one host and one path shape.
 #[derive(Debug)]
-pub(super) struct Leaf {
+pub(super) enum Leaf {
+    /// Most places have one route without conditions, which then needs no further memory to be decided.
+    One {
+        route: u32,
+        methods: u64,
+        names: Option<Arc<[Box<str>]>>,
+    },
+    Many(Box<Groups>),
+}
+
+/// Several routes, best first.
+#[derive(Debug)]
+pub(super) struct Groups {
     /// Groups of routes that list methods.
     listed: Box<[Group]>,
     /// Groups of routes for all methods.
@@ -179,6 +198,29 @@ pub(super) struct Leaf {
 
 impl Leaf {
     pub fn find(&self, query: &Query<'_>, method: Wanted) -> Verdict {
+        match self {
+            Leaf::One { route, methods, .. } => {
+                let takes = *methods == 0 || methods & (method.listed | method.implied) != 0;
+                if takes { Verdict::Route(*route) } else { Verdict::Refused { allow: *methods } }
+            }
+            Leaf::Many(groups) => groups.find(query, method),
+        }
+    }
+
+    /// The names of the params of `route`; `None` when it has none.
+    pub fn names(&self, route: u32) -> Option<&Arc<[Box<str>]>> {
+        match self {
+            Leaf::One { names, .. } => names.as_ref(),
+            Leaf::Many(groups) => {
+                let at = groups.names.binary_search_by_key(&route, |(known, _)| *known).ok()?;
+                groups.names.get(at).map(|(_, names)| names)
+            }
+        }
+    }
+}
+
+impl Groups {
+    fn find(&self, query: &Query<'_>, method: Wanted) -> Verdict {
         let mut allow = 0;
         for bits in [method.listed, method.implied] {
             for group in &self.listed {
@@ -186,14 +228,12 @@ impl Leaf {
                     return Verdict::Route(route);
                 }
             }
+            if method.implied == 0 {
+                break;
+            }
         }
         let any = self.any.iter().find_map(|group| group.find(query, 0, &mut 0));
         any.map_or(Verdict::Refused { allow }, Verdict::Route)
-    }
-
-    pub fn names(&self, route: u32) -> Option<&Arc<[Box<str>]>> {
-        let at = self.names.binary_search_by_key(&route, |(known, _)| *known).ok()?;
-        self.names.get(at).map(|(_, names)| names)
     }
 }
 
