@@ -1,6 +1,9 @@
 //! The command line. One file a verb: each has its arguments and a `run` that returns an [`Exit`].
 
 mod check;
+mod demo;
+mod reload;
+mod run;
 mod schema;
 
 use crate::filter::Registry;
@@ -37,8 +40,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Run(run::RunArgs),
     Check(check::CheckArgs),
+    Reload(reload::ReloadArgs),
     Schema(schema::SchemaArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// Which configuration is meant, for all verbs that need one.
@@ -68,8 +74,11 @@ pub fn main(registry: Registry) -> ExitCode {
         }
     };
     let done = match cli.verb {
+        Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
+        Verb::Reload(args) => reload::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
+        Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {
         Ok(exit) => exit.into(),

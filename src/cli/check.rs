@@ -1,9 +1,14 @@
 //! `gatewright check`: whether a configuration is valid, and everything that is wrong with it.
 
 use super::{ConfigArgs, Exit, wants_color};
+use crate::clock::{SharedClock, SystemClock};
+use crate::config::Loaded;
 use crate::filter::Registry;
+use crate::snapshot::{self, CompileParts};
+use crate::state::StatePool;
 use clap::{Args, ValueEnum};
 use std::io::{self, Write};
+use std::sync::Arc;
 
 /// Read a configuration and report everything that is wrong with it; exits 0 if it is valid, else 78
 #[derive(Args)]
@@ -23,18 +28,24 @@ enum Format {
 }
 
 pub(super) fn run(args: &CheckArgs, registry: &Registry) -> io::Result<Exit> {
-    let loaded = args.config.load(registry);
+    let Loaded { config, mut diagnostics, hash, .. } = args.config.load(registry);
+    let valid = config.filter(|config| {
+        // The same compiler that `run` uses, on state that nobody else sees.
+        let clock: SharedClock = Arc::new(SystemClock);
+        let parts = CompileParts { state: &StatePool::new(), clock: &clock, dry: true };
+        snapshot::compile(config, &hash, &parts, &mut diagnostics).is_some()
+    });
     let mut out = io::stdout().lock();
     match args.format {
-        Format::Json => out.write_all(loaded.diagnostics.to_json().as_bytes())?,
+        Format::Json => out.write_all(diagnostics.to_json().as_bytes())?,
         Format::Human => {
             let mut err = io::stderr().lock();
             let color = wants_color(&err);
-            err.write_all(loaded.diagnostics.render(color).as_bytes())?;
-            if let Some(config) = &loaded.config {
+            err.write_all(diagnostics.render(color).as_bytes())?;
+            if let Some(config) = &valid {
                 writeln!(out, "valid: {}", config.summary())?;
             }
         }
     }
-    Ok(if loaded.config.is_some() { Exit::Success } else { Exit::InvalidConfig })
+    Ok(if valid.is_some() { Exit::Success } else { Exit::InvalidConfig })
 }
