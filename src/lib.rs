@@ -9,4 +9,5 @@ pub mod rejection;
 pub mod request;
 pub mod respond;
 pub mod state;
+pub mod telemetry;
 pub mod value;
