@@ -1,0 +1,287 @@
+//! Writes the exposition: Prometheus text format 0.0.4
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
+//!
+//! Runs at a scrape and off the request path. It reads the atomics one after the other, so that numbers of one scrape may be
+//! a few requests apart, except within a histogram.
+
+use super::table::{self as t, Kind, Metric};
+use super::{EndpointSample, GatewayMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+use crate::telemetry::histogram::{BOUNDS, Histogram};
+use crate::telemetry::process::ProcessSample;
+use crate::telemetry::writer::WriterStats;
+use std::fmt::{self, Display, Write as _};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// The media type of what [`encode`] returns.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The counters of one log.
+#[derive(Debug, Clone, Copy)]
+pub struct LogSample {
+    /// The label `log`: `gateway`, `access`.
+    pub log: &'static str,
+    pub stats: WriterStats,
+}
+
+/// Everything that a scrape shows. A name must stand only once in its list: Prometheus refuses a series that is there twice.
+#[derive(Debug)]
+pub struct MetricsView<'a> {
+    pub routes: Vec<(String, Arc<RouteMetrics>)>,
+    pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
+    pub endpoints: Vec<EndpointSample>,
+    pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
+    pub gateway: &'a GatewayMetrics,
+    pub logs: Vec<LogSample>,
+    /// [`crate::telemetry::logger::LoggerHandle::suppressed`].
+    pub log_suppressed: u64,
+    pub process: ProcessSample,
+}
+
+/// The exposition of a view; see [`CONTENT_TYPE`].
+pub fn encode(view: &MetricsView<'_>) -> String {
+    // About what a route, an upstream, an endpoint and a listener take, so that the text is rarely moved while it grows.
+    let series = view.routes.len() * 2 + view.upstreams.len() * 3 + view.endpoints.len() + view.listeners.len();
+    let mut page = Page { out: String::with_capacity(8 << 10 | series.saturating_mul(1 << 10)) };
+    routes(&mut page, &view.routes);
+    upstreams(&mut page, &view.upstreams);
+    endpoints(&mut page, &view.endpoints);
+    listeners(&mut page, &view.listeners);
+    gateway(&mut page, view.gateway);
+    logs(&mut page, view);
+    process(&mut page, &view.process);
+    page.out
+}
+
+fn routes(page: &mut Page, routes: &[(String, Arc<RouteMetrics>)]) {
+    let mut family = page.family(&t::HTTP_REQUESTS);
+    for (route, metrics) in routes {
+        for (method, class, count) in metrics.requests().filter(|(.., count)| *count > 0) {
+            family.sample(&[route, method, class], count);
+        }
+    }
+    each_histogram(page, &t::HTTP_DURATION, routes, RouteMetrics::duration);
+    each(page, &t::HTTP_REQUEST_BYTES, routes, RouteMetrics::bytes_in);
+    each(page, &t::HTTP_RESPONSE_BYTES, routes, RouteMetrics::bytes_out);
+    let mut family = page.family(&t::HTTP_REJECTIONS);
+    for (route, metrics) in routes {
+        for (code, count) in metrics.rejections().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, code], count);
+        }
+    }
+    each(page, &t::HTTP_IN_FLIGHT, routes, RouteMetrics::in_flight);
+}
+
+fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {
+    let mut family = page.family(&t::UPSTREAM_REQUESTS);
+    for (upstream, metrics) in upstreams {
+        for (class, count) in metrics.attempts().filter(|(_, count)| *count > 0) {
+            family.sample(&[upstream, class], count);
+        }
+    }
+    each_histogram(page, &t::UPSTREAM_RESPONSE_TIME, upstreams, |metrics| &metrics.response_time);
+    each_histogram(page, &t::UPSTREAM_CONNECT_TIME, upstreams, |metrics| &metrics.connect_time);
+    let mut family = page.family(&t::UPSTREAM_CONNECTS);
+    for (upstream, metrics) in upstreams {
+        let (new, reused) = metrics.connects();
+        family.sample(&[upstream, "new"], new);
+        family.sample(&[upstream, "reused"], reused);
+    }
+    each(page, &t::UPSTREAM_CONNECT_FAILURES, upstreams, |metrics| metrics.connect_failures.get());
+    each(page, &t::UPSTREAM_RETRIES, upstreams, |metrics| metrics.retries.get());
+}
+
+fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
+    let mut each = |metric, value: fn(&EndpointSample) -> u64| {
+        let mut family = page.family(metric);
+        for sample in endpoints {
+            family.sample(&[&sample.upstream, &sample.endpoint], value(sample));
+        }
+    };
+    each(&t::ENDPOINT_HEALTHY, |sample| sample.healthy.into());
+    each(&t::ENDPOINT_IN_FLIGHT, |sample| sample.in_flight);
+    each(&t::ENDPOINT_REQUESTS, |sample| sample.requests);
+    each(&t::ENDPOINT_CONNECT_FAILURES, |sample| sample.connect_failures);
+    let mut family = page.family(&t::ENDPOINT_CHECKS);
+    for sample in endpoints {
+        family.sample(&[&sample.upstream, &sample.endpoint, "success"], sample.checks_ok);
+        family.sample(&[&sample.upstream, &sample.endpoint, "failure"], sample.checks_failed);
+    }
+    let mut family = page.family(&t::ENDPOINT_LAST_CHECK);
+    for sample in endpoints {
+        if let Some(at) = sample.last_check {
+            family.sample(&[&sample.upstream, &sample.endpoint], unix(at));
+        }
+    }
+}
+
+fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
+    each(page, &t::CONNECTIONS_ACCEPTED, listeners, ListenerMetrics::accepted);
+    each(page, &t::CONNECTIONS_ACTIVE, listeners, ListenerMetrics::active);
+    for (metric, malformed) in [(&t::CONNECTIONS_REFUSED, false), (&t::MALFORMED, true)] {
+        let mut family = page.family(metric);
+        for (listener, metrics) in listeners {
+            let reasons = if malformed { &metrics.malformed } else { &metrics.refused };
+            for (reason, count) in reasons.counts().filter(|(_, count)| *count > 0) {
+                family.sample(&[listener, reason], count);
+            }
+        }
+    }
+    each(page, &t::LISTENER_BYTES_IN, listeners, |metrics| metrics.bytes_in.get());
+    each(page, &t::LISTENER_BYTES_OUT, listeners, |metrics| metrics.bytes_out.get());
+}
+
+fn gateway(page: &mut Page, metrics: &GatewayMetrics) {
+    let (ok, failed) = metrics.reloads();
+    let mut family = page.family(&t::RELOADS);
+    family.sample(&["success"], ok);
+    family.sample(&["failure"], failed);
+    let config = metrics.config();
+    page.family(&t::LAST_RELOAD_OK).sample(&[], u8::from(config.last_successful));
+    if let Some(at) = config.last_success {
+        page.family(&t::LAST_RELOAD_AT).sample(&[], unix(at));
+        page.family(&t::CONFIG_INFO).sample(&[&config.hash], 1);
+    }
+    page.family(&t::BUILD_INFO).sample(&[env!("CARGO_PKG_VERSION")], 1);
+}
+
+fn logs(page: &mut Page, view: &MetricsView<'_>) {
+    let mut each = |metric, value: fn(&WriterStats) -> u64| {
+        let mut family = page.family(metric);
+        for sample in &view.logs {
+            family.sample(&[sample.log], value(&sample.stats));
+        }
+    };
+    each(&t::LOG_RECORDS, |stats| stats.records);
+    each(&t::LOG_DROPPED, |stats| stats.dropped);
+    each(&t::LOG_BYTES, |stats| stats.bytes);
+    each(&t::LOG_ERRORS, |stats| stats.write_errors);
+    page.family(&t::LOG_SUPPRESSED).sample(&[], view.log_suppressed);
+}
+
+fn process(page: &mut Page, sample: &ProcessSample) {
+    let mut one = |metric, value: Option<&dyn Display>| {
+        if let Some(value) = value {
+            page.family(metric).sample(&[], value);
+        }
+    };
+    fn shown<T: Display>(value: Option<&T>) -> Option<&dyn Display> {
+        value.map(|value| value as &dyn Display)
+    }
+    one(&t::PROCESS_CPU, shown(sample.cpu.map(Seconds).as_ref()));
+    one(&t::PROCESS_RESIDENT, shown(sample.resident_memory.as_ref()));
+    one(&t::PROCESS_VIRTUAL, shown(sample.virtual_memory.as_ref()));
+    one(&t::PROCESS_OPEN_FDS, shown(sample.open_fds.as_ref()));
+    one(&t::PROCESS_MAX_FDS, shown(sample.max_fds.as_ref()));
+    one(&t::PROCESS_THREADS, shown(sample.threads.as_ref()));
+    one(&t::PROCESS_START, shown(sample.start_time.map(Seconds).as_ref()));
+}
+
+/// A metric with one label and one number for each of a list.
+fn each<T>(page: &mut Page, metric: &'static Metric, list: &[(String, Arc<T>)], value: impl Fn(&T) -> u64) {
+    let mut family = page.family(metric);
+    for (name, metrics) in list {
+        family.sample(&[name], value(metrics));
+    }
+}
+
+fn each_histogram<T>(page: &mut Page, metric: &'static Metric, list: &[(String, Arc<T>)], of: impl Fn(&T) -> &Histogram) {
+    let mut family = page.family(metric);
+    for (name, metrics) in list {
+        family.histogram(name, of(metrics));
+    }
+}
+
+fn unix(time: SystemTime) -> Seconds {
+    Seconds(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO))
+}
+
+/// A duration as a decimal number of seconds, exact.
+struct Seconds(Duration);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:09}", self.0.as_secs(), self.0.subsec_nanos())
+    }
+}
+
+struct Page {
+    out: String,
+}
+
+impl Page {
+    fn family(&mut self, metric: &'static Metric) -> Family<'_> {
+        Family { out: &mut self.out, metric, begun: false }
+    }
+}
+
+/// One metric on its way out. `HELP` and `TYPE` come with the first sample, so that a metric without any leaves no trace.
+struct Family<'a> {
+    out: &'a mut String,
+    metric: &'static Metric,
+    begun: bool,
+}
+
+// Writing to a `String` cannot fail.
+impl Family<'_> {
+    fn begin(&mut self) {
+        if !self.begun {
+            self.begun = true;
+            let Metric { name, kind, help, .. } = self.metric;
+            let _ = write!(self.out, "# HELP {name} {help}.\n# TYPE {name} {}\n", kind.as_str());
+        }
+    }
+
+    fn sample(&mut self, labels: &[&str], value: impl Display) {
+        self.begin();
+        self.line("", labels, None, value);
+    }
+
+    fn histogram(&mut self, label: &str, histogram: &Histogram) {
+        debug_assert_eq!(self.metric.kind, Kind::Histogram);
+        self.begin();
+        let sample = histogram.sample();
+        let mut below = 0_u64;
+        let bounds = BOUNDS.iter().map(|(_, seconds)| *seconds).chain(["+Inf"]);
+        for (bound, count) in bounds.zip(sample.buckets) {
+            below = below.saturating_add(count);
+            self.line("_bucket", &[label], Some(bound), below);
+        }
+        self.line("_sum", &[label], None, Seconds(sample.sum));
+        self.line("_count", &[label], None, below);
+    }
+
+    fn line(&mut self, suffix: &str, labels: &[&str], bound: Option<&str>, value: impl Display) {
+        debug_assert_eq!(labels.len(), self.metric.labels.len(), "{}", self.metric.name);
+        self.out.push_str(self.metric.name);
+        self.out.push_str(suffix);
+        let named = self.metric.labels.iter().copied().zip(labels.iter().copied());
+        let mut before = '{';
+        for (name, value) in named.chain(bound.map(|bound| ("le", bound))) {
+            self.out.push(before);
+            self.out.push_str(name);
+            self.out.push_str("=\"");
+            push_label_value(self.out, value);
+            self.out.push('"');
+            before = ',';
+        }
+        if before == ',' {
+            self.out.push('}');
+        }
+        let _ = writeln!(self.out, " {value}");
+    }
+}
+
+fn push_label_value(out: &mut String, value: &str) {
+    for character in value.chars() {
+        match character {
+            '\\' => out.push_str(r"\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str(r"\n"),
+            other => out.push(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Every metric with its type, labels and meaning. The reference page and the `HELP` lines are made of it.
+
+/// The types of Prometheus that are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// The names of its labels, in the order in which they are written.
+    pub labels: &'static [&'static str],
+    /// One sentence, without backslashes and newlines, so that it needs no escape.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(pub(super) static $constant: Metric = Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+        /// All metrics, in the order of the exposition.
+        pub static METRICS: &[&Metric] = &[$(&$constant),*];
+    };
+}
+
+metrics! {
+    HTTP_REQUESTS = Counter "gatewright_http_requests_total" ["route", "method", "class"]
+        "Requests that are over, by the class of the status that was sent; class none: no response was sent";
+    HTTP_DURATION = Histogram "gatewright_http_request_duration_seconds" ["route"]
+        "Time from the first byte of a request to the last of its response";
+    HTTP_REQUEST_BYTES = Counter "gatewright_http_request_body_bytes_total" ["route"]
+        "Bytes of request bodies received from clients";
+    HTTP_RESPONSE_BYTES = Counter "gatewright_http_response_body_bytes_total" ["route"]
+        "Bytes of response bodies sent to clients";
+    HTTP_REJECTIONS = Counter "gatewright_http_rejections_total" ["route", "code"]
+        "Answers that the gateway made instead of the upstream, by their stable code";
+    HTTP_IN_FLIGHT = Gauge "gatewright_http_requests_in_flight" ["route"]
+        "Requests that are under way now";
+    UPSTREAM_REQUESTS = Counter "gatewright_upstream_requests_total" ["upstream", "class"]
+        "Attempts at endpoints of the upstream, retries included, by the class of the status that came back; class none: no response came";
+    UPSTREAM_RESPONSE_TIME = Histogram "gatewright_upstream_response_time_seconds" ["upstream"]
+        "Time from the start of an attempt to the header of its response";
+    UPSTREAM_CONNECT_TIME = Histogram "gatewright_upstream_connect_duration_seconds" ["upstream"]
+        "Time to open a connection to an endpoint, TLS handshake included";
+    UPSTREAM_CONNECTS = Counter "gatewright_upstream_connects_total" ["upstream", "kind"]
+        "Connections used for attempts: opened for it (new) or taken from the pool (reused)";
+    UPSTREAM_CONNECT_FAILURES = Counter "gatewright_upstream_connect_failures_total" ["upstream"]
+        "Connections to endpoints that could not be opened";
+    UPSTREAM_RETRIES = Counter "gatewright_upstream_retries_total" ["upstream"]
+        "Attempts after the first one of a request";
+    ENDPOINT_HEALTHY = Gauge "gatewright_endpoint_healthy" ["upstream", "endpoint"]
+        "1 if the endpoint may be chosen, 0 if it is out of rotation";
+    ENDPOINT_IN_FLIGHT = Gauge "gatewright_endpoint_requests_in_flight" ["upstream", "endpoint"]
+        "Requests that the endpoint is working on now";
+    ENDPOINT_REQUESTS = Counter "gatewright_endpoint_requests_total" ["upstream", "endpoint"]
+        "Attempts at the endpoint";
+    ENDPOINT_CONNECT_FAILURES = Counter "gatewright_endpoint_connect_failures_total" ["upstream", "endpoint"]
+        "Connections to the endpoint that could not be opened";
+    ENDPOINT_CHECKS = Counter "gatewright_endpoint_health_checks_total" ["upstream", "endpoint", "result"]
+        "Health checks of the endpoint by result, success or failure";
+    ENDPOINT_LAST_CHECK = Gauge "gatewright_endpoint_last_health_check_timestamp_seconds" ["upstream", "endpoint"]
+        "When the last health check of the endpoint ended, in Unix time";
+    CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
+        "Connections that the listener has accepted";
+    CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]
+        "Connections of the listener that are open now";
+    CONNECTIONS_REFUSED = Counter "gatewright_listener_connections_refused_total" ["listener", "reason"]
+        "Connections that were closed before their first request";
+    MALFORMED = Counter "gatewright_listener_malformed_requests_total" ["listener", "reason"]
+        "Requests that were not valid or not unambiguous HTTP";
+    LISTENER_BYTES_IN = Counter "gatewright_listener_received_bytes_total" ["listener"]
+        "Bytes read from connections, headers included, after TLS";
+    LISTENER_BYTES_OUT = Counter "gatewright_listener_sent_bytes_total" ["listener"]
+        "Bytes written to connections, headers included, before TLS";
+    RELOADS = Counter "gatewright_config_reloads_total" ["result"]
+        "Reloads by result, success or failure";
+    LAST_RELOAD_OK = Gauge "gatewright_config_last_reload_successful" []
+        "1 if the last attempt to load the config succeeded, 0 if it failed and an older one is in force";
+    LAST_RELOAD_AT = Gauge "gatewright_config_last_reload_success_timestamp_seconds" []
+        "When the config in force was loaded, in Unix time";
+    CONFIG_INFO = Gauge "gatewright_config_info" ["hash"]
+        "Always 1; the label tells the hash of the config in force";
+    BUILD_INFO = Gauge "gatewright_build_info" ["version"]
+        "Always 1; the label tells the version of the gateway";
+    LOG_RECORDS = Counter "gatewright_log_records_total" ["log"]
+        "Lines written, by log";
+    LOG_DROPPED = Counter "gatewright_log_records_dropped_total" ["log"]
+        "Lines lost because the queue was full or the output failed";
+    LOG_BYTES = Counter "gatewright_log_written_bytes_total" ["log"]
+        "Bytes written, by log";
+    LOG_ERRORS = Counter "gatewright_log_write_errors_total" ["log"]
+        "Attempts to write or reopen a log that failed";
+    LOG_SUPPRESSED = Counter "gatewright_log_records_suppressed_total" []
+        "Lines of the gateway's own log that its rate limit left out";
+    PROCESS_CPU = Counter "process_cpu_seconds_total" []
+        "User and system time of the process";
+    PROCESS_RESIDENT = Gauge "process_resident_memory_bytes" []
+        "Resident memory of the process";
+    PROCESS_VIRTUAL = Gauge "process_virtual_memory_bytes" []
+        "Virtual memory of the process";
+    PROCESS_OPEN_FDS = Gauge "process_open_fds" []
+        "Open file descriptors of the process";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" []
+        "The soft limit of open file descriptors";
+    PROCESS_THREADS = Gauge "process_threads" []
+        "Threads of the process";
+    PROCESS_START = Gauge "process_start_time_seconds" []
+        "When the process started, in Unix time";
+}
