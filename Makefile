@@ -1,0 +1,44 @@
+# The ways to use this repository. A fresh Debian 12 with a Rust toolchain is enough: each target first installs what it
+# lacks (scripts/setup.sh), with sudo when it is not root.
+
+export PATH := $(CURDIR)/target/tools:$(PATH):/usr/sbin:/sbin
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: help run test check lint unit-file bench
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+run: ## Build and start the demo: three origins and a gateway on 127.0.0.1:8080
+	@scripts/setup.sh build
+	# Optimised but not link-time optimised: that would be minutes before the first answer.
+	cargo build --locked --profile quick --bin gatewright
+	exec target/quick/gatewright demo
+
+test: ## Everything that CI runs
+	@scripts/setup.sh test
+	$(MAKE) --no-print-directory lint unit-file
+	log=$$(mktemp)
+	trap 'rm -f "$$log"' EXIT
+	cargo test --locked --all-targets 2>&1 | tee "$$log"
+	cargo test --locked --doc 2>&1 | tee -a "$$log"
+	echo
+	echo "In short:"
+	grep -E '^(test result:|test .* FAILED)' "$$log"
+
+check: lint ## What is quick: formatting, lints, unit tests
+	cargo test --locked --lib
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	shellcheck -x scripts/*.sh benches/wrk/run.sh .ci/run
+
+# Exposure is at most 2.0 of 10.
+unit-file:
+	systemd-analyze security --offline=true --threshold=20 --no-pager systemd/gatewright.service | tail -n 1
+
+bench: ## CPU, throughput and latency next to a bare Pingora proxy, nginx and HAProxy
+	@scripts/setup.sh bench
+	benches/wrk/run.sh $(ARGS)

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# What the gateway costs: CPU per request, throughput, latency and memory of Gatewright, of a do-nothing Pingora proxy, of
+# nginx and of HAProxy, over the same origins, in one run, round by round in turn so that a change of the machine's mood
+# meets all of them. Prints a table and keeps raw data and a machine note in benches/wrk/runs/DATE-NAME/.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: benches/wrk/run.sh [options]
+  --rounds N        rounds, each measures every proxy once (default 5)
+  --seconds N       length of one measurement (default 8)
+  --connections N   keep-alive connections of wrk (default 64)
+  --threads N       worker threads or processes of each proxy (default: one per core)
+  --origins N       origins behind each proxy (default 2)
+  --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
+  --proxies LIST    default gatewright,baseline,nginx,haproxy
+  --name NAME       the end of the directory's name (default: proxies, or routes-N)
+  --no-build        use the release binaries as they are
+  --no-save         print the table only
+EOF
+}
+
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' name='' build=1 save=1
+proxies=gatewright,baseline,nginx,haproxy
+while (($#)); do
+  case $1 in
+    --rounds) rounds=$2; shift ;;
+    --seconds) seconds=$2; shift ;;
+    --connections) connections=$2; shift ;;
+    --threads) threads=$2; shift ;;
+    --origins) origin_count=$2; shift ;;
+    --routes) routes=$2; shift ;;
+    --proxies) proxies=$2; shift ;;
+    --name) name=$2; shift ;;
+    --no-build) build='' ;;
+    --no-save) save='' ;;
+    -h | --help) usage; exit ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  shift
+done
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/../.."
+# shellcheck source=benches/wrk/lib.sh
+source "$here/lib.sh"
+# shellcheck source=benches/wrk/servers.sh
+source "$here/servers.sh"
+
+for tool in wrk nginx haproxy curl pgrep; do
+  command -v "$tool" >/dev/null || { echo "run.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
+done
+if [[ $build ]]; then cargo build --release --bin gatewright --example baseline; fi
+binaries=${CARGO_TARGET_DIR:-target}/release
+[[ $binaries == /* ]] || binaries=$PWD/$binaries
+
+work=$(mktemp -d)
+# nginx drops to another account for its workers, which must be able to enter.
+chmod 755 "$work"
+trap 'stop_all; rm -rf "$work"' EXIT
+
+origins=()
+for ((i = 1; i <= origin_count; i++)); do origin "origin$i"; done
+
+if [[ $routes ]]; then
+  proxies="routes-10,routes-$routes"
+  reference="routes-10"
+else
+  reference=baseline
+fi
+: "${name:=${routes:+routes-$routes}}" "${name:=proxies}"
+IFS=, read -ra order <<<"$proxies"
+
+declare -A pids ports counts
+for proxy in "${order[@]}"; do
+  counts[$proxy]=10
+  case $proxy in
+    gatewright) gatewright "$proxy" 10 ;;
+    routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
+    baseline) baseline "$proxy" ;;
+    nginx) nginx_proxy "$proxy" ;;
+    haproxy) haproxy_proxy "$proxy" ;;
+    *) echo "run.sh: unknown proxy $proxy" >&2; exit 2 ;;
+  esac
+  pids[$proxy]=$pid ports[$proxy]=$port
+  wait_for "http://127.0.0.1:$port/service-00001/items" "$proxy"
+done
+
+# load PROXY SECONDS OUTPUT
+load() {
+  local script=()
+  # Paths of one kind cost wrk nothing; only the comparison of route counts needs many.
+  [[ $routes ]] && script=(-s "$here/paths.lua")
+  ROUTES=${counts[$1]} wrk -t1 -c"$connections" -d"$2"s --latency "${script[@]}" \
+    "http://127.0.0.1:${ports[$1]}/service-00001/items" >"$3"
+}
+
+data=$work/data.tsv
+printf 'round\tproxy\trequests\treq_per_s\tcpu_user_us\tcpu_system_us\tp50_us\tp99_us\terrors\thwm_kib\tpss_kib\n' >"$data"
+tick_us=$((1000000 / $(getconf CLK_TCK)))
+for proxy in "${order[@]}"; do load "$proxy" 2 /dev/null; done
+for ((round = 1; round <= rounds; round++)); do
+  for proxy in "${order[@]}"; do
+    read -r user0 system0 <<<"$(ticks "${pids[$proxy]}")"
+    load "$proxy" "$seconds" "$work/wrk.$round.$proxy"
+    read -r user1 system1 <<<"$(ticks "${pids[$proxy]}")"
+    read -r requests rps p50 p99 errors <<<"$(read_wrk "$work/wrk.$round.$proxy")"
+    if ((requests == 0)); then
+      echo "run.sh: $proxy answered nothing in round $round" >&2
+      cat "$work/wrk.$round.$proxy" >&2
+      exit 1
+    fi
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$round" "$proxy" "$requests" "$rps" \
+      $(((user1 - user0) * tick_us)) $(((system1 - system0) * tick_us)) "$p50" "$p99" "$errors" \
+      "$(memory "${pids[$proxy]}" status VmHWM)" "$(memory "${pids[$proxy]}" smaps_rollup Pss)" | tee -a "$data" >&2
+  done
+done
+
+machine() {
+  echo "CPU: $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores"
+  echo "Memory: $(awk '/^MemTotal/ { printf "%.1f GiB", $2 / 1048576 }' /proc/meminfo)"
+  echo "Kernel: $(uname -sr)"
+  echo "System: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release)"
+  echo "nginx: $(nginx -v 2>&1 | sed 's,.*/,,')"
+  echo "HAProxy: $(haproxy -v | awk 'NR == 1 { print $3 }')"
+  echo "wrk: $(wrk -v 2>&1 | awk 'NR == 1 { print $2 }')"
+  echo "rustc: $(rustc --version | awk '{ print $2 }')"
+  echo "Commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src Cargo.lock benches || echo ' with changes')"
+  echo "Options: $rounds rounds of $seconds s, $connections connections, $threads threads for each proxy, $origin_count origins"
+}
+
+report() {
+  echo "| proxy | CPU µs/request | ratio | user + system | req/s | p50 | p99 | peak memory | errors |"
+  echo "|---|---|---|---|---|---|---|---|---|"
+  awk -F'\t' -v reference="$reference" -f "$here/table.awk" "$data"
+}
+
+report
+if [[ $save ]]; then
+  run=$here/runs/$(date -u +%Y-%m-%d)-$name
+  rm -rf "$run"
+  mkdir -p "$run"
+  cp "$data" "$run/data.tsv"
+  machine >"$run/machine.txt"
+  report >"$run/table.md"
+  cat "$work"/wrk.[0-9]* >"$run/wrk.txt"
+  echo "kept in ${run#"$PWD/"}" >&2
+fi

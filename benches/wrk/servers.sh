@@ -1,0 +1,135 @@
+# shellcheck shell=bash
+# The configs of everything that run.sh starts. Sourced, not run: $work, $threads, $pid and $port are run.sh's.
+
+# An nginx of its own that answers every request with about 1 KiB over keep-alive connections. origin NAME
+origin() {
+  local name=$1 body
+  free_port
+  body=$(printf 'x%.0s' $(seq 1 1000))
+  cat >"$work/$name.conf" <<EOF
+worker_processes 1;
+daemon off;
+pid $work/$name.pid;
+error_log stderr crit;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  keepalive_timeout 3600s;
+  keepalive_requests 1000000000;
+  client_body_temp_path $work/$name.body;
+  proxy_temp_path $work/$name.proxy;
+  fastcgi_temp_path $work/$name.fastcgi;
+  uwsgi_temp_path $work/$name.uwsgi;
+  scgi_temp_path $work/$name.scgi;
+  server {
+    listen 127.0.0.1:$port backlog=4096;
+    default_type text/plain;
+    location / { return 200 "$body"; }
+  }
+}
+EOF
+  start "$name" nginx -p "$work" -c "$work/$name.conf"
+  origins+=("127.0.0.1:$port")
+  wait_for "http://127.0.0.1:$port/" "$name"
+}
+
+# Gatewright with routing, round-robin, metrics and an access log to a file. gatewright NAME ROUTES
+gatewright() {
+  local name=$1 routes=$2 endpoints
+  free_port
+  endpoints=$(printf '"%s", ' "${origins[@]}")
+  {
+    cat <<EOF
+[server]
+threads = $threads
+
+[admin]
+listen = "unix:$work/$name.sock"
+
+[log]
+level = "warn"
+access = { format = "json", output = "file:$work/$name.access" }
+
+[listeners.http]
+address = "127.0.0.1:$port"
+
+[upstreams.app]
+endpoints = [${endpoints%, }]
+EOF
+    awk -v routes="$routes" 'BEGIN {
+      for (i = 1; i <= routes; i++)
+        printf "\n[routes.r%05d]\nmatch = { path = \"/service-%05d/{*rest}\" }\nupstream = \"app\"\n", i, i
+    }'
+  } >"$work/$name.toml"
+  start "$name" "$binaries/gatewright" run -c "$work/$name.toml"
+}
+
+# The do-nothing Pingora proxy.
+baseline() {
+  free_port
+  start "$1" "$binaries/examples/baseline" "127.0.0.1:$port" "$threads" "${origins[@]}"
+}
+
+# nginx as a proxy that does nothing else: round-robin, keep-alive both ways, no log.
+nginx_proxy() {
+  local name=$1
+  free_port
+  cat >"$work/$name.conf" <<EOF
+worker_processes $threads;
+daemon off;
+pid $work/$name.pid;
+error_log stderr crit;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  keepalive_timeout 3600s;
+  keepalive_requests 1000000000;
+  client_body_temp_path $work/$name.body;
+  proxy_temp_path $work/$name.proxy;
+  fastcgi_temp_path $work/$name.fastcgi;
+  uwsgi_temp_path $work/$name.uwsgi;
+  scgi_temp_path $work/$name.scgi;
+  upstream app {
+$(printf '    server %s;\n' "${origins[@]}")
+    keepalive 256;
+    keepalive_requests 1000000000;
+    keepalive_timeout 3600s;
+  }
+  server {
+    listen 127.0.0.1:$port backlog=4096;
+    location / {
+      proxy_pass http://app;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+    }
+  }
+}
+EOF
+  start "$name" nginx -p "$work" -c "$work/$name.conf"
+}
+
+# HAProxy as a proxy that does nothing else: round-robin, keep-alive both ways, no log.
+haproxy_proxy() {
+  local name=$1
+  free_port
+  cat >"$work/$name.conf" <<EOF
+global
+  nbthread $threads
+  maxconn 8192
+defaults
+  mode http
+  option http-keep-alive
+  http-reuse always
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+  timeout http-keep-alive 60s
+frontend front
+  bind 127.0.0.1:$port backlog 4096
+  default_backend app
+backend app
+  balance roundrobin
+$(for i in "${!origins[@]}"; do echo "  server s$i ${origins[i]} pool-max-conn -1"; done)
+EOF
+  start "$name" haproxy -db -f "$work/$name.conf"
+}

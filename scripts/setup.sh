@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Installs what is missing on Debian for one purpose and says nothing when nothing is. Only Rust is expected to be there.
+# setup.sh build|test|bench
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Where tools that come without their package live; the Makefile has it in PATH.
+tools=target/tools
+
+as_root() {
+  if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
+refreshed=
+apt() {
+  if [[ -z $refreshed ]]; then
+    as_root apt-get update -q
+    refreshed=1
+  fi
+  echo "setup.sh: installing $*" >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@"
+}
+
+# need COMMAND PACKAGE...
+need() {
+  local command=$1
+  shift
+  # System daemons live in sbin, which is not in everybody's PATH.
+  PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null || apt "$@"
+}
+
+build() {
+  if ! command -v cargo >/dev/null; then
+    echo "setup.sh: cargo is missing: install Rust from https://rustup.rs" >&2
+    exit 1
+  fi
+  # Pingora's compression library is C, built with cmake.
+  need cc gcc libc6-dev
+  need c++ g++
+  need make make
+  need cmake cmake
+}
+
+# promtool checks the metrics page. Its package also brings a server that Debian would start at once, so only the one
+# program is taken out of it.
+promtool() {
+  PATH=$PATH:$tools command -v promtool >/dev/null && return
+  local there
+  there=$(mktemp -d)
+  # apt drops its rights for downloads, and that account must be able to write here.
+  chmod 777 "$there"
+  if ! apt-cache show prometheus >/dev/null 2>&1; then as_root apt-get update -q; fi
+  echo "setup.sh: unpacking promtool" >&2
+  (cd "$there" && apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb .)
+  mkdir -p "$tools"
+  install -m 755 "$there/usr/bin/promtool" "$tools/promtool"
+  rm -rf "$there"
+}
+
+case ${1-} in
+  build) build ;;
+  test)
+    build
+    promtool
+    need systemd-analyze systemd
+    need shellcheck shellcheck
+    ;;
+  bench)
+    build
+    need wrk wrk
+    need nginx nginx-light
+    need haproxy haproxy
+    need curl curl
+    need pgrep procps
+    ;;
+  *)
+    echo "usage: setup.sh build|test|bench" >&2
+    exit 2
+    ;;
+esac

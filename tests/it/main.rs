@@ -1,0 +1,6 @@
+//! Everything that is tested through the real binary: one test crate, so that it links once, and one helper library
+//! (`support`) so that a test reads as the sentence that it checks.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;

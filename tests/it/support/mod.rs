@@ -1,0 +1,71 @@
+//! What the tests are written with: the gateway as a child process, origins that misbehave on demand, a client that sees
+//! every byte, and a load generator that accounts for every request.
+//!
+//! Everything runs on loopback ports that the kernel picks, so any number of tests can run side by side. Nothing here
+//! sleeps in the hope that something has happened: [`eventually`] polls the condition itself, under a deadline.
+
+pub mod admin;
+pub mod gateway;
+pub mod http1;
+pub mod load;
+pub mod metrics;
+pub mod origin;
+pub mod raw;
+mod selftest;
+
+pub use gateway::Gateway;
+pub use load::Load;
+pub use origin::{Answer, Origin};
+pub use raw::Client;
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+/// Long enough for anything that should happen "soon" on a loaded two-core machine.
+pub const SOON: Duration = Duration::from_secs(15);
+
+/// Polls `condition` every 10 ms until it holds; panics with `what` when `deadline` has passed.
+#[track_caller]
+pub fn eventually(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + deadline;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Polls like [`eventually`], for a condition that yields a value.
+#[track_caller]
+pub fn eventually_some<T>(what: &str, deadline: Duration, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    eventually(what, deadline, || {
+        found = attempt();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+/// Held by tests that put load on the machine, so that they do not measure each other.
+pub fn exclusive() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The runtime that all origins live on, for as long as the test process does.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
+}
+
+/// A `[upstreams.NAME]` table over these origins, followed by `more` lines of the same table.
+pub fn upstream(name: &str, origins: &[&Origin], more: &str) -> String {
+    let endpoints: Vec<String> = origins.iter().map(|origin| format!("\"{}\"", origin.address())).collect();
+    format!("\n[upstreams.{name}]\nendpoints = [{}]\n{more}\n", endpoints.join(", "))
+}
+
+/// One upstream `app` over these origins, and one route `all` that sends everything there; `more` are lines of the
+/// upstream's table.
+pub fn everything_to(origins: &[&Origin], more: &str) -> String {
+    format!("{}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n", upstream("app", origins, more))
+}
