@@ -1,5 +1,6 @@
 //! What a request pays for being counted and logged: a counter, a histogram, an access log line, a line of the log that
 //! the rate limit drops. `cargo bench --bench telemetry`; the cases with `_contended` have a second thread do the same.
+#![allow(clippy::unwrap_used, reason = "a bench that cannot start has nothing to measure")]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gatewright::telemetry::access_log::{AccessLog, AccessLogOptions, AccessRecord};
@@ -60,7 +61,9 @@ fn benches(c: &mut Criterion) {
     let end =
         || metrics.end(Method::of(black_box(b"GET")), black_box(Some(200)), black_box(Duration::from_micros(700)), 0, 5_120);
     c.bench_function("route_metrics_end", |b| b.iter(end));
-    contended(end, || drop(c.bench_function("route_metrics_end_contended", |b| b.iter(end))));
+    contended(end, || {
+        c.bench_function("route_metrics_end_contended", |b| b.iter(end));
+    });
     c.bench_function("in_flight_guard", |b| b.iter(|| metrics.begin()));
 
     let histogram = Histogram::default();
@@ -72,7 +75,9 @@ fn benches(c: &mut Criterion) {
     let mut group = c.benchmark_group("access_log");
     group.throughput(Throughput::Elements(1));
     group.bench_function("line", |b| b.iter(line));
-    contended(line, || drop(group.bench_function("line_contended", |b| b.iter(line))));
+    contended(line, || {
+        group.bench_function("line_contended", |b| b.iter(line));
+    });
     let hostile = AccessRecord { user_agent: Some(b"\"\\\r\n\xff\x01\"\\\r\n\xff\x01\"\\\r\n\xff\x01"), ..record.clone() };
     group.bench_function("line_with_escapes", |b| b.iter(|| log.write(black_box(&hostile))));
     let lost = log.writer().stats();

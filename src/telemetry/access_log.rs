@@ -8,8 +8,9 @@
 //! ```
 //!
 //! [`FIELDS`] names every field. A field that has no value is left out. The query of the target is not logged unless
-//! [`AccessLogOptions::query`] says so, because keys and tokens are passed there. Whatever a client sends stays inside its field: see
-//! [`super::json`] for the escapes. A text field is cut after [`TEXT_MAX`] bytes and then ends in `…(+N bytes)`.
+//! [`AccessLogOptions::query`] says so, because keys and tokens are passed there. Whatever a client sends stays inside
+//! its field: see [`super::json`] for the escapes. A text field is cut after [`TEXT_MAX`] bytes (names and the user
+//! agent after 512) and then ends in `…(+N bytes)`.
 //!
 //! With sampling, requests that went well are thinned out by a hash of their request id, so that gateways behind one another
 //! keep the same ones. Errors are always logged: rejections, 5xx, transport errors, and requests that got no response.

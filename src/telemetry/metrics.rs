@@ -1,8 +1,9 @@
 //! The numbers that Prometheus reads.
 //!
 //! Whoever counts holds a handle to a struct of atomics, got when the snapshot was compiled; a count is one atomic
-//! addition and no label is ever looked up by text on the request path. Labels come from the config and from fixed sets only, so that no
-//! client can make a series. Series that have counted nothing are left out where the set is large (methods, classes, codes).
+//! addition and no label is ever looked up by text on the request path. Labels come from the config and from fixed sets
+//! only, so that no client can make a series. Series that have counted nothing are left out where the set is large
+//! (methods, classes, codes).
 //!
 //! [`METRICS`] names every metric, and `encode` writes nothing else.
 //!

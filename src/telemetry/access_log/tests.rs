@@ -142,13 +142,15 @@ fn sampling_never_hides_an_error() {
     assert_eq!(ids, ["a", "b", "c", "d"]);
 }
 
+const NASTY: &[u8] = b"\r\n\"\\{}:,\0\x1b\x7f\xff\xc2\x85\xe2\x80\xa8\xa9u";
+
 proptest! {
     #[test]
     fn no_field_breaks_out_of_its_line(
         bytes in prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..200),
             // What an attacker would try, far more often than chance would.
-            proptest::collection::vec(prop::sample::select(b"\r\n\"\\{}:,\0\x1b\x7f\xff\xc2\x85\xe2\x80\xa8\xa9u".to_vec()), 0..200),
+            proptest::collection::vec(prop::sample::select(NASTY.to_vec()), 0..200),
             proptest::collection::vec(any::<u8>(), 2000..2100),
         ],
         text in any::<String>(),

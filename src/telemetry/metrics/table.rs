@@ -50,7 +50,7 @@ metrics! {
     HTTP_IN_FLIGHT = Gauge "gatewright_http_requests_in_flight" ["route"]
         "Requests that are under way now";
     UPSTREAM_REQUESTS = Counter "gatewright_upstream_requests_total" ["upstream", "class"]
-        "Attempts at endpoints of the upstream, retries included, by the class of the status that came back; class none: no response came";
+        "Attempts at endpoints, retries included, by the class of the status that came back; class none: no response came";
     UPSTREAM_RESPONSE_TIME = Histogram "gatewright_upstream_response_time_seconds" ["upstream"]
         "Time from the start of an attempt to the header of its response";
     UPSTREAM_CONNECT_TIME = Histogram "gatewright_upstream_connect_duration_seconds" ["upstream"]
