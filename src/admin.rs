@@ -126,7 +126,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         (&Method::GET | &Method::HEAD, "/status") => json(StatusCode::OK, &status::document(admin)),
         (&Method::GET | &Method::HEAD, "/metrics") => {
             let body = metrics::exposition(admin);
-            typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+            typed(StatusCode::OK, metrics::CONTENT_TYPE, body)
         }
         (&Method::POST, "/reload") => reload(admin).await,
         (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/reload") => {

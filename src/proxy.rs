@@ -89,8 +89,8 @@ impl ProxyHttp for Gateway {
         Ok(true)
     }
 
-    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> Result<()> {
-        intake::body_chunk(session, body, end, ctx)
+    async fn request_body_filter(&self, _session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> Result<()> {
+        intake::body_chunk(body, end, ctx)
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
@@ -118,8 +118,8 @@ impl ProxyHttp for Gateway {
         forward::request_head(session, head, ctx)
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-        forward::response_head(session, head, ctx)
+    async fn upstream_response_filter(&self, _session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        forward::response_head(head, ctx)
     }
 
     async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {

@@ -112,7 +112,7 @@ impl Reloader {
         let metrics = self.gateway.metrics();
         match &outcome {
             Outcome::Applied { hash, warnings, .. } => {
-                metrics.reload_succeeded(SystemTime::now());
+                metrics.reload_succeeded(hash, SystemTime::now());
                 log::info!("reload asked for by {asked_by}: applied {hash} in {took:?}");
                 if !warnings.is_empty() {
                     log::warn!("{warnings}");
@@ -151,7 +151,7 @@ impl Reloader {
         };
         let unchanged = self.gateway.snapshot().hash == snapshot.hash;
         self.install(snapshot, prepared);
-        self.logger.set_level(config.log.level.into());
+        self.logger.set_level(config.log.level.filter());
         let warnings = if diagnostics.list.is_empty() { String::new() } else { diagnostics.render(false) };
         Outcome::Applied { hash, unchanged, warnings }
     }
@@ -170,7 +170,7 @@ impl Reloader {
 }
 
 fn refused(diagnostics: &Diagnostics) -> Outcome {
-    Outcome::Refused { report: diagnostics.render(false), diagnostics: diagnostics.to_json() }
+    Outcome::Refused { report: diagnostics.render(false), diagnostics: diagnostics.document() }
 }
 
 pub use watch::watch;

@@ -34,6 +34,8 @@ pub struct RequestCtx {
     pub client: IpAddr,
     /// The address on the other end of the connection.
     pub peer: IpAddr,
+    /// Whether `peer` is one of the trusted proxies, whose word on the client is taken.
+    pub peer_trusted: bool,
     pub scheme: Scheme,
     /// Canonical: lower case, without port and trailing dot.
     pub host: ArrayString<HOST_MAX>,
@@ -50,6 +52,26 @@ pub struct RequestCtx {
     pub extensions: http::Extensions,
 }
 
+impl RequestCtx {
+    /// A request of which nothing is known yet but its connection.
+    pub fn new(peer: IpAddr, scheme: Scheme, started: Instant) -> Self {
+        RequestCtx {
+            id: ArrayString::new(),
+            client: peer,
+            peer,
+            peer_trusted: false,
+            scheme,
+            host: ArrayString::new(),
+            route: None,
+            params: Params::default(),
+            consumer: None,
+            started,
+            deadline: None,
+            extensions: http::Extensions::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 impl RequestCtx {
     /// A plain request from 192.0.2.7 to `example.com`, before routing.
@@ -59,6 +81,7 @@ impl RequestCtx {
             id: ArrayString::from("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
             client,
             peer: client,
+            peer_trusted: false,
             scheme: Scheme::Http,
             host: ArrayString::from("example.com").unwrap(),
             route: None,

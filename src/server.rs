@@ -16,8 +16,9 @@ use crate::proxy::Gateway;
 use crate::reload::{Origin, Reloader};
 use crate::snapshot::{self, CompileParts, Fixed, Snapshot};
 use crate::state::StatePool;
-use crate::telemetry::logger::{self, LoggerHandle};
+use crate::telemetry::logger::{self, LoggerHandle, LoggerOptions};
 use crate::telemetry::metrics::GatewayMetrics;
+use crate::value::Address;
 use control::Control;
 use parking_lot::Mutex;
 use pingora::proxy::HttpProxy;
@@ -38,13 +39,13 @@ pub enum StartError {
     Environment(String),
 }
 
-/// Something to run beside the gateway once it accepts, on the control runtime.
-pub type Ready = Box<dyn FnOnce(&Gateway, &Arc<Listeners>) + Send + Sync>;
+/// Called once the gateway accepts, with its listeners and the address of the admin listener.
+pub type Ready = Box<dyn FnOnce(&Listeners, &Address) + Send + Sync>;
 
 /// Runs until told to stop. Returns when everything under way is done or the grace period is over.
 pub fn run(origin: Origin, registry: Registry, ready: Option<Ready>) -> Result<(), StartError> {
     hold_hangup();
-    let logger = logger::init(logger::Options::default()).map_err(|e| StartError::Environment(e.to_string()))?;
+    let logger = logger::init(LoggerOptions::default()).map_err(|e| StartError::Environment(e.to_string()))?;
     let result = assemble(origin, registry, logger.clone(), ready).map(|process| process.run());
     logger.flush(FLUSH);
     result
@@ -74,16 +75,16 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
         // Warnings only: errors have returned above. Nobody can be told that stderr is closed.
         let _ = write!(std::io::stderr(), "{}", diagnostics.render(false));
     }
-    logger.set_level(config.log.level.into());
+    logger.set_level(config.log.level.filter());
     let fixed = Fixed::of(&config);
     let listeners = Listeners::new();
     let admin_socket = bind(&listeners, &snapshot, &state, &fixed)?;
     let snapshot = Arc::new(snapshot);
-    let metrics = Arc::new(GatewayMetrics::new());
+    let metrics = Arc::new(GatewayMetrics::default());
+    metrics.config_loaded(&snapshot.hash, snapshot.loaded_at);
     let gateway = Gateway::new(snapshot, clock.clone(), metrics);
 
-    let conf = Arc::new(server_conf(&fixed));
-    let mut app = HttpProxy::new(gateway.clone(), Arc::clone(&conf));
+    let mut app = HttpProxy::new(gateway.clone(), Arc::new(server_conf(&fixed)));
     app.handle_init_modules();
     let edge = Arc::new(Edge { app: Arc::new(app), gateway: gateway.clone() });
     let readiness = Readiness::of(&state);
@@ -114,7 +115,7 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
         grace_period: fixed.grace_period,
     };
     let control = Control::new(reloader, admin, admin_socket, readiness, config.server.watch, ready);
-    let server = Server::new_with_opt_and_conf(None, (*conf).clone());
+    let server = Server::new_with_opt_and_conf(None, server_conf(&fixed));
     let edge = EdgeService { listeners, edge, workers: fixed.threads };
     Ok(Process { server, edge, control, signals, gateway })
 }

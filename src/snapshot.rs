@@ -36,7 +36,8 @@ pub struct Snapshot {
     /// What we call ourselves in `Via`, and the field value that says so.
     pub pseudonym: Box<str>,
     pub via: HeaderValue,
-    pub access_log: Arc<AccessLog>,
+    /// `None`: off.
+    pub access_log: Option<Arc<AccessLog>>,
 }
 
 /// One route, ready to run.

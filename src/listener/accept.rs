@@ -2,8 +2,9 @@
 
 use super::bind::Socket;
 use super::connection::{self, Connection};
-use super::{Active, ListenerState, Runtime, Stage};
+use super::{Active, ListenerState, Refusal, Runtime, Stage};
 use crate::request::Scheme;
+use crate::telemetry::metrics::GaugeGuard;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::l4::socket::SocketAddr as DigestAddr;
 use std::io;
@@ -71,7 +72,7 @@ async fn accept_unix(listener: UnixListener, state: Arc<ListenerState>, everywhe
 }
 
 async fn accept_failed(state: &ListenerState, error: &io::Error) {
-    state.metrics.accept_failed();
+    state.metrics.refused.count(Refusal::AcceptFailed as usize);
     // EMFILE, ENFILE, ENOBUFS, ENOMEM: ours to wait out. All others concern one connection that is gone already.
     if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
         log::warn!("listener `{}` cannot accept: {error}", state.name);
@@ -114,6 +115,7 @@ struct Admission {
     state: Arc<ListenerState>,
     everywhere: Arc<Active>,
     counted_for: Option<IpAddr>,
+    open: Option<GaugeGuard>,
 }
 
 impl Admission {
@@ -121,25 +123,25 @@ impl Admission {
     fn try_new(state: &Arc<ListenerState>, everywhere: &Arc<Active>, peer: Option<IpAddr>) -> Option<Admission> {
         let settings = state.settings();
         if !state.active.try_enter(settings.max_connections) {
-            state.metrics.refused_total();
+            state.metrics.refused.count(Refusal::TooMany as usize);
             return None;
         }
         everywhere.try_enter(usize::MAX);
         // From here on dropping the admission gives back what was taken so far.
-        let mut admission = Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None };
+        let mut admission = Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None, open: None };
         if let (Some(most), Some(peer)) = (settings.max_connections_per_address, peer) {
             let key = counting_key(peer);
             let mut by_address = state.by_address.lock();
             let count = by_address.entry(key).or_insert(0);
             if *count >= most {
                 drop(by_address);
-                state.metrics.refused_address();
+                state.metrics.refused.count(Refusal::TooManyFromAddress as usize);
                 return None;
             }
             *count = count.saturating_add(1);
             admission.counted_for = Some(key);
         }
-        state.metrics.accepted();
+        admission.open = Some(state.metrics.accept());
         Some(admission)
     }
 }

@@ -6,7 +6,7 @@
 use super::deadline::{Backstop, DeadlineCell};
 use super::io::{EdgeIo, HeadError, Transport};
 use super::stage::Stage;
-use super::{Edge, ListenerState};
+use super::{Edge, ListenerState, MALFORMED_TIMEOUT};
 use crate::rejection::{self, Rejection};
 use crate::request::Scheme;
 use crate::respond;
@@ -64,7 +64,7 @@ pub async fn serve<T: Transport>(transport: T, digest: SocketDigest, connection:
         let patience = if served == 0 { settings.header_timeout } else { settings.keepalive_timeout };
         let arrived = tokio::select! {
             biased;
-            arrived = pingora::time::timeout(patience, io.wait()) => matches!(arrived, Ok(Ok(true))),
+            arrived = pingora_timeout::timeout(patience, io.wait()) => matches!(arrived, Ok(Ok(true))),
             () = listener.stage.wait_for(Stage::Closing) => false,
         };
         if !arrived {
@@ -74,12 +74,12 @@ pub async fn serve<T: Transport>(transport: T, digest: SocketDigest, connection:
             Ok((_, bytes)) => bytes,
             Err(HeadError::Closed) => return,
             Err(HeadError::Timeout) => {
-                listener.metrics.malformed_timeout();
+                listener.metrics.malformed.count(MALFORMED_TIMEOUT);
                 return refuse(io, &connection, Rejection::new(&rejection::REQUEST_TIMEOUT), "header_timeout", edge).await;
             }
             Err(HeadError::Malformed(why)) => {
-                listener.metrics.malformed(why.index());
-                return refuse(io, &connection, Rejection::new(why.code()), why.name(), edge).await;
+                listener.metrics.malformed.count(why as usize);
+                return refuse(io, &connection, Rejection::new(why.rejection()), why.name(), edge).await;
             }
         };
         served = served.saturating_add(1);
@@ -105,6 +105,6 @@ pub async fn serve<T: Transport>(transport: T, digest: SocketDigest, connection:
 async fn refuse<T: Transport>(io: EdgeIo<T>, connection: &Connection, rejection: Rejection, reason: &'static str, edge: &Edge) {
     let id = crate::forwarded::request_id(None, false);
     let answer = respond::raw(&rejection, &id);
-    edge.log_malformed(connection, &id, rejection.code, reason, answer.len());
+    edge.gateway.log_malformed(connection, &id, rejection.code, reason, answer.len());
     io.answer_and_close(&answer).await;
 }

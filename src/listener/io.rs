@@ -145,7 +145,7 @@ impl<T: Transport> EdgeIo<T> {
                 }
             }
         };
-        match pingora::time::timeout(deadline, rest).await {
+        match pingora_timeout::timeout(deadline, rest).await {
             Ok(done) => done,
             Err(_) => Err(HeadError::Timeout),
         }

@@ -5,8 +5,8 @@ use crate::listener::Connection;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Route, Snapshot};
-use crate::telemetry::metrics::InFlight;
-use crate::upstream::{Lease, Tried};
+use crate::telemetry::metrics::GaugeGuard;
+use crate::upstream::{InFlight, Tried};
 use http::header;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -25,7 +25,7 @@ pub struct Ctx {
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
     pub(super) attempt: Attempt,
-    pub(super) in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
@@ -47,7 +47,7 @@ pub(super) struct Attempt {
     pub connect_failures: u32,
     pub resets: u32,
     pub tried: Tried,
-    pub endpoint: Option<Lease>,
+    pub endpoint: Option<InFlight>,
     pub started: Option<Instant>,
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,

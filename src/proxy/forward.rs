@@ -24,7 +24,7 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     };
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let Some(lease) = target.upstream.select(&ctx.attempt.tried) else {
+    let Some(endpoint) = target.upstream.select(&ctx.attempt.tried) else {
         let rejection = if ctx.attempt.count == 0 {
             Rejection::new(&rejection::UPSTREAM_UNAVAILABLE).retry_after(target.upstream.retry_after())
         } else {
@@ -33,15 +33,15 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         };
         return Err(ctx.fail(rejection));
     };
-    let peer = target.upstream.peer(&lease, left);
+    let peer = endpoint.http_peer(left);
     if ctx.attempt.count > 0 {
-        target.metrics.retried();
+        target.metrics.retries.increment();
     }
     ctx.attempt.count = ctx.attempt.count.saturating_add(1);
     ctx.attempt.started = Some(ctx.gateway.clock().now());
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
-    ctx.attempt.endpoint = Some(lease);
+    ctx.attempt.endpoint = Some(endpoint.begin());
     Ok(peer)
 }
 
@@ -49,13 +49,13 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
     let Some(route) = ctx.route.clone() else { return error };
     let Some(target) = &route.upstream else { return error };
-    target.metrics.connect_failed();
-    if let Some(lease) = &ctx.attempt.endpoint {
-        lease.connect_failed();
-        ctx.attempt.tried.add(lease);
+    target.metrics.connect_failures.increment();
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        endpoint.state().count_connect_failure();
+        ctx.attempt.tried.add(endpoint);
     }
     ctx.attempt.connect_failures = ctx.attempt.connect_failures.saturating_add(1);
-    error.set_retry(ctx.in_time() && ctx.attempt.connect_failures < target.upstream.attempts());
+    error.set_retry(ctx.in_time() && usize::try_from(ctx.attempt.connect_failures).unwrap_or(usize::MAX) < target.upstream.attempts());
     error
 }
 
@@ -64,7 +64,11 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
     ctx.attempt.reused = reused;
     ctx.attempt.connect_time = elapsed.filter(|_| !reused);
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
-        target.metrics.connected(reused, elapsed.unwrap_or_default());
+        if reused {
+            target.metrics.reused();
+        } else {
+            target.metrics.connected(elapsed.unwrap_or_default());
+        }
     }
 }
 
@@ -76,7 +80,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         head.insert_header(forwarded::X_REQUEST_ID, id)?;
     }
     head.append_header(header::VIA, ctx.snapshot.via.clone())?;
-    if ctx.attempt.endpoint.as_ref().is_some_and(|lease| !lease.may_pool()) {
+    if ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = ctx.route.clone()
@@ -95,7 +99,8 @@ pub fn response_head(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
-        target.metrics.answered(head.status.as_u16(), elapsed.unwrap_or_default());
+        target.metrics.attempted(Some(head.status.as_u16()));
+        target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
@@ -113,8 +118,14 @@ pub fn attempt_failed(session: &mut Session, ctx: &mut Ctx, mut error: Box<Error
     let safe = error.esource() == &ErrorSource::Upstream && broke && unanswered && replayable && ctx.rejection.is_none();
     ctx.attempt.resets = ctx.attempt.resets.saturating_add(1);
     // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
-    if !reused && let Some(lease) = &ctx.attempt.endpoint {
-        ctx.attempt.tried.add(lease);
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        if error.esource() == &ErrorSource::Upstream && !reused {
+            endpoint.state().count_error();
+            ctx.attempt.tried.add(endpoint);
+        }
+    }
+    if unanswered && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+        target.metrics.attempted(None);
     }
     error.set_retry(safe && ctx.in_time() && ctx.attempt.resets <= MAX_RESETS);
     error

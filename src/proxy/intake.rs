@@ -5,11 +5,18 @@ use super::Ctx;
 use crate::rejection::{self, Rejection};
 use crate::route::{Found, Query};
 use crate::snapshot::Route;
-use crate::{canonical, forwarded};
+use crate::canonical::{self, PathForm, PathRules};
+use crate::forwarded;
 use bytes::Bytes;
 use http::{Method, Uri, Version, header};
 use pingora::proxy::Session;
+use std::cell::RefCell;
 use std::sync::Arc;
+
+thread_local! {
+    /// Where a path that is not canonical is rewritten. Most are, and then it is not touched.
+    static CANONICAL: RefCell<String> = const { RefCell::new(String::new()) };
+}
 
 /// Finds the route of a request or the reason to refuse it. What it learns on the way stays in `ctx` even then, so that
 /// refused requests are logged with all that is known.
@@ -77,26 +84,29 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     };
     match host {
         Some(host) => {
-            canonical::host(host, &mut ctx.request.host).map_err(|_| malformed(&rejection::HOST_INVALID))?;
+            canonical::canonical_host(host, &mut ctx.request.host).map_err(|_| malformed(&rejection::HOST_INVALID))?;
         }
         // Only HTTP/1.0 may leave it out; then only routes without a host match.
         None if head.version == Version::HTTP_10 => {}
         None => return Err(malformed(&rejection::HOST_INVALID)),
     }
-    if head.uri.path() == "*" && head.method == Method::OPTIONS {
-        return Ok(());
-    }
-    let path = head.uri.path();
-    let canonical = canonical::path(path).map_err(|_| malformed(&rejection::PATH_INVALID))?;
-    if let canonical::PathForm::Changed(path) = canonical {
-        let target = match session.req_header().uri.query() {
-            Some(query) => format!("{path}?{query}"),
-            None => path,
-        };
-        let uri = target.parse::<Uri>().map_err(|_| malformed(&rejection::PATH_INVALID))?;
-        session.req_header_mut().set_uri(uri);
-    }
-    Ok(())
+    let rules = PathRules { asterisk: head.method == Method::OPTIONS, ..PathRules::STRICT };
+    CANONICAL.with_borrow_mut(|path| {
+        let invalid = || malformed(&rejection::PATH_INVALID);
+        let form = canonical::canonical_path(head.uri.path().as_bytes(), rules, path).map_err(|_| invalid())?;
+        if let Some(query) = head.uri.query() {
+            canonical::check_query(query.as_bytes()).map_err(|_| invalid())?;
+            if form == PathForm::Rewritten {
+                path.push('?');
+                path.push_str(query);
+            }
+        }
+        if form == PathForm::Rewritten {
+            let target = path.parse::<Uri>().map_err(|_| invalid())?;
+            session.req_header_mut().set_uri(target);
+        }
+        Ok(())
+    })
 }
 
 /// Refuses a body that says it is too long; one that does not say is counted as it arrives.

@@ -4,6 +4,7 @@ use super::{Ctx, Gateway};
 use crate::listener::Connection;
 use crate::rejection::Code;
 use crate::telemetry::access_log::AccessRecord;
+use crate::telemetry::metrics::Method;
 use http::{Version, header};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
@@ -74,12 +75,13 @@ fn finish(ctx: &Ctx, ends: &Ends<'_>) {
     let clock = ctx.gateway.clock();
     let duration = clock.now().saturating_duration_since(ctx.request.started);
     let metrics = ctx.route.as_ref().map_or(&ctx.snapshot.unrouted, |route| &route.metrics);
-    metrics.finished(ends.method, ends.status, duration, ends.bytes_in, ends.bytes_out);
+    metrics.end(Method::of(ends.method.as_bytes()), ends.status, duration, ends.bytes_in, ends.bytes_out);
     if let Some(rejection) = &ctx.rejection {
-        metrics.rejected(rejection.code.code);
+        metrics.rejected(rejection.code);
     }
     let endpoint = ctx.attempt.endpoint.as_ref();
-    ctx.snapshot.access_log.write(&AccessRecord {
+    let Some(access_log) = &ctx.snapshot.access_log else { return };
+    access_log.write(&AccessRecord {
         listener: ctx.connection.as_ref().map(|connection| &*connection.listener.name),
         method: ends.method.as_bytes(),
         host: ctx.request.host.as_bytes(),
@@ -123,9 +125,10 @@ impl Gateway {
     /// The line of a request that was refused before it could be parsed: what it asked for cannot be told.
     pub fn log_malformed(&self, connection: &Connection, id: &str, code: &'static Code, reason: &'static str, bytes_out: usize) {
         let snapshot = self.snapshot();
-        snapshot.unrouted.finished("", Some(code.status), Duration::ZERO, 0, 0);
-        snapshot.unrouted.rejected(code.code);
-        snapshot.access_log.write(&AccessRecord {
+        snapshot.unrouted.end(Method::of(b""), Some(code.status), Duration::ZERO, 0, 0);
+        snapshot.unrouted.rejected(code);
+        let Some(access_log) = &snapshot.access_log else { return };
+        access_log.write(&AccessRecord {
             listener: Some(&connection.listener.name),
             status: Some(code.status),
             rejection: Some(code.code),

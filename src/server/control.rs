@@ -63,7 +63,7 @@ impl Service for Control {
         self.readiness.set_ready();
         systemd::ready(&snapshot);
         if let Some(ready) = self.ready.lock().take() {
-            ready(&self.reloader.gateway, &self.admin.listeners);
+            ready(&self.admin.listeners, &self.reloader.fixed.admin);
         }
         let _ = shutdown.changed().await;
     }

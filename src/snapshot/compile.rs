@@ -3,7 +3,7 @@
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
 use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
-use crate::diagnostic::Diagnostics;
+use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::TrustedProxies;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
@@ -12,7 +12,7 @@ use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamConfig};
 use http::HeaderValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,8 +27,9 @@ pub struct CompileParts<'a> {
 
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
-    let upstreams = upstreams(config, parts);
-    let routes = config.routes.values().map(|entry| route(entry, config, &upstreams, parts, d)).collect::<Vec<_>>();
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
+    let builder = RouteBuilder { config, upstreams: &upstreams, parts };
+    let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
     if d.has_errors() {
@@ -41,105 +42,102 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         router: router?,
         routes: routes.into_iter().collect::<Option<_>>()?,
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
-        upstreams: upstreams.into_iter().map(|(name, target)| (name, target.upstream)).collect(),
+        upstreams,
         listeners: config.listeners.values().map(listener).collect(),
         trusted_proxies: TrustedProxies::new(config.server.trusted_proxies.iter().map(|cidr| cidr.value)),
         pseudonym: pseudonym.into(),
         via: HeaderValue::try_from(format!("1.1 {pseudonym}")).ok()?,
-        access_log: access_log?,
+        access_log,
     })
 }
 
-fn upstreams(config: &Config, parts: &CompileParts<'_>) -> BTreeMap<Arc<str>, Target> {
-    let build = |entry: &Entry<_>| {
-        let name = entry.name.value.as_str();
-        let upstream = Upstream::build(name, &entry.value, parts.state, parts.clock);
-        let metrics = parts.state.get_or_create(name, UpstreamMetrics::default);
-        (Arc::from(name), Target { upstream, metrics })
-    };
-    config.upstreams.values().map(build).collect()
-}
+type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
-fn route(
-    entry: &Entry<RouteConfig>,
-    config: &Config,
-    upstreams: &BTreeMap<Arc<str>, Target>,
-    parts: &CompileParts<'_>,
-    d: &mut Diagnostics,
-) -> Option<Arc<Route>> {
+fn upstream(entry: &Entry<UpstreamConfig>, parts: &CompileParts<'_>) -> (Arc<str>, Arc<Upstream>) {
     let name = entry.name.value.as_str();
-    let mut filters = Vec::new();
-    let complete = build_filters(&entry.value.filters, name, config, parts, d, &mut filters);
-    let chain = Chain::new(&filters);
-    let upstream = match &entry.value.upstream {
-        Some(upstream) => Some(upstreams.get(upstream.value.as_str())?.clone()),
-        None => {
-            if complete && !filters.iter().any(|filter| filter.answers()) {
-                d.error(entry.name.span.clone(), format!("route `{name}` has neither an upstream nor a filter that answers"))
-                    .help("add `upstream = \"...\"`, or a filter such as `respond` or `redirect`");
-            }
-            None
-        }
-    };
-    let own = entry.value.timeouts.request.get();
-    let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
-    Some(Arc::new(Route {
-        name: name.into(),
-        chain,
-        upstream,
-        timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
-        max_body: entry.value.max_body.unwrap_or(config.server.max_body).0,
-        metrics: parts.state.get_or_create(name, RouteMetrics::default),
-    }))
+    (name.into(), Upstream::build(name, &entry.value, parts.state, parts.clock))
 }
 
-/// Appends the filters as they run, named chains in place. `false` if one of them could not be built.
-fn build_filters(
-    entries: &[FilterEntry],
-    route: &str,
-    config: &Config,
-    parts: &CompileParts<'_>,
-    d: &mut Diagnostics,
-    filters: &mut Vec<Arc<dyn Filter>>,
-) -> bool {
-    let mut complete = true;
-    for entry in entries {
-        complete &= match entry {
-            FilterEntry::Filter(spec) => match build_filter(spec, route, parts, d) {
-                Some(filter) => {
-                    filters.push(filter);
-                    true
+/// Compiles routes. Each gets its own copies of the filters of the chains that it uses.
+struct RouteBuilder<'a> {
+    config: &'a Config,
+    upstreams: &'a Upstreams,
+    parts: &'a CompileParts<'a>,
+}
+
+impl RouteBuilder<'_> {
+    fn route(&self, entry: &Entry<RouteConfig>, d: &mut Diagnostics) -> Option<Arc<Route>> {
+        let name = entry.name.value.as_str();
+        let mut filters = Vec::new();
+        let complete = self.filters(&entry.value.filters.0, name, d, &mut filters);
+        let upstream = match &entry.value.upstream {
+            Some(upstream) => {
+                let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
+                let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
+                Some(Target { upstream, metrics })
+            }
+            None => {
+                if complete && !filters.iter().any(|filter| filter.answers()) {
+                    d.error(entry.name.span.clone(), format!("route `{name}` has neither an upstream nor a filter that answers"))
+                        .help("add `upstream = \"...\"`, or a filter such as `respond` or `redirect`");
                 }
-                None => false,
-            },
-            // Names that do not exist, and chains that use themselves, were refused when the file was read.
-            FilterEntry::Use(chain) => config
-                .chains
-                .get(&chain.value)
-                .is_some_and(|chain| build_filters(&chain.value.filters, route, config, parts, d, filters)),
+                None
+            }
         };
+        let own = entry.value.timeouts.request.get();
+        let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
+        Some(Arc::new(Route {
+            name: name.into(),
+            chain: Chain::new(&filters),
+            upstream,
+            timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
+            max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
+            metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
+        }))
     }
-    complete
-}
 
-fn build_filter(spec: &FilterSpec, route: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<dyn Filter>> {
-    let mut cx = BuildContext { route, state: parts.state, clock: parts.clock, diagnostics: d, span: spec.span.clone() };
-    match (spec.build)(&mut cx) {
-        Ok(filter) => Some(filter),
-        Err(problem) => {
-            let span = problem.span.unwrap_or_else(|| spec.span.clone());
-            // A chain is built once for each route that uses it; its mistakes are told once.
-            let known = d.list.iter().any(|known| {
-                known.message == problem.message && known.primary.as_ref().is_some_and(|(place, _)| *place == span)
-            });
-            if !known {
-                let diagnostic = d.error(span, problem.message);
-                if let Some(help) = problem.help {
-                    diagnostic.help(help);
-                }
-            }
-            None
+    /// Appends the filters in the order in which they run, those of named chains in place. `false` if one could not be built.
+    fn filters(&self, entries: &[FilterEntry], route: &str, d: &mut Diagnostics, into: &mut Vec<Arc<dyn Filter>>) -> bool {
+        let mut complete = true;
+        for entry in entries {
+            complete &= match entry {
+                FilterEntry::Filter(spec) => match self.filter(spec, route, d) {
+                    Some(filter) => {
+                        into.push(filter);
+                        true
+                    }
+                    None => false,
+                },
+                // Names that do not exist, and chains that use themselves, were refused when the file was read.
+                FilterEntry::Use(name) => match self.config.chains.get(&name.value) {
+                    Some(chain) => self.filters(&chain.value.filters.0, route, d, into),
+                    None => false,
+                },
+            };
         }
+        complete
+    }
+
+    fn filter(&self, spec: &FilterSpec, route: &str, d: &mut Diagnostics) -> Option<Arc<dyn Filter>> {
+        let span = spec.span.clone();
+        let CompileParts { state, clock, .. } = self.parts;
+        let mut cx = BuildContext { route, state, clock, upstreams: self.upstreams, diagnostics: d, span: span.clone() };
+        let problem = match (spec.build)(&mut cx) {
+            Ok(filter) => return Some(filter),
+            Err(problem) => problem,
+        };
+        let span = problem.span.unwrap_or(span);
+        // A chain is built once for each route that uses it; its mistakes are told once.
+        let told = |known: &Diagnostic| {
+            known.message == problem.message && known.primary.as_ref().is_some_and(|(place, _)| *place == span)
+        };
+        if !d.list.iter().any(told) {
+            let diagnostic = d.error(span, problem.message);
+            if let Some(help) = problem.help {
+                diagnostic.help(help);
+            }
+        }
+        None
     }
 }
 
@@ -196,15 +194,15 @@ fn listener(entry: &Entry<ListenerConfig>) -> ListenerPlan {
 fn access_log(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<AccessLog>> {
     let access = &config.log.access;
     let output = match &access.output.value {
-        _ if parts.dry => Output::Null,
+        AccessOutput::Off => return None,
+        _ if parts.dry => return None,
         AccessOutput::Stdout => Output::Stdout,
         AccessOutput::Stderr => Output::Stderr,
-        AccessOutput::Off => Output::Null,
         AccessOutput::File(path) => Output::File(path.clone()),
     };
     let mut options = WriterOptions::new("access log", output);
-    options.capacity = usize::try_from(config.log.buffer.value.0).unwrap_or(usize::MAX);
-    let key = format!("{:?} {}", access.output.value, options.capacity);
+    options.queue_bytes = usize::try_from(config.log.buffer.value.0).unwrap_or(usize::MAX);
+    let key = format!("{:?} {}", access.output.value, options.queue_bytes);
     match parts.state.try_get_or_create(&key, || Writer::new(options)) {
         Ok(writer) => {
             let sample_per_million = access.sample.parts_per_million;

@@ -1,0 +1,55 @@
+//! `/metrics`: everything that is counted, gathered from where it is counted.
+
+use super::Admin;
+use crate::listener::ListenerState;
+use crate::telemetry::metrics::{self, EndpointSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics};
+use crate::telemetry::process::ProcessSample;
+use crate::upstream::{Endpoint, Upstream};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+pub use crate::telemetry::metrics::CONTENT_TYPE;
+
+pub fn exposition(admin: &Admin) -> String {
+    let snapshot = admin.gateway.snapshot();
+    let routes = snapshot.routes().map(|route| (route.name.to_string(), Arc::clone(&route.metrics)));
+    let unrouted: (String, Arc<RouteMetrics>) = (NO_ROUTE.to_owned(), Arc::clone(&snapshot.unrouted));
+    let upstream = |name: &Arc<str>| (name.to_string(), admin.state.get_or_create(name, UpstreamMetrics::default));
+    let listener = |state: Arc<ListenerState>| (state.name.to_string(), Arc::clone(&state.metrics));
+    let mut logs = vec![LogSample { log: "gateway", stats: admin.reloader.logger.stats() }];
+    if let Some(access_log) = &snapshot.access_log {
+        logs.push(LogSample { log: "access", stats: access_log.writer().stats() });
+    }
+    metrics::encode(&MetricsView {
+        routes: routes.chain([unrouted]).collect(),
+        upstreams: snapshot.upstreams.keys().map(upstream).collect(),
+        endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
+        listeners: admin.listeners.states().into_iter().map(listener).collect(),
+        gateway: admin.gateway.metrics(),
+        logs,
+        log_suppressed: admin.reloader.logger.suppressed(),
+        process: ProcessSample::read(),
+    })
+}
+
+fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {
+    upstream.endpoints().iter().map(|endpoint| sample(upstream, endpoint)).collect()
+}
+
+fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
+    let report = endpoint.health().map(|health| health.report()).unwrap_or_default();
+    let state = endpoint.state();
+    // The check remembers a monotonic time, the exposition shows wall time.
+    let wall = |at: Instant| SystemTime::now().checked_sub(at.elapsed());
+    EndpointSample {
+        upstream: upstream.name().to_string(),
+        endpoint: endpoint.address().to_string(),
+        healthy: endpoint.is_healthy(),
+        in_flight: state.in_flight().into(),
+        requests: state.requests(),
+        connect_failures: state.connect_failures(),
+        checks_ok: report.checks_ok,
+        checks_failed: report.checks_failed,
+        last_check: report.last_check.and_then(wall),
+    }
+}
