@@ -21,6 +21,9 @@ mod syntax;
 mod tree;
 mod validate;
 
+#[cfg(test)]
+mod tests;
+
 pub use admin::AdminConfig;
 pub use filters::{FilterEntry, Filters};
 pub use listener::ListenerConfig;

@@ -90,9 +90,12 @@ macro_rules! text_value {
                 impl serde::de::Visitor<'_> for Text {
                     type Value = $name;
                     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        let article = if $title.starts_with('a') { "an" } else { "a" };
                         let examples = $description.split_once(": ").map_or("", |(_, examples)| examples);
-                        let example = examples.split(',').next().unwrap_or_default();
-                        if example.is_empty() { f.write_str(concat!("a ", $title)) } else { write!(f, "a {} such as \"{example}\"", $title) }
+                        match examples.split(',').next() {
+                            Some(example) if !example.is_empty() => write!(f, "{article} {} such as \"{example}\"", $title),
+                            _ => write!(f, "{article} {}", $title),
+                        }
                     }
                     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$name, E> {
                         text.parse().map_err(E::custom)
@@ -163,8 +166,11 @@ impl FromStr for Duration {
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
+        if millis == 0 {
+            return f.write_str("0s");
+        }
         for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
-            if millis != 0 && millis.is_multiple_of(unit) {
+            if millis.is_multiple_of(unit) {
                 return write!(f, "{}{name}", millis / unit);
             }
         }

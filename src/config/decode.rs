@@ -49,7 +49,12 @@ impl<'a, 'i> Decoder<'a, 'i> {
         decode: impl Fn(ValueDeserializer<'i>) -> Result<T, Error>,
     ) -> Option<Decoded<T>> {
         let mut cut = Cut::default();
-        let mut clean = true;
+        let mut broken = Vec::new();
+        self.replacements.broken_in(&value, &mut broken);
+        let mut clean = broken.is_empty();
+        for range in &broken {
+            remove(&mut value, range, &mut cut)?;
+        }
         loop {
             let error = match decode(ValueDeserializer::from(value.clone())) {
                 Ok(value) => return Some(Decoded { value, clean }),
@@ -64,7 +69,7 @@ impl<'a, 'i> Decoder<'a, 'i> {
             }
             clean = false;
             let mut meant = None;
-            if !self.replacements.is_broken(range.start) && !cut.explains(&error, &range) {
+            if !cut.explains(&error, &range) {
                 meant = self.report(&error, range.clone());
             }
             // Beyond the bound findings are only counted: then one for each section is enough.
@@ -203,6 +208,7 @@ fn plain(expected: &str) -> String {
 fn kind(found: &str) -> &str {
     match found.split(' ').next().unwrap_or_default() {
         "string" => "a string",
+        "integer" if found.ends_with("128") => "too large",
         "integer" => "a whole number",
         "floating" => "a number with a fraction",
         "boolean" => "a boolean",

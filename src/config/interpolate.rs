@@ -95,9 +95,17 @@ impl Replacements {
         matches!(value, DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_)).then_some(value)
     }
 
-    /// Whether an error of the string at this offset is reported already.
-    pub fn is_broken(&self, start: usize) -> bool {
-        self.broken.contains(&start)
+    /// The strings within a value that have an error which is reported already.
+    pub fn broken_in(&self, value: &Spanned<DeValue<'_>>, out: &mut Vec<Range<usize>>) {
+        if self.broken.is_empty() {
+            return;
+        }
+        match value.get_ref() {
+            DeValue::Table(table) => table.values().for_each(|value| self.broken_in(value, out)),
+            DeValue::Array(list) => list.iter().for_each(|value| self.broken_in(value, out)),
+            DeValue::String(_) if self.broken.contains(&value.span().start) => out.push(value.span()),
+            _ => {}
+        }
     }
 
     /// Feeds the new texts to `each` in a stable order.

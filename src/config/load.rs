@@ -97,6 +97,12 @@ pub(super) struct Progress {
     pub incomplete: bool,
 }
 
+impl Progress {
+    pub fn failed_names(&self, section: &'static str) -> impl Iterator<Item = &str> + Clone {
+        self.failed.keys().filter(move |(failed, _)| *failed == section).map(|(_, name)| name.as_str())
+    }
+}
+
 struct Loader<'a> {
     registry: &'a Registry,
     env: &'a dyn Fn(&str) -> Option<String>,
@@ -219,7 +225,8 @@ impl<'a> Loader<'a> {
         if !pattern.contains(['*', '?', '[']) {
             return self.file(&base.join(&pattern.value), by, within);
         }
-        match glob::glob(&full) {
+        let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+        match glob::glob_with(&full, options) {
             Ok(found) => {
                 for path in found {
                     match path {

@@ -17,7 +17,7 @@ pub struct LogConfig {
     /// One line for each request.
     pub access: AccessLogConfig,
     /// How much may wait to be written, for each output, from 64KiB to 1GiB. When an output is slower than the traffic, lines
-    /// beyond it are dropped and counted (metric `gatewright_log_dropped_total`); requests never wait for a log.
+    /// beyond it are dropped and counted (metric `gatewright_log_records_dropped_total`); requests never wait for a log.
     pub buffer: Located<ByteSize>,
 }
 
@@ -40,10 +40,9 @@ pub enum Level {
 pub struct AccessLogConfig {
     /// How a line is written.
     pub format: AccessFormat,
-    /// `"stdout"`, `"stderr"`, `"off"`, or `"file:/path"`: appended to, and opened anew at each reload, so that it can be
-    /// rotated.
+    /// Where the lines go: `"stdout"`, `"stderr"`, `"off"`, or `"file:/path"`, to which they are appended.
     pub output: Located<AccessOutput>,
-    /// The share of requests that are written. Those that end in a 5xx status or a rejection are always written.
+    /// The share of requests that are written, from 0% to 100%.
     pub sample: Percent,
 }
 

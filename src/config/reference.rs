@@ -15,6 +15,9 @@ const HEAD: &str = "\
 
 ";
 
+/// The schema of an element of `filters`, which has a chapter of its own.
+const FILTER: &str = "#/$defs/Filter";
+
 /// The reference page in Markdown.
 pub fn reference(registry: &Registry) -> String {
     let schema = super::schema(registry);
@@ -166,6 +169,9 @@ impl<'a> Page<'a> {
     /// A value's type in a few words.
     fn kind(&self, value: &'a Value) -> String {
         let target = self.resolve(value);
+        if value.get("$ref").and_then(Value::as_str) == Some(FILTER) {
+            return "filter".to_owned();
+        }
         if let Some(title) = target.get("title").and_then(Value::as_str) {
             return title.to_owned();
         }
@@ -197,7 +203,11 @@ impl<'a> Page<'a> {
             "null" => String::new(),
             "integer" => format!("whole number{bounds}"),
             "number" => format!("number{bounds}"),
-            "array" => format!("list of {}", target.get("items").map_or("values".to_owned(), |items| self.kind(items))),
+            "array" => match target.get("items").map(|items| self.kind(items)) {
+                Some(kind) if kind.bytes().all(|b| b.is_ascii_lowercase() || b == b' ') => format!("list of {kind}s"),
+                Some(kind) => format!("list of {kind}"),
+                None => "list".to_owned(),
+            },
             "object" => match properties(target).as_slice() {
                 [(key, _)] if strings(target.get("required")).count() == 1 => format!("`{{ {key} = ... }}`"),
                 _ => "table".to_owned(),
@@ -205,7 +215,7 @@ impl<'a> Page<'a> {
             kind => kind.to_owned(),
         };
         let kinds: Vec<_> = kinds.into_iter().map(one).filter(|kind| !kind.is_empty()).collect();
-        if kinds.is_empty() { "filter".to_owned() } else { kinds.join(" or ") }
+        if kinds.is_empty() { "any value".to_owned() } else { kinds.join(" or ") }
     }
 }
 

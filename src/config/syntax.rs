@@ -9,6 +9,9 @@ use toml::de::{DeTable, DeValue};
 /// The most syntax errors that are reported for one file. After an unclosed quote the rest are echoes of it.
 const SYNTAX_ERRORS_MAX: usize = 20;
 
+/// The parser's message for a key or table that is defined twice.
+const DUPLICATE: &str = "duplicate key";
+
 /// Sections of a file that cannot be believed because a syntax error lies within them. What the parser makes of the rest of
 /// such a section would give errors that nobody wrote.
 #[derive(Default)]
@@ -34,15 +37,25 @@ pub(super) fn parse<'i>(text: &'i str, file: FileId, d: &mut Diagnostics) -> (De
     }
     let mut spoiled = Spoiled { any: true, ..Spoiled::default() };
     let mut places = Vec::new();
-    let mut last_line = None;
-    for error in &errors {
-        let range = error.span().unwrap_or(text.len()..text.len());
+    let mut errors: Vec<_> = errors.iter().map(|e| (e.span().unwrap_or(text.len()..text.len()), e.message())).collect();
+    errors.sort_by_key(|(range, _)| range.start);
+    let (mut last_line, mut reported, mut within_duplicate) = (None, 0, None);
+    for (range, message) in errors {
         places.push(range.start);
-        // What follows the first error of a line is mostly its echo.
-        let line = text.get(..range.start).map(|before| before.rfind('\n'));
-        if last_line.replace(line) != Some(line) && places.len() <= SYNTAX_ERRORS_MAX {
-            report(text, file, error.message(), range, d);
+        let before = text.get(..range.start).unwrap_or_default();
+        let line = before.rfind('\n');
+        // What follows the first error of a line is mostly its echo; so are the keys of a table that is defined twice.
+        let header = before.rfind("\n[").unwrap_or_default();
+        let echo = last_line == Some(line) || (message == DUPLICATE && within_duplicate == Some(header));
+        last_line = Some(line);
+        if echo || reported == SYNTAX_ERRORS_MAX {
+            continue;
         }
+        reported += 1;
+        if message == DUPLICATE && line.unwrap_or_default() == header {
+            within_duplicate = Some(header);
+        }
+        report(text, file, message, range, d);
     }
     let mut starts = Vec::new();
     for (section, value) in &tree {
@@ -85,8 +98,13 @@ fn collect_starts(value: &Spanned<DeValue<'_>>, owner: &Owner, starts: &mut Vec<
 }
 
 fn report(text: &str, file: FileId, message: &str, range: Range<usize>, d: &mut Diagnostics) {
-    if message.starts_with("duplicate key") {
-        let key = text.get(range.clone()).unwrap_or_default().to_owned();
+    if message == DUPLICATE {
+        let line_start = text.get(..range.start).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
+        let line = text.get(line_start..).unwrap_or_default().lines().next().unwrap_or_default().trim();
+        let key = match line.split_once(']') {
+            Some((header, _)) if header.starts_with('[') => format!("{header}]"),
+            _ => text.get(range.clone()).unwrap_or_default().to_owned(),
+        };
         let first = first_definition(text, &range);
         let found = d.error(Span { file, range }, format!("`{key}` is defined twice")).label("again here");
         if let Some(first) = first {

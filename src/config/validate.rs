@@ -36,8 +36,7 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         route.check(d);
     }
     addresses(config, d);
-    if config.listeners.is_empty() && !progress.incomplete && !progress.failed.keys().any(|(section, _)| *section == "listeners")
-    {
+    if config.listeners.is_empty() && !progress.incomplete && progress.failed_names("listeners").next().is_none() {
         d.error(None, "there are no listeners, so nothing can be served")
             .help("add [listeners.http] with address = \"0.0.0.0:8080\"");
     }
@@ -77,7 +76,8 @@ fn addresses(config: &Config, d: &mut Diagnostics) {
     let mut all: Vec<&Located<Address>> = config.listeners.values().map(|listener| &listener.address).collect();
     all.push(&config.admin.listen);
     let place = |span: &Option<Span>| span.as_ref().map(|span| (span.file, span.range.start));
-    all.sort_by_key(|address| (address.span.is_none(), place(&address.span)));
+    // The default of the admin interface comes first, so that what is written is what is wrong.
+    all.sort_by_key(|address| place(&address.span));
     let mut first: BTreeMap<&Address, &Located<Address>> = BTreeMap::new();
     for address in all {
         let wildcard = match &address.value {
@@ -101,9 +101,7 @@ fn addresses(config: &Config, d: &mut Diagnostics) {
                 let found = d.error(address.span.clone(), format!("`{}` is taken by another listener", address.value));
                 match &other.span {
                     Some(span) => found.related(span.clone(), "by this one"),
-                    None => {
-                        found.help(format!("the admin interface listens on {} unless [admin] listen says otherwise", other.value))
-                    }
+                    None => found.help(format!("the admin interface is on {} unless [admin] listen says otherwise", other.value)),
                 };
             }
             None => {
@@ -131,13 +129,15 @@ fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
             && !config.upstreams.contains_key(&upstream.value)
             && !failed("upstreams", upstream)
         {
-            dangling(d, upstream.span.clone(), "upstream", upstream, config.upstreams.keys().map(String::as_str));
+            let known = config.upstreams.keys().map(String::as_str).chain(progress.failed_names("upstreams"));
+            dangling(d, upstream.span.clone(), "upstream", upstream, known);
         }
     }
     let routes = config.routes.values().map(|route| &route.filters);
     for used in routes.chain(config.chains.values().map(|chain| &chain.filters)).flat_map(|filters| filters.uses()) {
         if !config.chains.contains_key(&used.value) && !failed("chains", used) {
-            dangling(d, used.span.clone(), "chain", used, config.chains.keys().map(String::as_str));
+            let known = config.chains.keys().map(String::as_str).chain(progress.failed_names("chains"));
+            dangling(d, used.span.clone(), "chain", used, known);
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::upstream::Upstream;
 use crate::value::Located;
 use schemars::{Schema, SchemaGenerator};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use toml::de::{Error, ValueDeserializer};
 
@@ -47,6 +48,14 @@ pub struct BuildContext<'a> {
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
+}
+
+impl BuildContext<'_> {
+    /// The directory of the configuration file that the filter is written in: what relative paths in it start from.
+    pub fn directory(&self) -> PathBuf {
+        let source = self.diagnostics.source(self.span.file);
+        source.and_then(|source| source.path.parent()).map(PathBuf::from).unwrap_or_default()
+    }
 }
 
 /// One filter as written: its name, its place, and its decoded table, ready to be compiled for a route. A named chain is
