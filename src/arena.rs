@@ -50,7 +50,8 @@ mod tests {
         let base = with_arena(|buffer| buffer.extend_from_slice(b"first")).as_ptr() as usize;
         for round in 0..10_000_u32 {
             let text = format!("value {round}");
-            let (a, b) = (with_arena(|buf| buf.extend_from_slice(text.as_bytes())), with_arena(|buf| buf.extend_from_slice(b"b")));
+            let (a, b) =
+                (with_arena(|buf| buf.extend_from_slice(text.as_bytes())), with_arena(|buf| buf.extend_from_slice(b"b")));
             assert_eq!((&*a, &*b), (text.as_bytes(), &b"b"[..]));
             let at = a.as_ptr() as usize;
             assert!(at.abs_diff(base) < CHUNK, "round {round} needed another buffer");
@@ -59,7 +60,8 @@ mod tests {
 
     #[test]
     fn values_that_live_on_are_never_written_over() {
-        let kept: Vec<Bytes> = (0..2_000_u32).map(|n| with_arena(|buf| buf.extend_from_slice(n.to_string().as_bytes()))).collect();
+        let kept: Vec<Bytes> =
+            (0..2_000_u32).map(|n| with_arena(|buf| buf.extend_from_slice(n.to_string().as_bytes()))).collect();
         for (n, value) in kept.iter().enumerate() {
             assert_eq!(&**value, n.to_string().as_bytes());
         }

@@ -6,10 +6,23 @@
 //! other crates are registered the same way, see `examples/custom_filter.rs`.
 
 mod chain;
+mod header_edits;
+mod redirect;
 mod registry;
+mod request_headers;
+mod respond;
+mod response_headers;
+mod rewrite;
+#[cfg(test)]
+mod testing;
 
 pub use chain::Chain;
+pub use redirect::RedirectConfig;
 pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
+pub use request_headers::RequestHeadersConfig;
+pub use respond::RespondConfig;
+pub use response_headers::ResponseHeadersConfig;
+pub use rewrite::RewriteConfig;
 
 use crate::rejection::Rejection;
 use crate::request::RequestCtx;

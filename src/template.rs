@@ -1,28 +1,20 @@
 //! Values that filters write, with places for facts of the request: `"${request_id}-${client_ip}"`.
 //!
 //! Compiled when the configuration is loaded. A text without places is a finished header value, whose clone costs a
-//! counter. Others are written into a buffer that each thread keeps and that the value shares, so that writing a value
-//! allocates only when a buffer is used up while values from it are still in use: less than once in fifty values.
+//! counter. Others are written into the thread's [`arena`](crate::arena) and cost no allocation of their own.
 //!
 //! A fact that a request does not have (no consumer is known, the route has no such param) takes the whole value away
 //! rather than leaving a hole in it, and so does a value that could not stand in a header. The caller decides what then
 //! happens; none may let through what the client sent under the same name.
 
+use crate::arena::with_arena;
 use crate::request::RequestCtx;
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
-use std::cell::RefCell;
 use std::fmt::{self, Write as _};
 
 /// The longest value that a template renders to, in bytes; beyond it there is no value. Only path params can be long.
 pub const MAX_VALUE: usize = 2048;
-
-/// What a thread's buffer holds before it is reclaimed or replaced.
-const ARENA: usize = 4 * MAX_VALUE;
-
-thread_local! {
-    static BUFFER: RefCell<BytesMut> = RefCell::new(BytesMut::with_capacity(ARENA));
-}
 
 /// Why a text is not a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,20 +48,22 @@ enum Fact {
     Consumer,
     Host,
     Scheme,
+    Path,
 }
 
-const FACTS: [(&str, Fact); 6] = [
+const FACTS: [(&str, Fact); 7] = [
     ("request_id", Fact::RequestId),
     ("client_ip", Fact::ClientIp),
     ("route", Fact::Route),
     ("consumer", Fact::Consumer),
     ("host", Fact::Host),
     ("scheme", Fact::Scheme),
+    ("path", Fact::Path),
 ];
 
 impl Template {
-    /// Compiles a text with places `${request_id}`, `${client_ip}`, `${route}`, `${consumer}`, `${host}`, `${scheme}` and
-    /// `${path.NAME}`; `$$` stands for one dollar sign. `${VARIABLE}` in upper case is the environment's and has been
+    /// Compiles a text with places `${request_id}`, `${client_ip}`, `${route}`, `${consumer}`, `${host}`, `${scheme}`,
+    /// `${path}` (as the client asked, before any rewrite) and `${path.NAME}` (a param of the route); `$$` stands for one dollar sign. `${VARIABLE}` in upper case is the environment's and has been
     /// replaced before.
     pub fn compile(text: &str) -> Result<Self, TemplateError> {
         if text.len() > MAX_VALUE {
@@ -113,20 +107,15 @@ impl Template {
     pub fn render(&self, ctx: &RequestCtx, path: &str) -> Option<HeaderValue> {
         match &self.0 {
             Inner::Fixed(value) => Some(value.clone()),
-            Inner::Parts(parts) => BUFFER.with_borrow_mut(|buffer| {
-                buffer.clear();
-                if buffer.capacity() < MAX_VALUE {
-                    buffer.reserve(ARENA);
-                }
-                let mut out = Bounded { buffer };
-                let written = parts.iter().try_for_each(|part| part.write(&mut out, ctx, path));
-                if written.is_err() {
-                    buffer.clear();
-                    return None;
-                }
+            Inner::Parts(parts) => {
+                let mut written = Ok(());
+                let value = with_arena(|buffer| {
+                    let mut out = Bounded { buffer };
+                    written = parts.iter().try_for_each(|part| part.write(&mut out, ctx, path));
+                });
                 // Checks every byte, so that nothing a client sent can end the field.
-                HeaderValue::from_maybe_shared(buffer.split().freeze()).ok()
-            }),
+                written.ok().and_then(|()| HeaderValue::from_maybe_shared(value).ok())
+            }
         }
     }
 }
@@ -181,11 +170,12 @@ impl Part {
             Part::Fact(Fact::Consumer) => out.write_str(ctx.consumer.as_deref().ok_or(fmt::Error)?),
             Part::Fact(Fact::Host) => out.write_str(&ctx.host),
             Part::Fact(Fact::Scheme) => out.write_str(ctx.scheme.as_str()),
+            Part::Fact(Fact::Path) => out.write_str(path),
         }
     }
 }
 
-/// Writes up to [`MAX_VALUE`] bytes, which the buffer has room for.
+/// Writes up to [`MAX_VALUE`] bytes.
 struct Bounded<'a> {
     buffer: &'a mut BytesMut,
 }

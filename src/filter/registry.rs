@@ -102,6 +102,11 @@ impl Registry {
     /// The filters that ship with Gatewright. One line each.
     pub fn builtin() -> Self {
         Registry::default()
+            .with::<super::RequestHeadersConfig>()
+            .with::<super::ResponseHeadersConfig>()
+            .with::<super::RewriteConfig>()
+            .with::<super::RespondConfig>()
+            .with::<super::RedirectConfig>()
     }
 
     /// Adds a filter. A name that exists already is replaced, so that a custom filter can stand in for a built-in one.
