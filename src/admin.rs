@@ -8,9 +8,9 @@ pub mod client;
 mod metrics;
 mod status;
 
-use crate::readiness::Readiness;
 use crate::listener::Listeners;
 use crate::proxy::Gateway;
+use crate::readiness::Readiness;
 use crate::reload::{Outcome, Reloader};
 use crate::state::StatePool;
 use crate::value::Address;
@@ -142,7 +142,11 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
 }
 
 fn readiness(admin: &Admin) -> Response<Full<Bytes>> {
-    if admin.readiness.is_ready() { text(StatusCode::OK, "ready\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+    if admin.readiness.is_ready() {
+        text(StatusCode::OK, "ready\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
 }
 
 async fn reload(admin: &Admin) -> Response<Full<Bytes>> {
@@ -190,7 +194,9 @@ mod tests {
             }
             refuse_browser(&headers).is_some()
         };
-        assert!(!refused(&[("host", "127.0.0.1:9901")]) && !refused(&[("host", "localhost")]) && !refused(&[("host", "[::1]:80")]));
+        assert!(
+            !refused(&[("host", "127.0.0.1:9901")]) && !refused(&[("host", "localhost")]) && !refused(&[("host", "[::1]:80")])
+        );
         assert!(!refused(&[("host", "[::1]")]) && !refused(&[]));
         assert!(refused(&[("host", "evil.example:9901")]), "DNS rebinding");
         assert!(refused(&[("host", "127.0.0.1"), ("origin", "http://evil.example")]), "a cross-site request");

@@ -7,6 +7,7 @@
 
 mod chain;
 mod header_edits;
+mod health;
 mod redirect;
 mod registry;
 mod request_headers;
@@ -17,12 +18,7 @@ mod rewrite;
 mod testing;
 
 pub use chain::Chain;
-pub use redirect::RedirectConfig;
 pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
-pub use request_headers::RequestHeadersConfig;
-pub use respond::RespondConfig;
-pub use response_headers::ResponseHeadersConfig;
-pub use rewrite::RewriteConfig;
 
 use crate::rejection::Rejection;
 use crate::request::RequestCtx;

@@ -17,7 +17,6 @@ pub use connection::Connection;
 pub use stage::{Active, Stage};
 
 use crate::proxy::Gateway;
-use crate::rejection::Code;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::value::Address;
 use arc_swap::ArcSwap;

@@ -89,7 +89,13 @@ impl ProxyHttp for Gateway {
         Ok(true)
     }
 
-    async fn request_body_filter(&self, _session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> Result<()> {
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
         intake::body_chunk(body, end, ctx)
     }
 
@@ -143,7 +149,14 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    fn error_while_proxy(&self, _peer: &HttpPeer, session: &mut Session, error: Box<Error>, ctx: &mut Ctx, reused: bool) -> Box<Error> {
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
         forward::attempt_failed(session, ctx, error, reused)
     }
 

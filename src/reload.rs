@@ -131,12 +131,8 @@ impl Reloader {
     fn load_and_swap(&self) -> Outcome {
         let Loaded { config, mut diagnostics, hash, .. } = self.origin.load(&self.registry);
         let parts = CompileParts { state: &self.state, clock: &self.clock, dry: false };
-        let compiled = config.and_then(|config| {
-            self.fixed.compare(&config, &mut diagnostics);
-            let snapshot = snapshot::compile(&config, &hash, &parts, &mut diagnostics)?;
-            Some((config, snapshot))
-        });
-        let Some((config, snapshot)) = compiled else {
+        self.fixed.compare(&config, &mut diagnostics);
+        let Some(snapshot) = snapshot::compile(&config, &hash, &parts, &mut diagnostics) else {
             return refused(&diagnostics);
         };
         let prepared = match self.listeners.prepare(&snapshot.listeners) {
@@ -151,7 +147,7 @@ impl Reloader {
         };
         let unchanged = self.gateway.snapshot().hash == snapshot.hash;
         self.install(snapshot, prepared);
-        self.logger.set_level(config.log.level.filter());
+        self.logger.set_level(config.log.level.into());
         let warnings = if diagnostics.list.is_empty() { String::new() } else { diagnostics.render(false) };
         Outcome::Applied { hash, unchanged, warnings }
     }
@@ -170,7 +166,7 @@ impl Reloader {
 }
 
 fn refused(diagnostics: &Diagnostics) -> Outcome {
-    Outcome::Refused { report: diagnostics.render(false), diagnostics: diagnostics.document() }
+    Outcome::Refused { report: diagnostics.render(false), diagnostics: diagnostics.to_value() }
 }
 
 pub use watch::watch;

@@ -10,9 +10,9 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::Loaded;
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
-use crate::readiness::Readiness;
 use crate::listener::{Edge, EdgeService, Listeners};
 use crate::proxy::Gateway;
+use crate::readiness::Readiness;
 use crate::reload::{Origin, Reloader};
 use crate::snapshot::{self, CompileParts, Fixed, Snapshot};
 use crate::state::StatePool;
@@ -64,18 +64,15 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
     let Loaded { config, mut diagnostics, hash, .. } = origin.load(&registry);
     let clock: SharedClock = Arc::new(SystemClock);
     let state = StatePool::new();
-    let compiled = config.and_then(|config| {
-        let parts = CompileParts { state: &state, clock: &clock, dry: false };
-        Some((snapshot::compile(&config, &hash, &parts, &mut diagnostics)?, config))
-    });
-    let Some((snapshot, config)) = compiled else {
+    let parts = CompileParts { state: &state, clock: &clock, dry: false };
+    let Some(snapshot) = snapshot::compile(&config, &hash, &parts, &mut diagnostics) else {
         return Err(StartError::Config(Box::new(diagnostics)));
     };
     if !diagnostics.list.is_empty() {
         // Warnings only: errors have returned above. Nobody can be told that stderr is closed.
         let _ = write!(std::io::stderr(), "{}", diagnostics.render(false));
     }
-    logger.set_level(config.log.level.filter());
+    logger.set_level(config.log.level.into());
     let fixed = Fixed::of(&config);
     let listeners = Listeners::new();
     let admin_socket = bind(&listeners, &snapshot, &state, &fixed)?;

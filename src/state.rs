@@ -32,7 +32,11 @@ impl StatePool {
     }
 
     /// The same for state that can fail to be made, such as an open file.
-    pub fn try_get_or_create<T: Any + Send + Sync, E>(&self, key: &str, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+    pub fn try_get_or_create<T: Any + Send + Sync, E>(
+        &self,
+        key: &str,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
         let mut slots = self.slots.lock();
         let id = (TypeId::of::<T>(), key.to_owned());
         if let Some(found) = slots.get(&id).and_then(Weak::upgrade)

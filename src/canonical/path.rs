@@ -339,9 +339,9 @@ fn is_disguised_dot_segment(decoded: &[u8]) -> bool {
 
 /// Looked for in the decoded path, because the digits may have been escaped too: `%25%32%66` is `%252f`.
 fn is_encoded_twice(decoded: &[u8]) -> bool {
-    decoded.windows(5).any(|window| {
-        matches!(window, [b'%', b'2', b'5', high, low] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
-    })
+    decoded
+        .windows(5)
+        .any(|window| matches!(window, [b'%', b'2', b'5', high, low] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit()))
 }
 
 /// Checks a sequence of decoded bytes for UTF-8 (RFC 3629 §4), one at a time.

@@ -28,8 +28,9 @@ const DEPTH_MAX: usize = 8;
 
 /// What came of reading a configuration.
 pub struct Loaded {
-    /// Nothing if there is any error.
-    pub config: Option<Config>,
+    /// What could be read. It is only to be run if the diagnostics have no error; with errors it serves to find more of
+    /// them, those that show when the parts meet.
+    pub config: Config,
     pub diagnostics: Diagnostics,
     /// Every file that was read or should have been, for watching.
     pub files: Vec<PathBuf>,
@@ -130,8 +131,7 @@ impl<'a> Loader<'a> {
 
     fn finish(mut self) -> Loaded {
         super::validate::check(&self.config, &self.progress, &mut self.d);
-        let config = (!self.d.has_errors()).then_some(self.config);
-        Loaded { config, diagnostics: self.d, files: self.files, hash: self.hash.hex() }
+        Loaded { config: self.config, diagnostics: self.d, files: self.files, hash: self.hash.hex() }
     }
 
     /// One argument of `-c`.

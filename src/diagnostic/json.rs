@@ -8,6 +8,13 @@ impl Diagnostics {
     /// `label`, `help` and `related`; lines and columns count from 1, columns in characters, the end is exclusive. What
     /// does not apply is null. Findings beyond [`super::ERRORS_MAX`] are left off.
     pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(&self.to_value()).unwrap_or_else(|_| "[]".to_owned());
+        text.push('\n');
+        text
+    }
+
+    /// The same before it is text.
+    pub fn to_value(&self) -> Value {
         let list: Vec<Value> = self
             .in_order()
             .into_iter()
@@ -30,9 +37,7 @@ impl Diagnostics {
                 with(out, "related", json!(related))
             })
             .collect();
-        let mut text = serde_json::to_string_pretty(&list).unwrap_or_else(|_| "[]".to_owned());
-        text.push('\n');
-        text
+        Value::Array(list)
     }
 
     fn span_json(&self, span: &Span) -> Value {

@@ -106,6 +106,10 @@ impl Filter for Redirect {
         Phases::REQUEST
     }
 
+    fn answers(&self) -> bool {
+        true
+    }
+
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let uri = &session.req_header().uri;
         let Some(location) = self.location(ctx, uri.path(), uri.query()) else {

@@ -102,11 +102,12 @@ impl Registry {
     /// The filters that ship with Gatewright. One line each.
     pub fn builtin() -> Self {
         Registry::default()
-            .with::<super::RequestHeadersConfig>()
-            .with::<super::ResponseHeadersConfig>()
-            .with::<super::RewriteConfig>()
-            .with::<super::RespondConfig>()
-            .with::<super::RedirectConfig>()
+            .with::<super::request_headers::RequestHeadersConfig>()
+            .with::<super::response_headers::ResponseHeadersConfig>()
+            .with::<super::rewrite::RewriteConfig>()
+            .with::<super::respond::RespondConfig>()
+            .with::<super::redirect::RedirectConfig>()
+            .with::<super::health::HealthConfig>()
     }
 
     /// Adds a filter. A name that exists already is replaced, so that a custom filter can stand in for a built-in one.

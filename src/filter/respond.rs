@@ -103,6 +103,10 @@ impl Filter for Respond {
         Phases::REQUEST
     }
 
+    fn answers(&self) -> bool {
+        true
+    }
+
     fn on_request<'a>(&'a self, _: &'a mut Session, _: &'a mut RequestCtx) -> Step<'a> {
         Step::respond(self.response.clone())
     }

@@ -128,7 +128,8 @@ impl Admission {
         }
         everywhere.try_enter(usize::MAX);
         // From here on dropping the admission gives back what was taken so far.
-        let mut admission = Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None, open: None };
+        let mut admission =
+            Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None, open: None };
         if let (Some(most), Some(peer)) = (settings.max_connections_per_address, peer) {
             let key = counting_key(peer);
             let mut by_address = state.by_address.lock();

@@ -53,7 +53,13 @@ impl Connection {
 }
 
 /// Serves HTTP/1 on `transport` until it ends.
-pub async fn serve<T: Transport>(transport: T, digest: SocketDigest, connection: Arc<Connection>, edge: &Edge, shutdown: &ShutdownWatch) {
+pub async fn serve<T: Transport>(
+    transport: T,
+    digest: SocketDigest,
+    connection: Arc<Connection>,
+    edge: &Edge,
+    shutdown: &ShutdownWatch,
+) {
     let listener = &connection.listener;
     let mut io = EdgeIo::new(transport, digest);
     let mut backstop = Backstop::default();

@@ -46,9 +46,7 @@ fn reason(error: &Error, ctx: &Ctx) -> Option<&'static Code> {
         ErrorSource::Upstream => Some(match error.etype() {
             ConnectTimedout | ReadTimedout | WriteTimedout | TLSHandshakeTimedout => &rejection::UPSTREAM_TIMEOUT,
             ConnectRefused | ConnectNoRoute | ConnectError | SocketError | BindError | TLSHandshakeFailure
-            | TLSWantX509Lookup | HandshakeError | ConnectProxyFailure | InvalidCert => {
-                &rejection::UPSTREAM_CONNECT_FAILED
-            }
+            | TLSWantX509Lookup | HandshakeError | ConnectProxyFailure | InvalidCert => &rejection::UPSTREAM_CONNECT_FAILED,
             ReadError | WriteError | ConnectionClosed => &rejection::UPSTREAM_RESET,
             _ => &rejection::UPSTREAM_PROTOCOL_ERROR,
         }),

@@ -55,7 +55,9 @@ pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
         ctx.attempt.tried.add(endpoint);
     }
     ctx.attempt.connect_failures = ctx.attempt.connect_failures.saturating_add(1);
-    error.set_retry(ctx.in_time() && usize::try_from(ctx.attempt.connect_failures).unwrap_or(usize::MAX) < target.upstream.attempts());
+    error.set_retry(
+        ctx.in_time() && usize::try_from(ctx.attempt.connect_failures).unwrap_or(usize::MAX) < target.upstream.attempts(),
+    );
     error
 }
 

@@ -2,11 +2,11 @@
 //! and the bounds of the body. Everything after this decides by what is written here.
 
 use super::Ctx;
+use crate::canonical::{self, PathForm, PathRules};
+use crate::forwarded;
 use crate::rejection::{self, Rejection};
 use crate::route::{Found, Query};
 use crate::snapshot::Route;
-use crate::canonical::{self, PathForm, PathRules};
-use crate::forwarded;
 use bytes::Bytes;
 use http::{Method, Uri, Version, header};
 use pingora::proxy::Session;
@@ -91,7 +91,7 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
         None => return Err(malformed(&rejection::HOST_INVALID)),
     }
     let rules = PathRules { asterisk: head.method == Method::OPTIONS, ..PathRules::STRICT };
-    CANONICAL.with_borrow_mut(|path| {
+    let rewritten = CANONICAL.with_borrow_mut(|path| {
         let invalid = || malformed(&rejection::PATH_INVALID);
         let form = canonical::canonical_path(head.uri.path().as_bytes(), rules, path).map_err(|_| invalid())?;
         if let Some(query) = head.uri.query() {
@@ -101,12 +101,15 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
                 path.push_str(query);
             }
         }
-        if form == PathForm::Rewritten {
-            let target = path.parse::<Uri>().map_err(|_| invalid())?;
-            session.req_header_mut().set_uri(target);
+        match form {
+            PathForm::Canonical => Ok(None),
+            PathForm::Rewritten => path.parse::<Uri>().map(Some).map_err(|_| invalid()),
         }
-        Ok(())
-    })
+    })?;
+    if let Some(target) = rewritten {
+        session.req_header_mut().set_uri(target);
+    }
+    Ok(())
 }
 
 /// Refuses a body that says it is too long; one that does not say is counted as it arrives.

@@ -1,8 +1,8 @@
 //! SIGTERM and SIGINT: the first asks the gateway to leave in order, a second one to leave now.
 
-use crate::readiness::Readiness;
 use super::leave;
 use crate::listener::Listeners;
+use crate::readiness::Readiness;
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use std::sync::Arc;

@@ -144,8 +144,8 @@ impl RouteBuilder<'_> {
 fn router(config: &Config, d: &mut Diagnostics) -> Option<Router> {
     let routes: Vec<_> = config.routes.values().collect();
     let entries = routes.iter().zip(0_u32..).filter_map(|(entry, index)| {
-        // `None` was reported by the check of the match.
-        Some(RouteEntry { index, matcher: entry.value.matcher.compile()? })
+        // What is wrong with it was told when the file was read.
+        Some(RouteEntry { index, matcher: entry.value.matcher.compile(&mut Diagnostics::default())? })
     });
     match Router::build(entries.collect()) {
         Ok(router) => Some(router),

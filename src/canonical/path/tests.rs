@@ -156,13 +156,9 @@ fn another_reading_is_a_refusal() {
 
 #[test]
 fn what_a_rule_allows_is_still_no_disguise() {
-    for (raw, path) in [
-        ("*", "*"),
-        ("/group%2fname", "/group%2Fname"),
-        ("/a;v=1/b", "/a;v=1/b"),
-        ("/a;v=.", "/a;v=."),
-        ("/a%3bb", "/a%3Bb"),
-    ] {
+    for (raw, path) in
+        [("*", "*"), ("/group%2fname", "/group%2Fname"), ("/a;v=1/b", "/a;v=1/b"), ("/a;v=.", "/a;v=."), ("/a%3bb", "/a%3Bb")]
+    {
         assert_eq!(canonical(raw, LENIENT).as_deref(), Ok(path), "{raw}");
     }
     for raw in ["/..;/a", "/..;x", "/.;", "/..%2fa", "/a%2f..", "/a%2f%2e%2e%2fb", "/a;../b", "/x%3b..%2f"] {
@@ -229,8 +225,8 @@ fn check_laws(raw: &str, out: &mut String) -> bool {
 #[test]
 fn the_laws_hold_for_a_million_generated_paths() {
     const PIECES: [&str; 32] = [
-        "/", "/", "/", "/", "a", "b", "admin", "..", ".", "%2e", "%2E", "..", "%61", "%7E", "%c3%a9", "%C3", "%A9", "%25",
-        "32", "2f", "%2f", "%5C", "\\", "%00", ";", "%3b", "|", "%", "%41", "Z", "x.y", "~",
+        "/", "/", "/", "/", "a", "b", "admin", "..", ".", "%2e", "%2E", "..", "%61", "%7E", "%c3%a9", "%C3", "%A9", "%25", "32",
+        "2f", "%2f", "%5C", "\\", "%00", ";", "%3b", "|", "%", "%41", "Z", "x.y", "~",
     ];
     // xorshift64*: the same million on every machine.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

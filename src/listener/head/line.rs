@@ -192,7 +192,9 @@ pub(super) fn split_header(line: &[u8], allow_underscores: bool) -> Result<(&[u8
         [b':', value @ ..] => Ok((name, value)),
         [b'_', ..] => Err(Malformed::Underscore),
         [b' ' | b'\t', ..] if trim(rest).first() == Some(&b':') => Err(Malformed::SpaceBeforeColon),
-        [other, ..] => Err(control(&[*other]).unwrap_or(if rest.contains(&b':') { Malformed::HeaderName } else { Malformed::MissingColon })),
+        [other, ..] => {
+            Err(control(&[*other]).unwrap_or(if rest.contains(&b':') { Malformed::HeaderName } else { Malformed::MissingColon }))
+        }
         [] => Err(Malformed::MissingColon),
     }
 }

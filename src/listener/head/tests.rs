@@ -131,12 +131,9 @@ fn every_valid_head_passes_and_is_understood() {
             Framing::Length(length) => format!("length={length}"),
             Framing::Chunked => "chunked".to_owned(),
         };
-        for (flag, text) in [
-            (!head.keep_alive, ",close"),
-            (head.upgrade, ",upgrade"),
-            (head.h2c, ",h2c"),
-            (head.expect_continue, ",expect"),
-        ] {
+        for (flag, text) in
+            [(!head.keep_alive, ",close"), (head.upgrade, ",upgrade"), (head.h2c, ",h2c"), (head.expect_continue, ",expect")]
+        {
             if flag {
                 found.push_str(text);
             }
@@ -150,7 +147,8 @@ fn every_valid_head_passes_and_is_understood() {
 #[test]
 fn pieces_change_no_verdict() {
     for (name, _, bytes) in corpus(MALFORMED).into_iter().chain(corpus(VALID)) {
-        for limits in [HeadLimits::default(), HeadLimits { max_header: 40, max_headers: 1, max_uri: 3, allow_underscores: true }] {
+        for limits in [HeadLimits::default(), HeadLimits { max_header: 40, max_headers: 1, max_uri: 3, allow_underscores: true }]
+        {
             let verdict = whole(&bytes, &limits);
             assert_eq!(in_pieces(&bytes, 0..bytes.len(), &limits), verdict, "{name} byte by byte");
             for cut in 0..bytes.len() {
