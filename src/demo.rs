@@ -153,7 +153,10 @@ const TRY: &[(&str, &str)] = &[
     ("Health of the gateway and of each endpoint", "curl -s http://%/healthz"),
     ("The same for operators: routes, endpoints, last reload", "curl -s http://@/status"),
     ("Metrics for Prometheus", "curl -s http://@/metrics"),
-    ("Take a changed config: all or nothing, with diagnostics", "curl -s -X POST http://@/reload"),
+    (
+        "Load the config anew, all or nothing: here it is built in, `gatewright run -c FILE` reads yours",
+        "curl -s -X POST http://@/reload",
+    ),
 ];
 
 /// Ready-to-paste `curl` lines for a gateway on `gateway` that runs [`QUICKSTART`], and its admin listener on `admin`.

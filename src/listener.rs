@@ -29,7 +29,7 @@ use pingora::services::Service;
 use stage::StageCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 /// Why a connection was closed before its first request.
@@ -44,16 +44,9 @@ enum Refusal {
 /// The names of [`Refusal`], as metric labels.
 const REFUSALS: &[&str] = &["max_connections", "max_connections_per_address", "accept_failed"];
 
-/// The names of [`head::Malformed`] and, after them, of what only time can tell.
-static MALFORMED: [&str; head::Malformed::ALL.len() + 1] = {
-    let mut names = ["header_timeout"; head::Malformed::ALL.len() + 1];
-    let mut index = 0;
-    while index < head::Malformed::ALL.len() {
-        names[index] = head::Malformed::ALL[index].name();
-        index += 1;
-    }
-    names
-};
+/// The names of [`head::Malformed`] in its order and, after them, of what only time can tell.
+static MALFORMED: LazyLock<Box<[&str]>> =
+    LazyLock::new(|| head::Malformed::ALL.iter().map(|reason| reason.name()).chain(["header_timeout"]).collect());
 const MALFORMED_TIMEOUT: usize = head::Malformed::ALL.len();
 
 /// The bounds of a listener. A reload swaps them; connections take the new ones with their next request.

@@ -7,6 +7,7 @@ use crate::request::RequestCtx;
 use crate::route::{Found, MatchConfig, Query, RouteEntry, Router};
 use crate::state::StatePool;
 use pingora::proxy::Session;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
@@ -37,6 +38,7 @@ pub fn build<C: FilterConfig>(table: &str) -> Result<C::Filter, Problem> {
         route: "test",
         state: &Arc::new(StatePool::default()),
         clock: &clock,
+        upstreams: &BTreeMap::new(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

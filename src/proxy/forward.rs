@@ -120,11 +120,10 @@ pub fn attempt_failed(session: &mut Session, ctx: &mut Ctx, mut error: Box<Error
     let safe = error.esource() == &ErrorSource::Upstream && broke && unanswered && replayable && ctx.rejection.is_none();
     ctx.attempt.resets = ctx.attempt.resets.saturating_add(1);
     // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
-    if let Some(endpoint) = &ctx.attempt.endpoint {
-        if error.esource() == &ErrorSource::Upstream && !reused {
-            endpoint.state().count_error();
-            ctx.attempt.tried.add(endpoint);
-        }
+    let endpoint = ctx.attempt.endpoint.as_ref().filter(|_| error.esource() == &ErrorSource::Upstream && !reused);
+    if let Some(endpoint) = endpoint {
+        endpoint.state().count_error();
+        ctx.attempt.tried.add(endpoint);
     }
     if unanswered && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
         target.metrics.attempted(None);

@@ -4,4 +4,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod golden;
+mod access_log;
+mod bounds;
+mod headers;
+mod malformed;
+mod metrics;
+mod problem;
+mod reload;
+mod rolling;
+mod routing;
+mod status;
+mod stop;
 mod support;
+mod upstreams;

@@ -110,7 +110,7 @@ fn worker(number: usize, plan: &Plan, stop: &AtomicBool, ok: &AtomicUsize, repor
     let mut sequence = 0_usize;
     while !stop.load(Ordering::SeqCst) {
         sequence += 1;
-        let id = format!("{number}-{sequence}");
+        let id = format!("{}-{number}-{sequence}", plan.method);
         match one(plan, &id, &mut connection, &mut mine) {
             Ok(()) => {
                 mine.ok += 1;
@@ -121,7 +121,7 @@ fn worker(number: usize, plan: &Plan, stop: &AtomicBool, ok: &AtomicUsize, repor
                 mine.failed += 1;
                 connection = None;
                 if mine.details.len() < DETAILS_MAX {
-                    mine.details.push(format!("{} {id}: {why}", plan.method));
+                    mine.details.push(format!("{id}: {why}"));
                 }
                 // A gateway that is gone must not turn this loop into a busy one.
                 std::thread::sleep(Duration::from_millis(5));

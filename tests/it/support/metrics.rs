@@ -14,7 +14,6 @@ pub struct Sample {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub samples: Vec<Sample>,
-    pub text: String,
 }
 
 impl Metrics {
@@ -23,7 +22,7 @@ impl Metrics {
     pub fn parse(text: &str) -> Metrics {
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
         let samples = lines.map(|line| sample(line).unwrap_or_else(|| panic!("no sample: {line:?}"))).collect();
-        Metrics { samples, text: text.to_owned() }
+        Metrics { samples }
     }
 
     /// The sum of all samples of this name that carry these labels; `None` when there is none.

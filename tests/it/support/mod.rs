@@ -16,7 +16,6 @@ mod selftest;
 pub use gateway::Gateway;
 pub use load::Load;
 pub use origin::{Answer, Origin};
-pub use raw::Client;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};

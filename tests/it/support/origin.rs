@@ -52,8 +52,6 @@ pub enum Answer {
 /// One request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Recorded {
-    /// Which connection of this origin it came on, counted from 1.
-    pub connection: usize,
     /// The head, byte for byte, with its empty line.
     pub head: Vec<u8>,
     /// The content, without chunk framing.
@@ -254,8 +252,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Re
             biased;
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
-                let number = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
-                tokio::spawn(serve::connection(stream, number, shared.clone(), phase.clone()));
+                shared.connections.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve::connection(stream, shared.clone(), phase.clone()));
             }
             // After `accept` in order: who is in the queue already is still served, as far as one can know.
             () = until(&mut phase, |phase| phase != Phase::Serving) => return,

@@ -40,12 +40,6 @@ impl Client {
         self
     }
 
-    /// Closes our half, as `shutdown(SHUT_WR)` does.
-    pub fn finish(&mut self) -> &mut Client {
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
-        self
-    }
-
     /// The next complete response.
     pub fn read(&mut self) -> Result<Response, Broken> {
         self.read_to(false)
@@ -99,6 +93,15 @@ impl Client {
             }
         }
         self.buffer.is_empty()
+    }
+
+    /// Whether, within `wait`, the peer has closed or has begun an answer.
+    pub fn closed_or_answered(&mut self, wait: Duration) -> bool {
+        if !self.eof && self.buffer.is_empty() {
+            let filled = self.fill(Instant::now() + wait);
+            return !matches!(filled, Err(Broken::TimedOut(_)));
+        }
+        true
     }
 
     fn fill(&mut self, end: Instant) -> Result<(), Broken> {

@@ -11,11 +11,11 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// Serves until the peer or the script ends it, or the origin stops.
-pub async fn connection(mut stream: TcpStream, number: usize, shared: Arc<Shared>, phase: watch::Receiver<Phase>) {
+pub async fn connection(mut stream: TcpStream, shared: Arc<Shared>, phase: watch::Receiver<Phase>) {
     let _ = stream.set_nodelay(true);
     let mut killed = phase.clone();
     let reset = tokio::select! {
-        ended = serve(&mut stream, number, &shared, phase) => matches!(ended, Ok(End::Reset)),
+        ended = serve(&mut stream, &shared, phase) => matches!(ended, Ok(End::Reset)),
         () = until(&mut killed, |phase| phase == Phase::Killed) => true,
     };
     if reset {
@@ -28,7 +28,7 @@ enum End {
     Reset,
 }
 
-async fn serve(stream: &mut TcpStream, number: usize, shared: &Shared, mut phase: watch::Receiver<Phase>) -> io::Result<End> {
+async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiver<Phase>) -> io::Result<End> {
     let mut buffer = Vec::new();
     let mut served = 0;
     loop {
@@ -44,7 +44,7 @@ async fn serve(stream: &mut TcpStream, number: usize, shared: &Shared, mut phase
             }
         };
         let Some(head) = head else { return Ok(End::Close) };
-        let request = Recorded { connection: number, body: Vec::new(), head };
+        let request = Recorded { body: Vec::new(), head };
         if request.header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }

@@ -1,0 +1,91 @@
+//! One line for each request, and whatever a client sends stays inside its field.
+
+use crate::support::raw::{Client, refusing_port, request, send};
+use crate::support::{Gateway, Origin, SOON, eventually, everything_to};
+
+#[test]
+fn every_request_has_a_line_also_those_refused() {
+    let origin = Origin::start("a");
+    let (refusing, _port) = refusing_port();
+    let down = format!(
+        "[upstreams.down]\nendpoints = [\"{refusing}\"]\n[routes.down]\nmatch = {{ path = \"/down\" }}\nupstream = \"down\"\n"
+    );
+    let toml = everything_to(&[&origin], "").replace("path = \"/{*rest}\"", "path = \"/up\", methods = [\"POST\"]") + &down;
+    let gateway = Gateway::start(&toml);
+    let ask = |method, target, body: &str| {
+        let response = send(gateway.http(), method, target, &[("user-agent", "test")], body.as_bytes());
+        let id = response.header("x-request-id").unwrap().to_owned();
+        (response, gateway.logged(target, |line| line["request_id"] == id.as_str()))
+    };
+    let (response, line) = ask("POST", "/up?secret=1", "hello");
+    let expected = serde_json::json!({
+        "method": "POST", "host": "localhost", "path": "/up", "route": "all", "upstream": "app", "status": 200, "attempts": 1,
+        "endpoint": origin.address().to_string(), "client": "127.0.0.1", "bytes_in": 5, "bytes_out": response.body.len(),
+        "listener": "http", "user_agent": "test",
+    });
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(&line[field], value, "{field} in {line}");
+    }
+    assert!(line["duration"].as_f64().is_some_and(|seconds| seconds > 0.0 && seconds < 10.0), "{line}");
+    assert!(!line.to_string().contains("secret"), "the query is logged: {line}");
+
+    for (method, target, status, code) in [
+        ("GET", "/nowhere", 404, "route_not_found"),
+        ("GET", "/up", 405, "method_not_allowed"),
+        ("GET", "/down", 502, "upstream_connect_failed"),
+    ] {
+        let (_, line) = ask(method, target, "");
+        assert_eq!((line["status"].as_u64(), line["rejection"].as_str()), (Some(status), Some(code)), "{line}");
+    }
+    eventually("four lines", SOON, || gateway.access_log().len() == 4);
+}
+
+#[test]
+fn no_field_can_forge_a_line() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let forged = "\",\"status\":999,\"x\":\"";
+    let raw: Vec<Vec<u8>> = [
+        &b"a\xff\xfe\x80b"[..],
+        b"quote \" backslash \\ end",
+        b"\x1b[31mred",
+        b"tab\tand \x7f delete",
+        b"\x01\x02\x1f",
+        b"{\"status\":999}",
+        b"\xe2\x80\xa8 line separator",
+        forged.as_bytes(),
+    ]
+    .iter()
+    .map(|value| value.to_vec())
+    .collect();
+    let mut sent = 0;
+    for value in &raw {
+        let places: [(&[u8], &[u8]); 3] = [
+            (b"GET / HTTP/1.1\r\nhost: localhost\r\nuser-agent: ", b"\r\n\r\n"),
+            (b"GET / HTTP/1.1\r\nhost: ", b"\r\n\r\n"),
+            (b"GET /", b" HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        ];
+        for (before, after) in places {
+            let mut client = Client::connect(gateway.http());
+            // Refused or not, as it may be: what matters is the log.
+            let _ = client.exchange([before, value, after].concat());
+            sent += 1;
+        }
+    }
+    for target in ["/%0d%0a%22", "/%00", "/\"}{", "/%ff%fe", "/x%0a{\"status\":999}"] {
+        let _ = Client::connect(gateway.http()).exchange(request("GET", target, &[], b""));
+        sent += 1;
+    }
+    assert_eq!(send(gateway.http(), "GET", "/last", &[], b"").status, 200);
+    // `access_log` has parsed every line as one JSON document by then.
+    gateway.logged("the last", |line| line["path"] == "/last");
+    let lines = gateway.access_log();
+    assert!(lines.len() <= sent + 1, "{} lines for {} requests", lines.len(), sent + 1);
+    assert!(lines.iter().all(|line| line["status"] != 999), "{lines:?}");
+    for line in &lines {
+        let text = line["path"].as_str().into_iter().chain(line["user_agent"].as_str()).chain(line["host"].as_str());
+        for field in text {
+            assert!(!field.bytes().any(|b| matches!(b, b'\r' | b'\n')), "{field:?}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Everything that a client can make large or slow has a bound, and each bound its answer.
+
+use crate::support::raw::{Client, get, request, send};
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use std::time::{Duration, Instant};
+
+#[test]
+fn header_larger_than_the_bound_is_431() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let fits = "x".repeat(30 * 1024);
+    assert_eq!(send(gateway.http(), "GET", "/", &[("x-big", &fits)], b"").status, 200);
+    let large = "x".repeat(33 * 1024);
+    let response = send(gateway.http(), "GET", "/", &[("x-big", &large)], b"");
+    assert_eq!((response.status, response.code().as_str()), (431, "headers_too_large"));
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn more_header_fields_than_the_bound_are_431() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    // `Host` is one of them.
+    let fields = |count: usize| -> Vec<(String, String)> { (1..count).map(|n| (format!("x-{n}"), n.to_string())).collect() };
+    for (count, status) in [(100, 200), (101, 431)] {
+        let fields = fields(count);
+        let borrowed: Vec<(&str, &str)> = fields.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(send(gateway.http(), "GET", "/", &borrowed, b"").status, status, "{count} fields");
+    }
+}
+
+#[test]
+fn target_longer_than_the_bound_is_414() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    for (length, status) in [(8 * 1024, 200), (8 * 1024 + 1, 414)] {
+        let target = format!("/{}", "x".repeat(length - 1));
+        assert_eq!(get(gateway.http(), &target).status, status, "{length} bytes");
+    }
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn body_larger_than_the_bound_is_413_by_its_length_before_anything_is_sent() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&("[server]\nmax_body = \"1KiB\"\n".to_owned() + &everything_to(&[&origin], "")));
+    assert_eq!(send(gateway.http(), "POST", "/", &[], &[b'x'; 1024]).status, 200);
+    let response = send(gateway.http(), "POST", "/", &[], &[b'x'; 1025]);
+    assert_eq!((response.status, response.code().as_str()), (413, "body_too_large"));
+    let announced = request("POST", "/", &[("content-length", "99999999999999")], b"");
+    assert_eq!(Client::connect(gateway.http()).exchange(announced).unwrap().status, 413);
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn body_larger_than_the_bound_is_413_by_counting() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&("[server]\nmax_body = \"1KiB\"\n".to_owned() + &everything_to(&[&origin], "")));
+    let chunked = |size: usize| {
+        let mut bytes = request("POST", "/", &[("transfer-encoding", "chunked")], b"");
+        let half = "x".repeat(size / 2);
+        bytes.extend(format!("{0:x}\r\n{1}\r\n{0:x}\r\n{1}\r\n0\r\n\r\n", half.len(), half).bytes());
+        Client::connect(gateway.http()).exchange(bytes).unwrap()
+    };
+    assert_eq!(chunked(1024).json()["body"].as_str().map(str::len), Some(1024));
+    let response = chunked(2048);
+    assert_eq!((response.status, response.code().as_str()), (413, "body_too_large"));
+    assert_eq!(origin.count(), 1, "the origin has seen a whole request");
+}
+
+#[test]
+fn route_has_its_own_body_bound() {
+    let origin = Origin::start("a");
+    let upload = "[routes.upload]\nmatch = { path = \"/upload\" }\nupstream = \"app\"\nmax_body = \"4KiB\"\n";
+    let toml = "[server]\nmax_body = \"1KiB\"\n".to_owned() + &everything_to(&[&origin], "") + upload;
+    let gateway = Gateway::start(&toml);
+    assert_eq!(send(gateway.http(), "POST", "/upload", &[], &[b'x'; 4096]).status, 200);
+    assert_eq!(send(gateway.http(), "POST", "/upload", &[], &[b'x'; 4097]).status, 413);
+    assert_eq!(send(gateway.http(), "POST", "/other", &[], &[b'x'; 4096]).status, 413);
+}
+
+#[test]
+fn request_that_takes_longer_than_its_deadline_is_504() {
+    let origin = Origin::start("a");
+    let toml = everything_to(&[&origin], "") + "timeouts = { request = \"300ms\" }\n";
+    let gateway = Gateway::start(&toml);
+    assert_eq!(get(gateway.http(), "/").status, 200);
+    origin.answer(Answer::BlackHole);
+    let started = Instant::now();
+    let response = get(gateway.http(), "/");
+    assert_eq!((response.status, response.code().as_str()), (504, "deadline_exceeded"));
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn deadline_holds_for_a_response_that_never_ends() {
+    let origin = Origin::start("a");
+    origin.answer(Answer::Drip(Duration::from_millis(20)));
+    let gateway = Gateway::start(&(everything_to(&[&origin], "") + "timeouts = { request = \"500ms\" }\n"));
+    let answer = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b""));
+    assert!(matches!(answer, Err(crate::support::http1::Broken::Truncated(_))), "{answer:?}");
+}
+
+#[test]
+fn slow_header_is_cut_in_total_not_per_read() {
+    let origin = Origin::start("a");
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nheader_timeout = \"500ms\"\n";
+    let gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
+    let mut client = Client::connect(gateway.http());
+    let started = Instant::now();
+    client.send("GET / HTTP/1.1\r\nhost: localhost\r\n");
+    // Each header line comes well within the time that one read may take.
+    eventually("cut off", SOON, || {
+        client.send("x-slow: 1\r\n");
+        client.closed_or_answered(Duration::from_millis(50))
+    });
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(origin.count(), 0);
+}
+
+#[test]
+fn connections_of_one_address_are_capped() {
+    let origin = Origin::start("a");
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nmax_connections_per_address = 2\n";
+    let gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
+    let mut held: Vec<Client> = (0..2).map(|_| Client::connect(gateway.http())).collect();
+    for client in &mut held {
+        assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
+    }
+    assert!(Client::connect(gateway.http()).closes_within(SOON));
+    held.pop();
+    eventually("room for another", SOON, || {
+        Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).is_ok_and(|r| r.status == 200)
+    });
+}

@@ -1,0 +1,124 @@
+//! What the gateway adds to, takes from and believes of the headers on both sides.
+
+use crate::support::raw::{Client, request, send};
+use crate::support::{Answer, Gateway, Origin, everything_to};
+
+fn trusting(origin: &Origin) -> String {
+    "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n".to_owned() + &everything_to(&[origin], "")
+}
+
+#[test]
+fn hop_by_hop_headers_stay_on_their_hop() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let sent = [
+        ("connection", "keep-alive, x-hop"),
+        ("x-hop", "1"),
+        ("keep-alive", "timeout=5"),
+        ("te", "trailers, deflate"),
+        ("proxy-connection", "keep-alive"),
+        ("x-end", "1"),
+    ];
+    assert_eq!(send(gateway.http(), "GET", "/", &sent, b"").status, 200);
+    let request = origin.last();
+    for gone in ["x-hop", "keep-alive", "proxy-connection"] {
+        assert_eq!(request.header(gone), None, "{gone} reached the origin");
+    }
+    assert!(!request.header_all("connection").join(",").contains("x-hop"));
+    assert_eq!(request.header("x-end").as_deref(), Some("1"));
+
+    let back =
+        b"HTTP/1.1 200 OK\r\nconnection: x-back\r\nx-back: 1\r\nkeep-alive: timeout=9\r\nx-end: 1\r\ncontent-length: 2\r\n\r\nok";
+    origin.answer(Answer::Bytes(back.to_vec()));
+    let response = send(gateway.http(), "GET", "/", &[], b"");
+    assert_eq!((response.text().as_str(), response.header("x-end")), ("ok", Some("1")));
+    assert_eq!((response.header("x-back"), response.header("keep-alive")), (None, None));
+}
+
+#[test]
+fn via_names_the_gateway_both_ways() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&("[server]\nvia = \"edge-1\"\n".to_owned() + &everything_to(&[&origin], "")));
+    let response = send(gateway.http(), "GET", "/", &[("via", "1.0 before")], b"");
+    assert!(response.header_all("via").join(", ").contains("1.1 edge-1"), "{:?}", response.headers);
+    assert_eq!(origin.last().header_all("via").join(", "), "1.0 before, 1.1 edge-1");
+}
+
+#[test]
+fn forwarding_headers_of_a_stranger_are_replaced() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let spoofed = [
+        ("host", "api.example.com"),
+        ("x-forwarded-for", "203.0.113.9"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "evil.example.com"),
+        ("forwarded", "for=203.0.113.9;host=evil.example.com"),
+    ];
+    assert_eq!(send(gateway.http(), "GET", "/", &spoofed, b"").status, 200);
+    let request = origin.last();
+    assert_eq!(request.header_all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(request.header_all("x-forwarded-proto"), ["http"]);
+    assert_eq!(request.header_all("x-forwarded-host"), ["api.example.com"]);
+    assert!(!String::from_utf8_lossy(&request.head).contains("evil"), "{}", String::from_utf8_lossy(&request.head));
+    assert!(!String::from_utf8_lossy(&request.head).contains("203.0.113.9"));
+    assert_eq!(gateway.logged("it", |line| line["path"] == "/")["client"], "127.0.0.1");
+}
+
+#[test]
+fn forwarding_headers_of_a_trusted_proxy_are_continued() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&trusting(&origin));
+    let chain = [("x-forwarded-for", "198.51.100.1, 203.0.113.9"), ("x-forwarded-proto", "https")];
+    assert_eq!(send(gateway.http(), "GET", "/", &chain, b"").status, 200);
+    let request = origin.last();
+    assert_eq!(request.header_all("x-forwarded-for").join(", "), "198.51.100.1, 203.0.113.9, 127.0.0.1");
+    assert_eq!(request.header_all("x-forwarded-proto"), ["https"]);
+    // The rightmost hop that is not trusted: what stands left of it is that hop's claim.
+    assert_eq!(gateway.logged("it", |line| line["path"] == "/")["client"], "203.0.113.9");
+}
+
+#[test]
+fn request_id_is_made_unless_a_trusted_peer_sends_a_sane_one() {
+    let origin = Origin::start("a");
+    let id = |gateway: &Gateway, sent: &str| {
+        let response = send(gateway.http(), "GET", "/", &[("x-request-id", sent)], b"");
+        let id = response.header("x-request-id").expect("X-Request-Id").to_owned();
+        assert_eq!(origin.last().header_all("x-request-id"), [id.as_str()], "the origin was told another");
+        id
+    };
+    let is_uuid7 = |id: &str| id.len() == 36 && id.as_bytes()[14] == b'7';
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let made = id(&gateway, "mine");
+    assert!(is_uuid7(&made), "{made}");
+    assert_eq!(gateway.logged("it", |line| line["request_id"] == made.as_str())["status"], 200);
+
+    let gateway = Gateway::start(&trusting(&origin));
+    assert_eq!(id(&gateway, "mine-1"), "mine-1");
+    for insane in ["a b", "x\"y", "{}", &"x".repeat(200)] {
+        let made = id(&gateway, insane);
+        assert!(is_uuid7(&made), "{insane:?} became {made}");
+    }
+}
+
+#[test]
+fn client_cannot_have_headers_of_a_filter_removed() {
+    let origin = Origin::start("a");
+    let filters = "filters = [{ request_headers = { set = { x-tenant = \"acme\", x-caller = \"${client_ip}\" } } }]\n";
+    let gateway = Gateway::start(&(everything_to(&[&origin], "") + filters));
+    let sent = [("connection", "x-tenant, x-caller"), ("x-tenant", "other"), ("x-caller", "other")];
+    let response = send(gateway.http(), "GET", "/", &sent, b"");
+    assert_eq!(response.status, 200, "{}", response.text());
+    let request = origin.last();
+    assert_eq!(request.header_all("x-tenant"), ["acme"]);
+    assert_eq!(request.header_all("x-caller"), ["127.0.0.1"]);
+}
+
+#[test]
+fn response_filters_edit_answers_of_the_origin() {
+    let origin = Origin::start("a");
+    let filters = "filters = [{ response_headers = { set = { x-id = \"${request_id}\" }, remove = [\"content-type\"] } }]\n";
+    let gateway = Gateway::start(&(everything_to(&[&origin], "") + filters));
+    let response = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).unwrap();
+    assert_eq!((response.header("x-id"), response.header("content-type")), (response.header("x-request-id"), None));
+}

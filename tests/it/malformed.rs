@@ -1,0 +1,57 @@
+//! Requests that are not HTTP, or could be read in two ways: 400, the connection closed, nothing forwarded.
+
+use crate::support::raw::{Client, get};
+use crate::support::{Gateway, Origin, everything_to};
+
+#[test]
+fn malformed_request_is_400_closes_and_reaches_no_origin() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+    let cases = [
+        ("length and chunks", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("two lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab"),
+        ("length that is no number", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +1\r\n\r\na"),
+        ("unknown coding", "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
+        ("chunks on 1.0", "POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("bare line feeds", "GET / HTTP/1.1\nhost: a\n\n"),
+        ("folded header", "GET / HTTP/1.1\r\nhost: a\r\nx-a: 1\r\n folded\r\n\r\n"),
+        ("space before the colon", "GET / HTTP/1.1\r\nhost: a\r\nx-a : 1\r\n\r\n"),
+        ("no host", "GET / HTTP/1.1\r\nx-a: 1\r\n\r\n"),
+        ("two hosts", "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"),
+        ("host that is none", "GET / HTTP/1.1\r\nhost: a b\r\n\r\n"),
+        ("control byte in a header", "GET / HTTP/1.1\r\nhost: a\r\nx-a: \u{1}\r\n\r\n"),
+        ("nul in a header", "GET / HTTP/1.1\r\nhost: a\r\nx-a: \0\r\n\r\n"),
+        ("space in the target", "GET /a b HTTP/1.1\r\nhost: a\r\n\r\n"),
+        ("nul in the path", "GET /%00 HTTP/1.1\r\nhost: a\r\n\r\n"),
+        ("not HTTP at all", "\u{16}\u{3}\u{1}\u{2}\r\n\r\n"),
+    ];
+    for (what, bytes) in cases {
+        let mut client = Client::connect(gateway.http());
+        let answer = client.send(format!("{bytes}{smuggled}")).response();
+        assert_eq!(answer.status, 400, "{what}: {}", answer.text());
+        assert!(!answer.keep_alive, "{what}: the connection stays open");
+        let rest = client.read_until_closed();
+        assert!(rest.is_empty(), "{what}: another answer follows: {:?}", String::from_utf8_lossy(&rest));
+    }
+    assert_eq!(origin.count(), 0, "{:?}", origin.requests());
+    assert_eq!(get(gateway.http(), "/").status, 200);
+}
+
+#[test]
+fn malformed_requests_are_counted_by_reason() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let counted = || {
+        let metrics = gateway.metrics();
+        let by_reason = metrics.samples.iter().filter(|s| s.name == "gatewright_listener_malformed_requests_total");
+        by_reason.map(|s| (s.labels["reason"].clone(), s.value)).filter(|(_, value)| *value > 0.0).collect::<Vec<_>>()
+    };
+    assert_eq!(counted(), []);
+    for bytes in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\nx-a : 1\r\n\r\n"] {
+        assert_eq!(Client::connect(gateway.http()).send(bytes).response().status, 400);
+    }
+    let counted = counted();
+    assert_eq!(counted.iter().map(|(_, value)| value).sum::<f64>(), 2.0, "{counted:?}");
+    assert_eq!(counted.len(), 2, "one reason for two faults: {counted:?}");
+}

@@ -1,0 +1,228 @@
+//! How requests are spread over endpoints, and what happens when endpoints fail.
+
+use crate::support::http1::Broken;
+use crate::support::raw::{Client, get, refusing_port, request, send};
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// Checks often enough that a test need not wait long.
+const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 2, fall = 2 }";
+
+/// One upstream over these addresses, for everything.
+fn endpoints(addresses: &[SocketAddr], more: &str) -> String {
+    let list: Vec<String> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
+    let upstream = format!("[upstreams.app]\nendpoints = [{}]\n{more}\n", list.join(", "));
+    format!("{upstream}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n")
+}
+
+#[test]
+fn requests_are_spread_by_weight() {
+    let origins = Origin::start_many(3);
+    let [a, b, c] = [0, 1, 2].map(|i| origins[i].address());
+    let gateway = Gateway::start(&format!(
+        "[upstreams.app]\nendpoints = [\"{a}\", {{ address = \"{b}\", weight = 2 }}, {{ address = \"{c}\", weight = 3 }}]\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+    ));
+    let mut client = Client::connect(gateway.http());
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for _ in 0..60 {
+        *seen.entry(client.exchange(request("GET", "/", &[], b"")).unwrap().origin()).or_default() += 1;
+    }
+    assert_eq!(seen, HashMap::from([("a".into(), 10), ("b".into(), 20), ("c".into(), 30)]));
+}
+
+#[test]
+fn connections_to_endpoints_are_reused() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    for _ in 0..20 {
+        assert_eq!(get(gateway.http(), "/").status, 200);
+    }
+    assert!(origin.connections() <= 4, "{} connections for 20 requests in turn", origin.connections());
+}
+
+#[test]
+fn endpoint_may_be_a_name() {
+    let origin = Origin::start("a");
+    let port = origin.address().port();
+    let gateway = Gateway::start(&format!(
+        "[upstreams.app]\nendpoints = [\"localhost:{port}\"]\n[routes.all]\nmatch = {{ path = \"/\" }}\nupstream = \"app\"\n"
+    ));
+    // `localhost` may also be ::1, where nobody listens: the refused connect moves on.
+    eventually("the name is resolved", SOON, || get(gateway.http(), "/").status == 200);
+}
+
+#[test]
+fn refused_connect_moves_on_to_another_endpoint() {
+    let origin = Origin::start("a");
+    let (refusing, _port) = refusing_port();
+    let gateway = Gateway::start(&endpoints(&[refusing, origin.address()], ""));
+    for n in 0..20 {
+        let (method, body) = if n % 2 == 0 { ("GET", "") } else { ("POST", "body") };
+        let response = send(gateway.http(), method, "/", &[], body.as_bytes());
+        assert_eq!((response.status, response.json()["body"].as_str()), (200, Some(body)), "request {n}");
+    }
+    assert_eq!(origin.count(), 20);
+    gateway.logged("a second attempt", |line| line["attempts"] == 2 && line["status"] == 200);
+}
+
+#[test]
+fn timed_out_connect_moves_on_to_another_endpoint() {
+    let origin = Origin::start("a");
+    let full = FullBacklog::new();
+    let gateway = Gateway::start(&endpoints(&[full.address, origin.address()], "timeouts = { connect = \"200ms\" }"));
+    for _ in 0..6 {
+        assert_eq!(get(gateway.http(), "/").status, 200);
+    }
+    gateway.logged("a second attempt", |line| line["attempts"] == 2);
+}
+
+#[test]
+fn attempts_are_bounded() {
+    let ports = [refusing_port(), refusing_port(), refusing_port(), refusing_port()];
+    let gateway = Gateway::start(&endpoints(&ports.each_ref().map(|(address, _)| *address), "attempts = 3"));
+    let response = get(gateway.http(), "/");
+    assert_eq!((response.status, response.code().as_str()), (502, "upstream_connect_failed"));
+    gateway.logged("three attempts", |line| line["attempts"] == 3 && line["rejection"] == "upstream_connect_failed");
+}
+
+#[test]
+fn all_down_is_503_with_retry_after() {
+    let origins = Origin::start_many(2);
+    let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], HEALTH));
+    for origin in &origins {
+        origin.set_healthy(false);
+        gateway.wait_healthy(origin.address(), false);
+    }
+    let response = get(gateway.http(), "/");
+    assert_eq!((response.status, response.code().as_str()), (503, "upstream_unavailable"));
+    let wait: u64 = response.header("retry-after").expect("Retry-After").parse().unwrap();
+    assert!((1..=5).contains(&wait), "{wait}");
+    assert_eq!(origins[0].count() + origins[1].count(), 0);
+}
+
+#[test]
+fn try_all_spreads_over_all_while_none_is_healthy() {
+    let origins = Origin::start_many(2);
+    let more = format!("{HEALTH}\nwhen_all_down = \"try_all\"");
+    let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], &more));
+    for origin in &origins {
+        origin.set_healthy(false);
+        gateway.wait_healthy(origin.address(), false);
+    }
+    for _ in 0..10 {
+        assert_eq!(get(gateway.http(), "/").status, 200);
+    }
+    assert_eq!((origins[0].count(), origins[1].count()), (5, 5));
+}
+
+#[test]
+fn failing_health_checks_eject_and_passing_ones_bring_back() {
+    let origins = Origin::start_many(2);
+    let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], HEALTH));
+    origins[1].set_healthy(false);
+    gateway.wait_healthy(origins[1].address(), false);
+    let before = origins[1].count();
+    for _ in 0..10 {
+        assert_eq!(get(gateway.http(), "/").origin(), "a");
+    }
+    assert_eq!(origins[1].count(), before);
+    let labels = [("upstream", "app"), ("endpoint", &*origins[1].address().to_string())];
+    assert_eq!(gateway.metric("gatewright_endpoint_healthy", &labels), 0.0);
+
+    origins[1].set_healthy(true);
+    gateway.wait_healthy(origins[1].address(), true);
+    eventually("b takes traffic again", SOON, || get(gateway.http(), "/").origin() == "b");
+    assert_eq!(gateway.metric("gatewright_endpoint_healthy", &labels), 1.0);
+}
+
+#[test]
+fn tcp_health_check_sees_a_closed_port() {
+    let origins = Origin::start_many(2);
+    let health = "health = { tcp = true, interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }";
+    let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], health));
+    origins[0].stop();
+    gateway.wait_healthy(origins[0].address(), false);
+    assert_eq!(get(gateway.http(), "/").origin(), "b");
+    origins[0].start_again();
+    gateway.wait_healthy(origins[0].address(), true);
+}
+
+#[test]
+fn silent_endpoint_is_504() {
+    let origin = Origin::start("a");
+    origin.answer(Answer::BlackHole);
+    let gateway = Gateway::start(&everything_to(&[&origin], "timeouts = { read = \"300ms\" }"));
+    let started = Instant::now();
+    let response = get(gateway.http(), "/");
+    assert_eq!((response.status, response.code().as_str()), (504, "upstream_timeout"));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[test]
+fn request_timeout_of_an_upstream_is_in_total() {
+    let origin = Origin::start("a");
+    // Each byte comes in time; all of them do not.
+    origin.answer(Answer::Delay(Duration::from_secs(30)));
+    let gateway = Gateway::start(&everything_to(&[&origin], "timeouts = { request = \"300ms\" }"));
+    assert_eq!(get(gateway.http(), "/").status, 504);
+    origin.answer(Answer::Drip(Duration::from_millis(20)));
+    let answer = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b""));
+    assert!(matches!(answer, Err(Broken::Truncated(_))), "{answer:?}");
+}
+
+#[test]
+fn broken_responses_are_502_and_the_request_is_not_repeated() {
+    for (answer, code) in [
+        (Answer::ResetBefore, "upstream_reset"),
+        (Answer::Garbage, "upstream_protocol_error"),
+        (Answer::HugeHeader(2 << 20), "upstream_protocol_error"),
+    ] {
+        let origin = Origin::start("a");
+        origin.answer(answer.clone());
+        let gateway = Gateway::start(&everything_to(&[&origin], ""));
+        let response = send(gateway.http(), "POST", "/", &[], b"once");
+        assert_eq!((response.status, response.code().as_str()), (502, code), "{answer:?}");
+        assert_eq!(origin.count(), 1, "{answer:?}");
+    }
+}
+
+#[test]
+fn response_that_breaks_off_is_seen_as_broken() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    for broken in [Answer::ResetMid, Answer::TruncatedChunks] {
+        origin.answer(broken.clone());
+        let answer = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b""));
+        assert!(matches!(answer, Err(Broken::Truncated(_))), "{broken:?}: {answer:?}");
+    }
+    origin.answer(Answer::Echo);
+    assert_eq!(get(gateway.http(), "/").status, 200);
+}
+
+/// A loopback port whose accept queue is full: the kernel drops every further SYN, so that connects time out.
+struct FullBacklog {
+    address: SocketAddr,
+    _listener: tokio::net::TcpListener,
+    _queued: Vec<std::net::TcpStream>,
+}
+
+impl FullBacklog {
+    fn new() -> FullBacklog {
+        let _context = crate::support::runtime().enter();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = Vec::new();
+        for _ in 0..8 {
+            match std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+                Ok(stream) => queued.push(stream),
+                Err(_) => return FullBacklog { address, _listener: listener, _queued: queued },
+            }
+        }
+        panic!("the accept queue of {address} does not fill");
+    }
+}
