@@ -1,8 +1,11 @@
 //! What a route look-up costs with 10, 1,000 and 10,000 routes: the claim is that the last costs at most twice the first.
+//! Also what it costs to build the router, which a reload pays.
 //!
 //! The routes are those of a gateway with many tenants: a tenth as many hosts as routes, and on each host literal paths, a
 //! param, a remainder and a method. Each round looks up a fixed shuffle of 4,096 requests over all of them, so that the
 //! larger tables pay for their cache misses.
+
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a benchmark may panic")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use gatewright::diagnostic::Diagnostics;
@@ -27,7 +30,7 @@ fn host(number: usize) -> String {
     format!("tenant-{number}.example.com")
 }
 
-fn router(count: usize) -> Router {
+fn entries(count: usize) -> Vec<RouteEntry> {
     let mut d = Diagnostics::default();
     let entries = (0..count).map(|n| {
         let (pattern, _) = SHAPES[n % SHAPES.len()];
@@ -35,13 +38,13 @@ fn router(count: usize) -> Router {
         let config: MatchConfig = toml::from_str(&text).expect("a valid match table");
         RouteEntry { index: n as u32, matcher: config.compile(&mut d).expect("a possible match") }
     });
-    Router::build(entries.collect()).expect("no ambiguity")
+    entries.collect()
 }
 
 fn find(c: &mut Criterion) {
     let mut group = c.benchmark_group("find");
     for count in [10, 1_000, 10_000] {
-        let router = router(count);
+        let router = Router::build(entries(count)).expect("no ambiguity");
         // A linear congruential generator: the same requests in every run.
         let mut seed = 1_u64;
         let requests: Vec<(String, &str, u32)> = (0..4096)
@@ -66,5 +69,10 @@ fn find(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, find);
+fn build(c: &mut Criterion) {
+    let entries = entries(10_000);
+    c.bench_function("build/10000", |b| b.iter(|| Router::build(entries.clone()).expect("no ambiguity")));
+}
+
+criterion_group!(benches, find, build);
 criterion_main!(benches);

@@ -36,6 +36,8 @@ mod oracle;
 mod params;
 mod path;
 mod query;
+mod rule;
+mod trie;
 
 pub use config::{Hosts, MatchConfig, Matcher};
 pub use params::{MAX_PARAMS, Params};
@@ -44,11 +46,12 @@ pub(crate) use path::is_canonical_path;
 use arrayvec::ArrayVec;
 use host::HostIndex;
 use http::{HeaderMap, HeaderValue, Method};
-use leaf::{Leaf, LeafBuilder, Verdict};
+use leaf::{Leaf, Verdict};
 use method::Methods;
-use path::{Ending, Trie, Visit, index};
+use rule::{LeafBuilder, Rule};
 use std::ops::Range;
 use std::sync::Arc;
+use trie::{Ending, Trie, Visit, index};
 
 /// The most places of the tree that one look-up may try, over all hosts that can apply to it. A route costs about one a
 /// segment; only overlaps of literals and params multiply.
@@ -112,7 +115,7 @@ impl Router {
         let mut methods = Methods::default();
         let mut problems = Vec::new();
         for RouteEntry { index: route, matcher } in entries {
-            let Some(rule) = leaf::Rule::new(route, &matcher, &mut methods) else {
+            let Some(rule) = Rule::new(route, &matcher, &mut methods) else {
                 let why = format!("there are more than {} different methods in all routes together", method::MAX_METHODS);
                 return Err(vec![Ambiguity { first: route, second: route, why }]);
             };
@@ -132,7 +135,6 @@ impl Router {
         for leaf in &leaves {
             leaf.ambiguities(&methods, MAX_AMBIGUITIES, &mut problems);
         }
-        problems.dedup();
         if problems.is_empty() {
             problems.extend(steps_exceeded(&hosts, &trie, &leaves));
         }

@@ -3,122 +3,17 @@
 //! Routes that condition on the same names stand in one group, keyed by a hash of the values they want, so that a
 //! thousand tenants told apart by a header cost one look-up and not a thousand comparisons.
 
-use super::config::{Matcher, Wanted as WantedValue};
 use super::method::{Methods, Wanted};
-use super::{Ambiguity, Query, header, query};
+use super::params::Names;
+use super::rule::{Key, LeafBuilder, Rule};
+use super::{Query, header, query};
 use foldhash::fast::RandomState;
 use http::HeaderName;
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-/// What a condition looks at.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Key {
-    Header(Box<str>),
-    Query(Box<str>),
-}
-
-/// One route, without its host and path.
-#[derive(Debug)]
-pub(super) struct Rule {
-    route: u32,
-    /// Zero: all methods.
-    methods: u64,
-    present: Vec<Key>,
-    exact: Vec<(Key, Box<[u8]>)>,
-    names: Arc<[Box<str>]>,
-}
-
-impl Rule {
-    /// `None` when the router has too many methods.
-    pub fn new(route: u32, matcher: &Matcher, methods: &mut Methods) -> Option<Self> {
-        let mut rule = Rule { route, methods: 0, present: Vec::new(), exact: Vec::new(), names: matcher.path.names.clone() };
-        for method in &matcher.methods {
-            rule.methods |= methods.intern(method)?;
-        }
-        let headers = matcher.headers.iter().map(|(name, wanted)| (Key::Header(name.as_str().into()), wanted));
-        let query = matcher.query.iter().map(|(name, wanted)| (Key::Query(name.clone()), wanted));
-        for (key, wanted) in headers.chain(query) {
-            match wanted {
-                WantedValue::Present => rule.present.push(key),
-                WantedValue::Value(value) => rule.exact.push((key, value.clone())),
-            }
-        }
-        rule.present.sort();
-        rule.exact.sort();
-        Some(rule)
-    }
-
-    /// Greater is more specific.
-    fn rank(&self) -> (bool, usize, usize) {
-        (self.methods != 0, self.present.len().saturating_add(self.exact.len()), self.exact.len())
-    }
-
-    /// Whether some request has one of both methods.
-    fn shares_methods(&self, other: &Rule) -> bool {
-        self.methods == 0 || other.methods == 0 || self.methods & other.methods != 0
-    }
-
-    /// Whether some request meets the conditions of both: it does unless both want different values of one name.
-    fn compatible(&self, other: &Rule) -> bool {
-        !self.exact.iter().any(|(key, value)| other.exact.iter().any(|(k, v)| k == key && v != value))
-    }
-
-    fn group_key(&self) -> GroupKey<'_> {
-        (Reverse(self.rank()), &self.present, self.exact.iter().map(|(key, _)| key).collect())
-    }
-}
-
-type GroupKey<'a> = (Reverse<(bool, usize, usize)>, &'a [Key], Vec<&'a Key>);
-
-/// The routes of a leaf while the router is built.
-#[derive(Debug, Default)]
-pub(super) struct LeafBuilder {
-    rules: Vec<Arc<Rule>>,
-}
-
 impl LeafBuilder {
-    pub fn add(&mut self, rule: Arc<Rule>) {
-        self.rules.push(rule);
-    }
-
-    pub fn some_route(&self) -> Option<u32> {
-        self.rules.first().map(|rule| rule.route)
-    }
-
-    /// Adds the pairs that the order cannot tell apart, until `most` are known.
-    pub fn ambiguities(&self, methods: &Methods, most: usize, list: &mut Vec<Ambiguity>) {
-        // Within a group only equal values can meet. Between groups of one rank all pairs are tried; such groups are few.
-        let mut groups: Vec<(GroupKey<'_>, HashMap<Vec<&[u8]>, Vec<&Rule>>)> = Vec::new();
-        let mut places: HashMap<GroupKey<'_>, usize> = HashMap::new();
-        for rule in self.rules.iter().map(Arc::as_ref) {
-            let place = *places.entry(rule.group_key()).or_insert_with(|| {
-                groups.push((rule.group_key(), HashMap::new()));
-                groups.len() - 1
-            });
-            let Some((_, by_values)) = groups.get_mut(place) else { continue };
-            let same = by_values.entry(rule.exact.iter().map(|(_, value)| value.as_ref()).collect()).or_default();
-            for earlier in same.iter() {
-                collide(earlier, rule, methods, most, list);
-            }
-            same.push(rule);
-        }
-        for (at, (key, group)) in groups.iter().enumerate() {
-            for (_, other) in groups.iter().skip(at.saturating_add(1)).filter(|(k, _)| k.0 == key.0) {
-                for first in group.values().flatten() {
-                    for second in other.values().flatten() {
-                        if list.len() >= most {
-                            return;
-                        }
-                        collide(first, second, methods, most, list);
-                    }
-                }
-            }
-        }
-    }
-
     pub fn build(self, methods: &mut Methods) -> Leaf {
         let mut rules = self.rules;
         rules.sort_by(|a, b| a.group_key().cmp(&b.group_key()));
@@ -139,26 +34,8 @@ impl LeafBuilder {
     }
 }
 
-fn collide(first: &Rule, second: &Rule, methods: &Methods, most: usize, list: &mut Vec<Ambiguity>) {
-    if list.len() >= most || first.route == second.route || !first.shares_methods(second) || !first.compatible(second) {
-        return;
-    }
-    let on = match first.methods & second.methods {
-        0 => "for every method".to_owned(),
-        shared => format!("for {}", methods.names(shared)),
-    };
-    let why = match first.rank() {
-        (_, 0, _) => format!("the same host and path match both {on}, and neither has a condition that the other lacks"),
-        _ => format!("the same host and path match both {on}, and a request can meet the conditions of both, which are as many"),
-    };
-    let (first, second) = (first.route.min(second.route), first.route.max(second.route));
-    if !list.iter().any(|known| (known.first, known.second) == (first, second)) {
-        list.push(Ambiguity { first, second, why });
-    }
-}
-
 /// The names of params, where there are any.
-fn names_of(rules: &[Arc<Rule>]) -> Box<[(u32, Arc<[Box<str>]>)]> {
+fn names_of(rules: &[Arc<Rule>]) -> Box<[(u32, Names)]> {
     let mut names: Vec<_> =
         rules.iter().filter(|rule| !rule.names.is_empty()).map(|rule| (rule.route, rule.names.clone())).collect();
     names.sort_by_key(|(route, _)| *route);
@@ -181,7 +58,7 @@ pub(super) enum Leaf {
     One {
         route: u32,
         methods: u64,
-        names: Option<Arc<[Box<str>]>>,
+        names: Option<Names>,
     },
     Many(Box<Groups>),
 }
@@ -193,7 +70,7 @@ pub(super) struct Groups {
     listed: Box<[Group]>,
     /// Groups of routes for all methods.
     any: Box<[Group]>,
-    names: Box<[(u32, Arc<[Box<str>]>)]>,
+    names: Box<[(u32, Names)]>,
 }
 
 impl Leaf {
@@ -208,7 +85,7 @@ impl Leaf {
     }
 
     /// The names of the params of `route`; `None` when it has none.
-    pub fn names(&self, route: u32) -> Option<&Arc<[Box<str>]>> {
+    pub fn names(&self, route: u32) -> Option<&Names> {
         match self {
             Leaf::One { names, .. } => names.as_ref(),
             Leaf::Many(groups) => {

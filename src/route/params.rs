@@ -7,12 +7,15 @@ use std::sync::Arc;
 /// The most parameters of one path, `{*rest}` included. It bounds what a request carries along.
 pub const MAX_PARAMS: usize = 8;
 
+/// The names of the params of a path, in order.
+pub(super) type Names = Arc<[Box<str>]>;
+
 /// The parameters of one request. Holds no text: the ranges count in the canonical path that was given to
 /// [`Router::find`](super::Router::find), which the caller passes in again to read a value.
 #[derive(Debug, Clone, Default)]
 pub struct Params {
     /// Shared with the route. One counter for all names: a counter that all cores write to is slow.
-    names: Option<Arc<[Box<str>]>>,
+    names: Option<Names>,
     ranges: ArrayVec<Range<u32>, MAX_PARAMS>,
 }
 
@@ -36,8 +39,8 @@ impl Params {
         self.ranges.clear();
     }
 
-    pub(super) fn fill(&mut self, names: Option<&Arc<[Box<str>]>>, ranges: &[Range<u32>]) {
+    pub(super) fn fill(&mut self, names: Option<&Names>, ranges: &[Range<u32>]) {
         self.names = names.cloned();
-        self.ranges = ranges.iter().cloned().take(MAX_PARAMS).collect();
+        self.ranges = ranges.iter().take(MAX_PARAMS).cloned().collect();
     }
 }

@@ -1,9 +1,6 @@
-//! Path patterns, and the tree that finds the patterns of a path in their order.
+//! Path patterns, and the form of a path that they and the filters rely on.
 
-use super::params::MAX_PARAMS;
-use arrayvec::ArrayVec;
-use foldhash::fast::RandomState;
-use std::collections::HashMap;
+use super::params::{MAX_PARAMS, Names};
 use std::sync::Arc;
 
 /// The most segments of one pattern; also the deepest recursion of a look-up.
@@ -12,15 +9,15 @@ pub const MAX_SEGMENTS: usize = 64;
 /// A path as a route writes it, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
-    segments: Vec<Segment>,
+    pub(super) segments: Vec<Segment>,
     /// `{*rest}` or no path at all: whatever follows.
-    open: bool,
+    pub(super) open: bool,
     /// The names of `{param}` and `{*rest}`, in order.
-    pub(super) names: Arc<[Box<str>]>,
+    pub(super) names: Names,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Segment {
+pub(super) enum Segment {
     Literal(Box<str>),
     Param,
 }
@@ -146,223 +143,6 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// What a walk through the tree does on its way.
-pub(super) trait Visit {
-    type Out;
-    /// A param takes these bytes of the path.
-    fn push(&mut self, start: usize, end: usize);
-    fn pop(&mut self);
-    /// A pattern matches. Ends the walk with `Some`.
-    fn leaf(&mut self, leaf: u32) -> Option<Self::Out>;
-}
-
-/// All patterns of all hosts: one tree of segments for each host, in one arena. Children come after their parents.
-///
-/// Laid out for the cache, because with thousands of routes a look-up costs what its cache misses cost: a node is one line,
-/// the nodes of a host lie side by side, and the text of a literal is stored once for all of them.
-#[derive(Debug, Default)]
-pub(super) struct Trie {
-    nodes: Vec<Node>,
-    /// The number of each literal.
-    literals: HashMap<Box<str>, u32, RandomState>,
-    /// The longest literal, so that a longer segment need not be hashed.
-    longest: usize,
-    /// The children of nodes that have more than fit inside: by node and literal.
-    wide: HashMap<(u32, u32), u32, RandomState>,
-}
-
-/// How many literal children a node holds itself.
-const INLINE: usize = 6;
-
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Node {
-    /// Literal and child. Once it is full, further ones are in [`Trie::wide`].
-    few: ArrayVec<(u32, u32), INLINE>,
-    param: Link,
-    /// The leaf of patterns that end here.
-    ends: Link,
-    /// The leaf of patterns that take what follows.
-    rest: Link,
-}
-
-const _: () = assert!(size_of::<Node>() == 64, "a node is one cache line");
-
-/// The index of a node or a leaf, or none, in four bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Link(u32);
-
-impl Default for Link {
-    fn default() -> Self {
-        Link(u32::MAX)
-    }
-}
-
-impl Link {
-    pub fn get(self) -> Option<u32> {
-        (self.0 != u32::MAX).then_some(self.0)
-    }
-
-    pub fn get_or_insert_with(&mut self, make: impl FnOnce() -> u32) -> u32 {
-        if self.get().is_none() {
-            self.0 = make();
-        }
-        self.0
-    }
-}
-
-/// Which of many leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    First,
-    Last,
-}
-
-impl Trie {
-    pub fn add_root(&mut self) -> u32 {
-        self.nodes.push(Node::default());
-        count(self.nodes.len().saturating_sub(1))
-    }
-
-    /// The place for the leaf of a pattern, with the nodes that lead there.
-    pub fn leaf_slot(&mut self, root: u32, pattern: &Pattern) -> Option<&mut Link> {
-        let mut at = root;
-        for segment in &pattern.segments {
-            let fresh = count(self.nodes.len());
-            let child = match segment {
-                Segment::Literal(text) => {
-                    self.longest = self.longest.max(text.len());
-                    let next = count(self.literals.len());
-                    let literal = *self.literals.entry(text.clone()).or_insert(next);
-                    match self.child(at, literal) {
-                        Some(child) => child,
-                        None => {
-                            let node = self.nodes.get_mut(index(at))?;
-                            if node.few.try_push((literal, fresh)).is_err() {
-                                self.wide.insert((at, literal), fresh);
-                            }
-                            fresh
-                        }
-                    }
-                }
-                Segment::Param => self.nodes.get_mut(index(at))?.param.get_or_insert_with(|| fresh),
-            };
-            if child == fresh {
-                self.nodes.push(Node::default());
-            }
-            at = child;
-        }
-        let node = self.nodes.get_mut(index(at))?;
-        Some(if pattern.open { &mut node.rest } else { &mut node.ends })
-    }
-
-    fn child(&self, at: u32, literal: u32) -> Option<u32> {
-        let node = self.nodes.get(index(at))?;
-        let inside = node.few.iter().find(|(known, _)| *known == literal).map(|(_, child)| *child);
-        inside.or_else(|| if node.few.is_full() { self.wide.get(&(at, literal)).copied() } else { None })
-    }
-
-    /// Shows `visit` the leaves that match `path`, in the order of the router, until it takes one.
-    pub fn walk<V: Visit>(&self, root: u32, path: &str, visit: &mut V) -> Option<V::Out> {
-        path.starts_with('/').then(|| self.step(root, path, Some(1), visit)).flatten()
-    }
-
-    /// `from` is where the next segment starts; `None` after the last.
-    fn step<V: Visit>(&self, at: u32, path: &str, from: Option<usize>, visit: &mut V) -> Option<V::Out> {
-        let node = self.nodes.get(index(at))?;
-        match from {
-            Some(start) => {
-                let remainder = path.get(start..)?;
-                let slash = memchr::memchr(b'/', remainder.as_bytes());
-                let segment = remainder.get(..slash.unwrap_or(remainder.len()))?;
-                let end = start.checked_add(segment.len())?;
-                let next = slash.and_then(|_| end.checked_add(1));
-                if !node.few.is_empty()
-                    && segment.len() <= self.longest
-                    && let Some(&literal) = self.literals.get(segment)
-                    && let Some(child) = self.child(at, literal)
-                    && let Some(out) = self.step(child, path, next, visit)
-                {
-                    return Some(out);
-                }
-                if !segment.is_empty()
-                    && let Some(child) = node.param.get()
-                {
-                    visit.push(start, end);
-                    if let Some(out) = self.step(child, path, next, visit) {
-                        return Some(out);
-                    }
-                    visit.pop();
-                }
-            }
-            None => {
-                if let Some(out) = node.ends.get().and_then(|leaf| visit.leaf(leaf)) {
-                    return Some(out);
-                }
-            }
-        }
-        let leaf = node.rest.get()?;
-        visit.push(from.unwrap_or(path.len()), path.len());
-        let out = visit.leaf(leaf);
-        if out.is_none() {
-            visit.pop();
-        }
-        out
-    }
-
-    /// For each node the most nodes that one walk from there can enter: one literal child and the param child are all
-    /// that a segment can lead to.
-    pub fn costs(&self) -> Vec<u64> {
-        // Of the children outside, only those of a node are wanted, and children come after their parents: one pass from
-        // the back, with the costliest literal child of each node gathered on the way.
-        let mut parents = vec![Link::default(); self.nodes.len()];
-        let inside = self.nodes.iter().zip(0_u32..).flat_map(|(node, at)| node.few.iter().map(move |&(_, child)| (at, child)));
-        for (at, child) in inside.chain(self.wide.iter().map(|(&(at, _), &child)| (at, child))) {
-            if let Some(parent) = parents.get_mut(index(child)) {
-                *parent = Link(at);
-            }
-        }
-        let mut costs = vec![0_u64; self.nodes.len()];
-        let mut literal = vec![0_u64; self.nodes.len()];
-        for (at, node) in self.nodes.iter().enumerate().rev() {
-            let of = |costs: &[u64], at: usize| costs.get(at).copied().unwrap_or(0);
-            let param = node.param.get().map_or(0, |child| of(&costs, index(child)));
-            let cost = of(&literal, at).saturating_add(param).saturating_add(1);
-            if let Some(slot) = costs.get_mut(at) {
-                *slot = cost;
-            }
-            let parent = parents.get(at).and_then(|parent| parent.get());
-            if let Some(slot) = parent.and_then(|parent| literal.get_mut(index(parent))) {
-                *slot = cost.max(*slot);
-            }
-        }
-        costs
-    }
-
-    /// One leaf below `root`, to name a route in a message.
-    pub fn some_leaf(&self, root: u32, which: Ending) -> Option<u32> {
-        let mut list = vec![root];
-        let mut leaves = Vec::new();
-        while let Some(node) = list.pop().and_then(|at| self.nodes.get(index(at))) {
-            leaves.extend([node.ends, node.rest].into_iter().filter_map(Link::get));
-            list.extend(node.few.iter().map(|(_, child)| *child).chain(node.param.get()));
-        }
-        match which {
-            Ending::First => leaves.into_iter().min(),
-            Ending::Last => leaves.into_iter().max(),
-        }
-    }
-}
-
-/// Nodes are numbered in four bytes. A configuration with more is larger than the loader reads.
-fn count(len: usize) -> u32 {
-    u32::try_from(len).unwrap_or(u32::MAX)
-}
-
-pub(super) fn index(at: u32) -> usize {
-    usize::try_from(at).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,31 +189,5 @@ mod tests {
             assert!(Pattern::parse(right).is_ok(), "{right}");
         }
         assert!(Pattern::parse(&"/a".repeat(MAX_SEGMENTS)).is_ok() && Pattern::parse(&"/a".repeat(MAX_SEGMENTS + 1)).is_err());
-    }
-
-    #[test]
-    fn a_walk_never_costs_more_than_computed() {
-        struct Count(usize);
-        impl Visit for Count {
-            type Out = ();
-            fn push(&mut self, _: usize, _: usize) {}
-            fn pop(&mut self) {}
-            fn leaf(&mut self, _: u32) -> Option<()> {
-                self.0 += 1;
-                None
-            }
-        }
-        let mut trie = Trie::default();
-        let root = trie.add_root();
-        // Every mixture of `a` and `{p}` at six depths, each with a remainder: the worst shape for its size.
-        for mask in 0_u32..64 {
-            let text: String = (0..6).map(|n| if mask >> n & 1 == 1 { format!("/{{p{n}}}") } else { "/a".to_owned() }).collect();
-            trie.leaf_slot(root, &Pattern::parse(&text).unwrap()).unwrap().get_or_insert_with(|| 0);
-        }
-        let bound = trie.costs()[index(root)];
-        assert_eq!(bound, 127);
-        let mut count = Count(0);
-        assert!(trie.walk(root, "/a/a/a/a/a/a", &mut count).is_none());
-        assert_eq!(count.0, 64);
     }
 }

@@ -1,0 +1,222 @@
+//! How many heap allocations our own code adds to a request: none, for a look-up and a route with five local filters.
+//!
+//! Its own binary, because it needs its own global allocator. Counted per thread, so that the harness does not disturb it.
+
+#![allow(unsafe_code, reason = "a global allocator cannot be written without")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use gatewright::clock::{SharedClock, SystemClock};
+use gatewright::diagnostic::{Diagnostics, FileId, Span};
+use gatewright::filter::{BuildContext, Chain, Filter, Registry};
+use gatewright::request::{RequestCtx, Scheme};
+use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
+use gatewright::state::StatePool;
+use http::{HeaderMap, HeaderValue, Method};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+use tokio::io::AsyncWriteExt;
+
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The allocations of this thread while `work` runs.
+fn allocations<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = COUNT.get();
+    let out = work();
+    (COUNT.get() - before, out)
+}
+
+fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
+    let registration = Registry::builtin().get(name).unwrap();
+    let build = (registration.decode)(toml::de::ValueDeserializer::parse(table).unwrap()).unwrap();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let mut cx = BuildContext {
+        route: "orders",
+        state: &StatePool::new(),
+        clock: &clock,
+        diagnostics: &mut Diagnostics::default(),
+        span: Span { file: FileId(0), range: 0..0 },
+    };
+    build(&mut cx).unwrap_or_else(|problem| panic!("{name}: {problem:?}"))
+}
+
+fn router(tables: &[&str]) -> Router {
+    let entries = tables.iter().enumerate().map(|(index, text)| {
+        let config: MatchConfig = toml::from_str(text).unwrap();
+        let matcher = config.compile(&mut Diagnostics::default()).unwrap();
+        RouteEntry { index: u32::try_from(index).unwrap(), matcher }
+    });
+    Router::build(entries.collect()).unwrap()
+}
+
+const REQUEST: &str = "GET /api/orders/42/items?page=2 HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: test\r\n\
+                       Cookie: secret\r\nReferer: elsewhere\r\n\r\n";
+
+fn session() -> Session {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(4096);
+        client.write_all(REQUEST.as_bytes()).await.unwrap();
+        let mut session = Session::new_h1(Box::new(server));
+        assert!(session.downstream_session.read_request().await.unwrap());
+        session
+    })
+}
+
+fn context() -> RequestCtx {
+    let client = [192, 0, 2, 7].into();
+    RequestCtx {
+        id: arrayvec::ArrayString::from("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+        client,
+        peer: client,
+        scheme: Scheme::Https,
+        host: arrayvec::ArrayString::from("api.example.com").unwrap(),
+        route: Some("orders".into()),
+        params: Params::default(),
+        consumer: Some("acme".into()),
+        started: Instant::now(),
+        deadline: None,
+        extensions: http::Extensions::new(),
+    }
+}
+
+/// Runs all phases of a chain on one request; gives the allocations of each run but the first few, which warm up.
+fn runs(router: &Router, chain: &Chain) -> Vec<usize> {
+    let (mut session, mut ctx) = (session(), context());
+    let run = |session: &mut Session, ctx: &mut RequestCtx| {
+        let mut upstream = RequestHeader::build("GET", b"/", Some(32)).unwrap();
+        upstream.set_uri(session.req_header().uri.clone());
+        for (name, value) in &session.req_header().headers {
+            upstream.append_header(name.clone(), value.clone()).unwrap();
+        }
+        let mut response = ResponseHeader::build(200, Some(32)).unwrap();
+        response.append_header("server", "origin").unwrap();
+        let (count, ()) = allocations(|| {
+            let mut params = std::mem::take(&mut ctx.params);
+            let head = session.req_header();
+            let query = Query {
+                host: &ctx.host,
+                path: head.uri.path(),
+                method: &head.method,
+                headers: &head.headers,
+                query: head.uri.query(),
+            };
+            assert_eq!(router.find(&query, &mut params), Found::Route(0));
+            ctx.params = params;
+            let flow = pin!(chain.request(session, ctx)).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(flow, Poll::Ready(Ok(_))));
+            chain.upstream_request(session, &mut upstream, ctx).unwrap();
+            chain.response(session, &mut response, ctx);
+        });
+        assert_eq!(upstream.uri, "/v2/42/entries?page=2");
+        assert_eq!(upstream.headers.get("from").unwrap(), "192.0.2.7;0190163d-8694-739b-aea5-966c26f8ad91");
+        assert!(!upstream.headers.contains_key("cookie"));
+        assert_eq!(response.headers.get("server").unwrap(), "gate");
+        count
+    };
+    (0..1_000).map(|_| run(&mut session, &mut ctx)).skip(100).collect()
+}
+
+const ROUTES: [&str; 3] = [
+    "host = '*.example.com'\npath = '/api/orders/{id}/{*rest}'\nmethods = ['GET']\nheaders = { user-agent = 'test' }\nquery = { page = '2' }",
+    "host = 'api.example.com'\npath = '/api/orders/{id}'",
+    "path = '/{*rest}'",
+];
+
+#[test]
+fn a_route_with_five_local_filters_allocates_nothing() {
+    let chain = Chain::new(&[
+        filter(
+            "request_headers",
+            "{ set = { from = '${client_ip};${request_id}', warning = '${path.id}' }, remove = ['cookie'] }",
+        ),
+        filter("rewrite", "{ strip_prefix = '/api/orders', add_prefix = '/v2' }"),
+        filter("rewrite", "{ replace = { pattern = 'items$', with = 'entries' } }"),
+        filter("response_headers", "{ set = { server = 'gate', etag = '${route}' }, remove = ['x-powered-by'] }"),
+        filter("response_headers", "{ add = { vary = 'origin', link = '<${scheme}://${host}${path}>' } }"),
+    ]);
+    let runs = runs(&router(&ROUTES), &chain);
+    assert_eq!(runs.iter().sum::<usize>(), 0, "{runs:?}");
+}
+
+/// Pingora copies each name that is not a standard one when it is inserted. That is its cost, and the only one.
+#[test]
+fn a_custom_header_costs_what_a_bare_insert_costs() {
+    let value = HeaderValue::from_static("1");
+    let name = bytes::Bytes::from_static(b"x-custom");
+    let mut bare = RequestHeader::build("GET", b"/", Some(32)).unwrap();
+    let (theirs, ()) = allocations(|| bare.insert_header(name, value).unwrap());
+    let chain = Chain::new(&[
+        filter(
+            "request_headers",
+            "{ set = { from = '${client_ip};${request_id}', x-custom = '${consumer}' }, remove = ['cookie'] }",
+        ),
+        filter(
+            "rewrite",
+            "{ strip_prefix = '/api/orders', replace = { pattern = 'items$', with = 'entries' }, add_prefix = '/v2' }",
+        ),
+        filter("response_headers", "{ set = { server = 'gate' } }"),
+    ]);
+    let runs = runs(&router(&ROUTES), &chain);
+    assert!(runs.iter().all(|count| *count == theirs), "{theirs}: {runs:?}");
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| (Box::new(1), vec![0_u8; 9])).0, 2);
+}
+
+#[test]
+fn a_look_up_allocates_nothing() {
+    let router = router(&[
+        ROUTES[0],
+        "host = 'api.example.com'\npath = '/a/{x}'\nmethods = ['PUT']",
+        "host = '*.example.com'\npath = '/a/{y}/{z}'",
+    ]);
+    let headers = HeaderMap::new();
+    let mut params = Params::default();
+    for (path, want) in [
+        ("/a/b/c", Found::Route(2)),
+        ("/a/b", Found::MethodNotAllowed(HeaderValue::from_static("PUT"))),
+        ("/nothing/here", Found::NotFound),
+    ] {
+        for host in ["api.example.com", "a.b.c.d.e.f.api.example.com"] {
+            let query = Query { host, path, method: &Method::DELETE, headers: &headers, query: Some("a=b") };
+            // The first clone of a shared value may set up its counter.
+            let _ = router.find(&query, &mut params);
+            let (count, found) = allocations(|| router.find(&query, &mut params));
+            assert_eq!(count, 0, "{host} {path}");
+            if host == "api.example.com" {
+                assert_eq!(found, want);
+            }
+        }
+    }
+}
