@@ -21,13 +21,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+/// Looks up a variable of the environment.
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// Where the configuration comes from.
 #[derive(Clone)]
 pub enum Origin {
     /// Files and directories, as given to `-c`.
     Paths(Vec<PathBuf>),
     /// Built into the program, with its own values for `${NAME}`: what `gatewright demo` runs on.
-    Embedded { name: &'static str, text: &'static str, env: Arc<dyn Fn(&str) -> Option<String> + Send + Sync> },
+    Embedded { name: &'static str, text: &'static str, env: Environment },
 }
 
 impl Origin {

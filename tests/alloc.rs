@@ -9,7 +9,7 @@ use gatewright::clock::{SharedClock, SystemClock};
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
 use gatewright::filter::{BuildContext, Chain, Filter, Registry};
 use gatewright::request::{RequestCtx, Scheme};
-use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
+use gatewright::route::{Found, MatchConfig, Query, RouteEntry, Router};
 use gatewright::state::StatePool;
 use http::{HeaderMap, HeaderValue, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -18,6 +18,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -62,6 +63,7 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
         route: "orders",
         state: &StatePool::new(),
         clock: &clock,
+        upstreams: &BTreeMap::new(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };
@@ -95,16 +97,10 @@ fn context() -> RequestCtx {
     let client = [192, 0, 2, 7].into();
     RequestCtx {
         id: arrayvec::ArrayString::from("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
-        client,
-        peer: client,
-        scheme: Scheme::Https,
         host: arrayvec::ArrayString::from("api.example.com").unwrap(),
         route: Some("orders".into()),
-        params: Params::default(),
         consumer: Some("acme".into()),
-        started: Instant::now(),
-        deadline: None,
-        extensions: http::Extensions::new(),
+        ..RequestCtx::new(client, Scheme::Https, Instant::now())
     }
 }
 
