@@ -2,8 +2,9 @@
 //!
 //! [`load`] reads files, directories and includes, and reports everything that is wrong with them at once. The same
 //! structs give the parser, the JSON Schema ([`schema()`]) and the reference page ([`reference()`]); a test keeps the three
-//! equal. To add a section: its struct, its field in [`Config`], and its line in [`load`]'s table of sections. What a filter
-//! takes is the filter's own business, see [`crate::filter::FilterConfig`].
+//! equal. To add a section: its struct, its field in [`Config`], and in `load.rs` its name and its arm of the match; the
+//! tests fail until all four are there. What a filter takes is the filter's own business, see
+//! [`crate::filter::FilterConfig`].
 
 mod admin;
 mod decode;

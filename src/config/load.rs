@@ -10,7 +10,7 @@ use crate::diagnostic::{Diagnostics, Span};
 use crate::filter::Registry;
 use crate::value::{Located, set_decoding_file};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,10 @@ pub struct Loaded {
     /// them, those that show when the parts meet.
     pub config: Config,
     pub diagnostics: Diagnostics,
-    /// Every file that was read or should have been, for watching.
+    /// Every file that was read or should have been.
     pub files: Vec<PathBuf>,
+    /// The directories in which a change, a new file included, can change the configuration: what watch mode watches.
+    pub directories: BTreeSet<PathBuf>,
     /// Sixteen hexadecimal digits of the text with its variables filled in: the same for the same configuration. Says
     /// whether two configurations are the same; it is no protection against forgery.
     pub hash: String,
@@ -111,6 +113,7 @@ struct Loader<'a> {
     config: Config,
     progress: Progress,
     files: Vec<PathBuf>,
+    directories: BTreeSet<PathBuf>,
     seen: HashSet<PathBuf>,
     hash: Hash,
 }
@@ -124,6 +127,7 @@ impl<'a> Loader<'a> {
             config: Config::default(),
             progress: Progress::default(),
             files: Vec::new(),
+            directories: BTreeSet::new(),
             seen: HashSet::new(),
             hash: Hash::default(),
         }
@@ -131,7 +135,13 @@ impl<'a> Loader<'a> {
 
     fn finish(mut self) -> Loaded {
         super::validate::check(&self.config, &self.progress, &mut self.d);
-        Loaded { config: self.config, diagnostics: self.d, files: self.files, hash: self.hash.hex() }
+        Loaded {
+            config: self.config,
+            diagnostics: self.d,
+            files: self.files,
+            directories: self.directories,
+            hash: self.hash.hex(),
+        }
     }
 
     /// One argument of `-c`.
@@ -139,6 +149,7 @@ impl<'a> Loader<'a> {
         if !path.is_dir() {
             return self.file(path, None, &[]);
         }
+        self.watch(path);
         let list = fs::read_dir(path).and_then(|list| list.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>());
         match list {
             Ok(mut list) => {
@@ -155,6 +166,11 @@ impl<'a> Loader<'a> {
         }
     }
 
+    fn watch(&mut self, directory: &Path) {
+        let here = directory.as_os_str().is_empty();
+        self.directories.insert(if here { PathBuf::from(".") } else { directory.to_owned() });
+    }
+
     fn unreadable(&mut self, by: Option<Span>, message: String) {
         self.progress.incomplete = true;
         self.d.error(by, message);
@@ -164,17 +180,15 @@ impl<'a> Loader<'a> {
     fn file(&mut self, path: &Path, by: Option<Span>, within: &[PathBuf]) {
         let identity = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if within.contains(&identity) {
-            let span = by.clone();
-            self.unreadable(by, format!("{} includes itself", path.display()));
-            if let (Some(found), Some(_)) = (self.d.list.last_mut(), span) {
-                found.label("this leads back to it");
-            }
+            self.progress.incomplete = true;
+            self.d.error(by, format!("{} includes itself", path.display())).label("this leads back to it");
             return;
         }
         if !self.seen.insert(identity.clone()) {
             return;
         }
         self.files.push(path.to_owned());
+        self.watch(path.parent().unwrap_or(Path::new("")));
         if self.files.len() > FILES_MAX {
             return self.unreadable(by, format!("more than {FILES_MAX} configuration files"));
         }
@@ -225,6 +239,9 @@ impl<'a> Loader<'a> {
         if !pattern.contains(['*', '?', '[']) {
             return self.file(&base.join(&pattern.value), by, within);
         }
+        let fixed =
+            Path::new(&pattern.value).iter().take_while(|part| !part.as_encoded_bytes().iter().any(|b| b"*?[".contains(b)));
+        self.watch(&base.join(fixed.collect::<PathBuf>()));
         let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
         match glob::glob_with(&full, options) {
             Ok(found) => {

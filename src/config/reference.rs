@@ -93,6 +93,11 @@ impl<'a> Page<'a> {
             self.alternatives(value, &mut inner);
         }
         for (key, value) in inner {
+            // A way to write the value itself: its keys belong right here.
+            if key.is_empty() {
+                self.table(value, path, level);
+                continue;
+            }
             let title = format!("{path} {key}");
             self.heading(level.min(6), &title);
             self.table(value, &title, level + 1);
@@ -140,10 +145,10 @@ impl<'a> Page<'a> {
         self.out.push('\n');
     }
 
-    /// Remembers the tables that a value is made of.
+    /// Remembers the tables that a value is made of, but for those that the page explains once for all.
     fn inner(&self, key: &str, value: &'a Value, inner: &mut Vec<(String, &'a Value)>) {
         let target = self.resolve(value);
-        if key == "filters" || target.get("title").and_then(Value::as_str) == Some("secret") {
+        if key == "filters" || target.get("title").and_then(Value::as_str).is_some_and(|title| title.ends_with("secret")) {
             return;
         }
         if let Some(items) = target.get("items") {
@@ -204,6 +209,7 @@ impl<'a> Page<'a> {
             "integer" => format!("whole number{bounds}"),
             "number" => format!("number{bounds}"),
             "array" => match target.get("items").map(|items| self.kind(items)) {
+                Some(kind) if kind.contains(" or ") => format!("list of ({kind})"),
                 Some(kind) if kind.bytes().all(|b| b.is_ascii_lowercase() || b == b' ') => format!("list of {kind}s"),
                 Some(kind) => format!("list of {kind}"),
                 None => "list".to_owned(),
@@ -214,8 +220,11 @@ impl<'a> Page<'a> {
             },
             kind => kind.to_owned(),
         };
+        if kinds.is_empty() {
+            return "any value".to_owned();
+        }
         let kinds: Vec<_> = kinds.into_iter().map(one).filter(|kind| !kind.is_empty()).collect();
-        if kinds.is_empty() { "any value".to_owned() } else { kinds.join(" or ") }
+        kinds.join(" or ")
     }
 }
 

@@ -8,9 +8,10 @@ const LIST_MAX: usize = 24;
 /// The known name that is most like `wrong`, if one is like it at all.
 pub(super) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Transposed letters count once, and long names may differ in more places than short ones.
-    let bound = (wrong.chars().count() / 3).max(1);
+    let length = wrong.chars().count();
+    let bound = (length / 3).max(1);
     known
-        .filter(|name| name.len().abs_diff(wrong.len()) <= bound * 4)
+        .filter(|name| name.chars().count().abs_diff(length) <= bound)
         .map(|name| (strsim::damerau_levenshtein(&wrong.to_lowercase(), &name.to_lowercase()), name))
         .filter(|(distance, _)| *distance <= bound)
         .min_by_key(|(distance, _)| *distance)

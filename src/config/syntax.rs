@@ -39,22 +39,29 @@ pub(super) fn parse<'i>(text: &'i str, file: FileId, d: &mut Diagnostics) -> (De
     let mut places = Vec::new();
     let mut errors: Vec<_> = errors.iter().map(|e| (e.span().unwrap_or(text.len()..text.len()), e.message())).collect();
     errors.sort_by_key(|(range, _)| range.start);
-    let (mut last_line, mut reported, mut within_duplicate) = (None, 0, None);
+    // What follows the first error of a line is mostly its echo; so are the keys of a table that is defined twice. All three
+    // positions only move forward, so that a file of nothing but errors is still read in one pass.
+    let (mut line_end, mut scanned, mut header) = (None, 0, 0);
+    let (mut reported, mut within_duplicate) = (0, None);
     for (range, message) in errors {
-        places.push(range.start);
-        let before = text.get(..range.start).unwrap_or_default();
-        let line = before.rfind('\n');
-        // What follows the first error of a line is mostly its echo; so are the keys of a table that is defined twice.
-        let header = before.rfind("\n[").unwrap_or_default();
-        let echo = last_line == Some(line) || (message == DUPLICATE && within_duplicate == Some(header));
-        last_line = Some(line);
-        if echo || reported == SYNTAX_ERRORS_MAX {
+        let at = range.start;
+        places.push(at);
+        if reported == SYNTAX_ERRORS_MAX || line_end.is_some_and(|end| at <= end) {
             continue;
         }
-        reported += 1;
-        if message == DUPLICATE && line.unwrap_or_default() == header {
-            within_duplicate = Some(header);
+        line_end = Some(text.get(at..).and_then(|rest| rest.find('\n')).map_or(text.len(), |length| at + length));
+        if let Some(last) = text.get(scanned..at).and_then(|passed| passed.rfind("\n[")) {
+            header = scanned + last;
         }
+        scanned = at;
+        if message == DUPLICATE {
+            if within_duplicate == Some(header) {
+                continue;
+            }
+            let newline = text.get(..at).and_then(|before| before.rfind('\n')).unwrap_or_default();
+            within_duplicate = (newline == header).then_some(header).or(within_duplicate);
+        }
+        reported += 1;
         report(text, file, message, range, d);
     }
     let mut starts = Vec::new();

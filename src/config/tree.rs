@@ -29,6 +29,10 @@ impl<T> Deref for Entry<T> {
 /// The whole configuration. Every key is optional but for what a section asks for; unknown keys are errors.
 ///
 /// Durations are written as `"250ms"`, `"5s"`, `"10m"`, `"1h"`, `"7d"`; sizes as `"64KiB"`, `"10MiB"`; shares as `"50%"`.
+///
+/// A secret is read from where it says at each start and reload: `{ file = "..." }`, relative to the configuration file, of
+/// at most 64KiB and without a line break at its end; `{ env = "NAME" }`; or `{ credential = "name" }`, a systemd credential.
+///
 /// In every string value `${NAME}` stands for a variable of the environment and `${NAME:-text}` has a default; names are
 /// upper case, `$${NAME}` is the text itself. A value that is nothing but one such reference may also stand for a number or
 /// a boolean. Names of sections are up to 63 letters, digits, `_`, `-` and `.`, and begin with a letter or digit.

@@ -4,10 +4,9 @@
 //! which a watch on the file itself would lose. Changes are gathered for a moment, because one deployment touches many
 //! files and must not be seen half done.
 
-use super::{Origin, Reloader};
+use super::Reloader;
 use notify::{RecursiveMode, Watcher};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -17,7 +16,6 @@ const QUIET: Duration = Duration::from_millis(300);
 
 /// Reloads on changes until the process ends. Returns an error if the watch cannot be set up.
 pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
-    let Origin::Paths(paths) = &reloader.origin else { return Ok(()) };
     // One pending signal is enough: it says "something changed", not what.
     let (changed, mut changes) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -27,9 +25,8 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
     })?;
     let mut watched = BTreeSet::new();
     loop {
-        let loaded = reloader.origin.load(&reloader.registry);
-        let directories = loaded.files.iter().chain(paths).filter_map(|path| directory_of(path)).collect::<BTreeSet<_>>();
-        for directory in directories {
+        // Anew each time: a change can bring in a directory that was not part of the configuration before.
+        for directory in reloader.origin.load(&reloader.registry).directories {
             if watched.insert(directory.clone()) {
                 watcher.watch(&directory, RecursiveMode::NonRecursive)?;
             }
@@ -40,12 +37,4 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
         while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
         reloader.reload("a change of the files").await;
     }
-}
-
-fn directory_of(path: &std::path::Path) -> Option<PathBuf> {
-    if path.is_dir() {
-        return Some(path.to_owned());
-    }
-    let parent = path.parent()?;
-    Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
 }

@@ -200,7 +200,7 @@ impl JsonSchema for TextOrSecret {
         "TextOrSecret".into()
     }
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [{ "type": "string" }, SecretSource::json_schema(generator)] })
+        json_schema!({ "title": "text or secret", "anyOf": [{ "type": "string" }, SecretSource::json_schema(generator)] })
     }
 }
 
