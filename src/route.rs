@@ -48,10 +48,12 @@ use host::HostIndex;
 use http::{HeaderMap, HeaderValue, Method};
 use leaf::{Leaf, Verdict};
 use method::Methods;
+use params::NamePool;
 use rule::{LeafBuilder, Rule};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use trie::{Ending, Trie, Visit, index};
+use trie::{Trie, TrieBuilder, Visit, index};
 
 /// The most places of the tree that one look-up may try, over all hosts that can apply to it. A route costs about one a
 /// segment; only overlaps of literals and params multiply.
@@ -110,7 +112,9 @@ impl Router {
     /// Compiles the routes. The cost is linear in their number unless many share one host and one path.
     pub fn build(entries: Vec<RouteEntry>) -> Result<Router, Vec<Ambiguity>> {
         let mut hosts = HostIndex::default();
-        let mut trie = Trie::default();
+        let mut trie = TrieBuilder::default();
+        // The first and the last route of each tree, to name them.
+        let mut roots: HashMap<u32, (u32, u32)> = HashMap::new();
         let mut leaves: Vec<LeafBuilder> = Vec::new();
         let mut methods = Methods::default();
         let mut problems = Vec::new();
@@ -122,6 +126,7 @@ impl Router {
             let rule = Arc::new(rule);
             for host in matcher.hosts() {
                 let root = hosts.root(host, || trie.add_root());
+                roots.entry(root).or_insert((route, route)).1 = route;
                 let Some(slot) = trie.leaf_slot(root, &matcher.path) else { continue };
                 let leaf = slot.get_or_insert_with(|| {
                     leaves.push(LeafBuilder::default());
@@ -136,13 +141,14 @@ impl Router {
             leaf.ambiguities(&methods, MAX_AMBIGUITIES, &mut problems);
         }
         if problems.is_empty() {
-            problems.extend(steps_exceeded(&hosts, &trie, &leaves));
+            problems.extend(steps_exceeded(&hosts, &trie, &roots));
         }
         if !problems.is_empty() {
             return Err(problems);
         }
-        let leaves = leaves.into_iter().map(|leaf| leaf.build(&mut methods)).collect();
-        Ok(Router { hosts, trie, leaves, methods })
+        let mut names = NamePool::default();
+        let leaves = leaves.into_iter().map(|leaf| leaf.build(&mut methods, &mut names)).collect();
+        Ok(Router { hosts, trie: trie.build(), leaves, methods })
     }
 
     /// Finds the route of one request and leaves the values of its path parameters in `params`.
@@ -201,21 +207,15 @@ impl<'a> Visit for Search<'a> {
 }
 
 /// Adds up, for each host pattern, the most steps of its own tree and of those that are tried after it.
-fn steps_exceeded(hosts: &HostIndex, trie: &Trie, leaves: &[LeafBuilder]) -> Option<Ambiguity> {
+fn steps_exceeded(hosts: &HostIndex, trie: &TrieBuilder, roots: &HashMap<u32, (u32, u32)>) -> Option<Ambiguity> {
     let costs = trie.costs();
     let cost = |root: u32| costs.get(index(root)).copied().unwrap_or(0);
-    let (steps, root) = hosts
+    let (steps, chain) = hosts
         .chains()
-        .map(|chain| {
-            let steps = chain.iter().fold(0_u64, |sum, &root| sum.saturating_add(cost(root)));
-            (steps, chain.into_iter().max_by_key(|&root| cost(root)))
-        })
-        .max_by_key(|&(steps, _)| steps)?;
-    if steps <= MAX_STEPS {
-        return None;
-    }
-    let routes = |end| trie.some_leaf(root?, end).and_then(|leaf| leaves.get(index(leaf))).and_then(LeafBuilder::some_route);
-    let (first, second) = (routes(Ending::First)?, routes(Ending::Last)?);
+        .map(|chain| (chain.iter().fold(0_u64, |sum, &root| sum.saturating_add(cost(root))), chain))
+        .max_by_key(|(steps, _)| *steps)
+        .filter(|(steps, _)| *steps > MAX_STEPS)?;
+    let &(first, second) = roots.get(&chain.into_iter().max_by_key(|&root| cost(root))?)?;
     let why = format!(
         "a request could make the router try {steps} places, and the bound is {MAX_STEPS}: \
          too many literal segments overlap with {{params}} at the same depth"

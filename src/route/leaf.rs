@@ -4,7 +4,7 @@
 //! thousand tenants told apart by a header cost one look-up and not a thousand comparisons.
 
 use super::method::{Methods, Wanted};
-use super::params::Names;
+use super::params::{NamePool, Names};
 use super::rule::{Key, LeafBuilder, Rule};
 use super::{Query, header, query};
 use foldhash::fast::RandomState;
@@ -14,7 +14,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 impl LeafBuilder {
-    pub fn build(self, methods: &mut Methods) -> Leaf {
+    pub fn build(self, methods: &mut Methods, names: &mut NamePool) -> Leaf {
         let mut rules = self.rules;
         rules.sort_by(|a, b| a.group_key().cmp(&b.group_key()));
         methods.prepare_allow(rules.iter().fold(0, |set, rule| set | rule.methods));
@@ -22,7 +22,7 @@ impl LeafBuilder {
             && rule.present.is_empty()
             && rule.exact.is_empty()
         {
-            let names = (!rule.names.is_empty()).then(|| rule.names.clone());
+            let names = names.share(rule.route, &rule.names);
             return Leaf::One { route: rule.route, methods: rule.methods, names };
         }
         let mut groups: Vec<Group> = Vec::new();
@@ -30,14 +30,13 @@ impl LeafBuilder {
             groups.extend(Group::new(same));
         }
         let any = groups.partition_point(|group| group.listed);
-        Leaf::Many(Box::new(Groups { any: groups.split_off(any).into(), listed: groups.into(), names: names_of(&rules) }))
+        Leaf::Many(Box::new(Groups { any: groups.split_off(any).into(), listed: groups.into(), names: names_of(&rules, names) }))
     }
 }
 
 /// The names of params, where there are any.
-fn names_of(rules: &[Arc<Rule>]) -> Box<[(u32, Names)]> {
-    let mut names: Vec<_> =
-        rules.iter().filter(|rule| !rule.names.is_empty()).map(|rule| (rule.route, rule.names.clone())).collect();
+fn names_of(rules: &[Arc<Rule>], pool: &mut NamePool) -> Box<[(u32, Names)]> {
+    let mut names: Vec<_> = rules.iter().filter_map(|rule| Some((rule.route, pool.share(rule.route, &rule.names)?))).collect();
     names.sort_by_key(|(route, _)| *route);
     names.into()
 }

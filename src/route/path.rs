@@ -25,7 +25,7 @@ pub(super) enum Segment {
 impl Pattern {
     /// What a route without `path` matches.
     pub fn everything() -> Self {
-        Pattern { segments: Vec::new(), open: true, names: Arc::from([]) }
+        Pattern { segments: Vec::new(), open: true, names: Arc::default() }
     }
 
     /// Parses the text of a route; a reason and a mend when it can match no canonical path.
@@ -95,7 +95,7 @@ impl Pattern {
                 "leave out `//`, `.` and `..` segments and the query, and percent-encode only what must be, as in `%20`",
             );
         }
-        Ok(Pattern { segments, open, names: names.into() })
+        Ok(Pattern { segments, open, names: Arc::new(names) })
     }
 }
 

@@ -83,10 +83,6 @@ impl LeafBuilder {
         self.rules.push(rule);
     }
 
-    pub fn some_route(&self) -> Option<u32> {
-        self.rules.first().map(|rule| rule.route)
-    }
-
     /// Adds the pairs that the order cannot tell apart, until `most` are known.
     pub fn ambiguities(&self, methods: &Methods, most: usize, list: &mut Vec<Ambiguity>) {
         // Within a group only equal values can meet. Between groups of one rank all pairs are tried; such groups are few.

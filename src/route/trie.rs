@@ -1,7 +1,6 @@
 //! The tree that finds the patterns of a path in their order.
 
 use super::path::{Pattern, Segment};
-use arrayvec::ArrayVec;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
@@ -15,29 +14,20 @@ pub(super) trait Visit {
     fn leaf(&mut self, leaf: u32) -> Option<Self::Out>;
 }
 
-/// All patterns of all hosts: one tree of segments for each host, in one arena. Children come after their parents.
-///
-/// Laid out for the cache, because with thousands of routes a look-up costs what its cache misses cost: a node is one line,
-/// the nodes of a host lie side by side, and the text of a literal is stored once for all of them.
+/// All patterns of all hosts while the router is built: one tree of segments for each host, in one arena. Children come
+/// after their parents.
 #[derive(Debug, Default)]
-pub(super) struct Trie {
-    nodes: Vec<Node>,
+pub(super) struct TrieBuilder {
+    nodes: Vec<Links>,
+    /// The literal children: by node and literal.
+    children: HashMap<(u32, u32), u32, RandomState>,
     /// The number of each literal.
     literals: HashMap<Box<str>, u32, RandomState>,
-    /// The longest literal, so that a longer segment need not be hashed.
-    longest: usize,
-    /// The children of nodes that have more than fit inside: by node and literal.
-    wide: HashMap<(u32, u32), u32, RandomState>,
 }
 
-/// How many literal children a node holds itself.
-const INLINE: usize = 6;
-
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Node {
-    /// Literal and child. Once it is full, further ones are in [`Trie::wide`].
-    few: ArrayVec<(u32, u32), INLINE>,
+/// What leads on from a node, but for literals.
+#[derive(Debug, Default, Clone, Copy)]
+struct Links {
     param: Link,
     /// The leaf of patterns that end here.
     ends: Link,
@@ -45,7 +35,32 @@ struct Node {
     rest: Link,
 }
 
-const _: () = assert!(size_of::<Node>() == 64, "a node is one cache line");
+/// The finished trees, laid out for the cache: with thousands of routes a look-up costs what its cache misses cost. So a
+/// node is 20 bytes, the nodes of a host lie side by side, and the text of a literal is stored once for all of them.
+#[derive(Debug)]
+pub(super) struct Trie {
+    nodes: Box<[Node]>,
+    /// Literal and child, those of one node side by side.
+    edges: Box<[(u32, u32)]>,
+    literals: HashMap<Box<str>, u32, RandomState>,
+    /// The longest literal, so that a longer segment need not be hashed.
+    longest: usize,
+    /// The children of nodes that have more than [`FEW`]: by node and literal.
+    wide: HashMap<(u32, u32), u32, RandomState>,
+}
+
+#[derive(Debug)]
+struct Node {
+    first_edge: u32,
+    /// How many edges; more than [`FEW`]: they are in [`Trie::wide`].
+    edges: u32,
+    links: Links,
+}
+
+/// How many literal children are tried one after the other before a hash is cheaper.
+const FEW: u32 = 8;
+
+const _: () = assert!(size_of::<Node>() == 20, "nodes are many");
 
 /// The index of a node or a leaf, or none, in four bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,16 +85,9 @@ impl Link {
     }
 }
 
-/// Which of many leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
-    First,
-    Last,
-}
-
-impl Trie {
+impl TrieBuilder {
     pub fn add_root(&mut self) -> u32 {
-        self.nodes.push(Node::default());
+        self.nodes.push(Links::default());
         count(self.nodes.len().saturating_sub(1))
     }
 
@@ -88,99 +96,32 @@ impl Trie {
         let mut at = root;
         for segment in &pattern.segments {
             let fresh = count(self.nodes.len());
-            let child = match segment {
+            at = match segment {
                 Segment::Literal(text) => {
-                    self.longest = self.longest.max(text.len());
                     let next = count(self.literals.len());
                     let literal = *self.literals.entry(text.clone()).or_insert(next);
-                    match self.child(at, literal) {
-                        Some(child) => child,
-                        None => {
-                            let node = self.nodes.get_mut(index(at))?;
-                            if node.few.try_push((literal, fresh)).is_err() {
-                                self.wide.insert((at, literal), fresh);
-                            }
-                            fresh
-                        }
-                    }
+                    *self.children.entry((at, literal)).or_insert(fresh)
                 }
                 Segment::Param => self.nodes.get_mut(index(at))?.param.get_or_insert_with(|| fresh),
             };
-            if child == fresh {
-                self.nodes.push(Node::default());
+            if at == fresh {
+                self.nodes.push(Links::default());
             }
-            at = child;
         }
         let node = self.nodes.get_mut(index(at))?;
         Some(if pattern.open { &mut node.rest } else { &mut node.ends })
     }
 
-    fn child(&self, at: u32, literal: u32) -> Option<u32> {
-        let node = self.nodes.get(index(at))?;
-        let inside = node.few.iter().find(|(known, _)| *known == literal).map(|(_, child)| *child);
-        inside.or_else(|| if node.few.is_full() { self.wide.get(&(at, literal)).copied() } else { None })
-    }
-
-    /// Shows `visit` the leaves that match `path`, in the order of the router, until it takes one.
-    pub fn walk<V: Visit>(&self, root: u32, path: &str, visit: &mut V) -> Option<V::Out> {
-        path.starts_with('/').then(|| self.step(root, path, Some(1), visit)).flatten()
-    }
-
-    /// `from` is where the next segment starts; `None` after the last.
-    fn step<V: Visit>(&self, at: u32, path: &str, from: Option<usize>, visit: &mut V) -> Option<V::Out> {
-        let node = self.nodes.get(index(at))?;
-        match from {
-            Some(start) => {
-                let remainder = path.get(start..)?;
-                let slash = memchr::memchr(b'/', remainder.as_bytes());
-                let segment = remainder.get(..slash.unwrap_or(remainder.len()))?;
-                let end = start.checked_add(segment.len())?;
-                let next = slash.and_then(|_| end.checked_add(1));
-                if !node.few.is_empty()
-                    && segment.len() <= self.longest
-                    && let Some(&literal) = self.literals.get(segment)
-                    && let Some(child) = self.child(at, literal)
-                    && let Some(out) = self.step(child, path, next, visit)
-                {
-                    return Some(out);
-                }
-                if !segment.is_empty()
-                    && let Some(child) = node.param.get()
-                {
-                    visit.push(start, end);
-                    if let Some(out) = self.step(child, path, next, visit) {
-                        return Some(out);
-                    }
-                    visit.pop();
-                }
-            }
-            None => {
-                if let Some(out) = node.ends.get().and_then(|leaf| visit.leaf(leaf)) {
-                    return Some(out);
-                }
-            }
-        }
-        let leaf = node.rest.get()?;
-        visit.push(from.unwrap_or(path.len()), path.len());
-        let out = visit.leaf(leaf);
-        if out.is_none() {
-            visit.pop();
-        }
-        out
-    }
-
     /// For each node the most nodes that one walk from there can enter: one literal child and the param child are all
     /// that a segment can lead to.
     pub fn costs(&self) -> Vec<u64> {
-        // Of the children outside, only those of a node are wanted, and children come after their parents: one pass from
-        // the back, with the costliest literal child of each node gathered on the way.
         let mut parents = vec![Link::default(); self.nodes.len()];
-        let inside = self.nodes.iter().zip(0_u32..).flat_map(|(node, at)| node.few.iter().map(move |&(_, child)| (at, child)));
-        for (at, child) in inside.chain(self.wide.iter().map(|(&(at, _), &child)| (at, child))) {
+        for (&(at, _), &child) in &self.children {
             if let Some(parent) = parents.get_mut(index(child)) {
                 *parent = Link(at);
             }
         }
+        // Children come after their parents: one pass from the back, gathering the costliest literal child of each node.
         let mut costs = vec![0_u64; self.nodes.len()];
         let mut literal = vec![0_u64; self.nodes.len()];
         for (at, node) in self.nodes.iter().enumerate().rev() {
@@ -198,18 +139,85 @@ impl Trie {
         costs
     }
 
-    /// One leaf below `root`, to name a route in a message.
-    pub fn some_leaf(&self, root: u32, which: Ending) -> Option<u32> {
-        let mut list = vec![root];
-        let mut leaves = Vec::new();
-        while let Some(node) = list.pop().and_then(|at| self.nodes.get(index(at))) {
-            leaves.extend([node.ends, node.rest].into_iter().filter_map(Link::get));
-            list.extend(node.few.iter().map(|(_, child)| *child).chain(node.param.get()));
+    /// Lays the trees out for look-ups.
+    pub fn build(self) -> Trie {
+        let mut sorted: Vec<(u32, u32, u32)> =
+            self.children.into_iter().map(|((at, literal), child)| (at, child, literal)).collect();
+        sorted.sort_unstable();
+        let mut nodes: Vec<Node> = self.nodes.into_iter().map(|links| Node { first_edge: 0, edges: 0, links }).collect();
+        let mut edges = Vec::with_capacity(sorted.len());
+        let mut wide = HashMap::default();
+        for siblings in sorted.chunk_by(|a, b| a.0 == b.0) {
+            let Some(node) = siblings.first().and_then(|first| nodes.get_mut(index(first.0))) else { continue };
+            node.first_edge = count(edges.len());
+            node.edges = count(siblings.len());
+            if node.edges > FEW {
+                wide.extend(siblings.iter().map(|&(at, child, literal)| ((at, literal), child)));
+            } else {
+                edges.extend(siblings.iter().map(|&(_, child, literal)| (literal, child)));
+            }
         }
-        match which {
-            Ending::First => leaves.into_iter().min(),
-            Ending::Last => leaves.into_iter().max(),
+        let longest = self.literals.keys().map(|text| text.len()).max().unwrap_or(0);
+        Trie { nodes: nodes.into(), edges: edges.into(), literals: self.literals, longest, wide }
+    }
+}
+
+impl Trie {
+    fn child(&self, at: u32, node: &Node, literal: u32) -> Option<u32> {
+        if node.edges > FEW {
+            return self.wide.get(&(at, literal)).copied();
         }
+        let first = index(node.first_edge);
+        let edges = self.edges.get(first..first.checked_add(index(node.edges))?)?;
+        edges.iter().find(|(known, _)| *known == literal).map(|(_, child)| *child)
+    }
+
+    /// Shows `visit` the leaves that match `path`, in the order of the router, until it takes one.
+    pub fn walk<V: Visit>(&self, root: u32, path: &str, visit: &mut V) -> Option<V::Out> {
+        path.starts_with('/').then(|| self.step(root, path, Some(1), visit)).flatten()
+    }
+
+    /// `from` is where the next segment starts; `None` after the last.
+    fn step<V: Visit>(&self, at: u32, path: &str, from: Option<usize>, visit: &mut V) -> Option<V::Out> {
+        let node = self.nodes.get(index(at))?;
+        match from {
+            Some(start) => {
+                let remainder = path.get(start..)?;
+                let slash = memchr::memchr(b'/', remainder.as_bytes());
+                let segment = remainder.get(..slash.unwrap_or(remainder.len()))?;
+                let end = start.checked_add(segment.len())?;
+                let next = slash.and_then(|_| end.checked_add(1));
+                if node.edges != 0
+                    && segment.len() <= self.longest
+                    && let Some(&literal) = self.literals.get(segment)
+                    && let Some(child) = self.child(at, node, literal)
+                    && let Some(out) = self.step(child, path, next, visit)
+                {
+                    return Some(out);
+                }
+                if !segment.is_empty()
+                    && let Some(child) = node.links.param.get()
+                {
+                    visit.push(start, end);
+                    if let Some(out) = self.step(child, path, next, visit) {
+                        return Some(out);
+                    }
+                    visit.pop();
+                }
+            }
+            None => {
+                if let Some(out) = node.links.ends.get().and_then(|leaf| visit.leaf(leaf)) {
+                    return Some(out);
+                }
+            }
+        }
+        let leaf = node.links.rest.get()?;
+        visit.push(from.unwrap_or(path.len()), path.len());
+        let out = visit.leaf(leaf);
+        if out.is_none() {
+            visit.pop();
+        }
+        out
     }
 }
 
@@ -238,7 +246,7 @@ mod tests {
                 None
             }
         }
-        let mut trie = Trie::default();
+        let mut trie = TrieBuilder::default();
         let root = trie.add_root();
         // Every mixture of `a` and `{p}` at six depths, each with a remainder: the worst shape for its size.
         for mask in 0_u32..64 {
@@ -247,6 +255,7 @@ mod tests {
         }
         let bound = trie.costs()[index(root)];
         assert_eq!(bound, 127);
+        let trie = trie.build();
         let mut count = Count(0);
         assert!(trie.walk(root, "/a/a/a/a/a/a", &mut count).is_none());
         assert_eq!(count.0, 64);
