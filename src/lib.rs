@@ -2,6 +2,7 @@
 //!
 //! The map of the crate follows the life of a request; see the modules in that order.
 
+pub mod arena;
 pub mod clock;
 pub mod diagnostic;
 pub mod filter;
