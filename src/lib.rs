@@ -3,6 +3,7 @@
 //! The map of the crate follows the life of a request; see the modules in that order.
 
 pub mod arena;
+pub mod canonical;
 pub mod clock;
 pub mod diagnostic;
 pub mod filter;
