@@ -42,21 +42,30 @@ problems! {
     }
 }
 
-/// Each allowed byte in lower case; 0 for those that are not allowed.
-const LOWER: [u8; 256] = lower();
+const ILLEGAL: u8 = 0;
+const DOT: u8 = 1;
+const LABEL: u8 = 2;
+
+const CLASSES: [u8; 256] = classes();
 
 #[expect(clippy::indexing_slicing, reason = "evaluated by the compiler, which reports an index out of bounds")]
-const fn lower() -> [u8; 256] {
-    let mut table = [0; 256];
+const fn classes() -> [u8; 256] {
+    let mut table = [ILLEGAL; 256];
     let mut byte = 0;
     while byte < 256 {
-        let value = byte as u8;
-        if value.is_ascii_alphanumeric() || matches!(value, b'-' | b'_' | b'.') {
-            table[byte] = value.to_ascii_lowercase();
-        }
+        table[byte] = match byte as u8 {
+            b'.' => DOT,
+            b'-' | b'_' => LABEL,
+            value if value.is_ascii_alphanumeric() => LABEL,
+            _ => ILLEGAL,
+        };
         byte += 1;
     }
     table
+}
+
+fn class(byte: u8) -> u8 {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or(ILLEGAL)
 }
 
 /// Writes the canonical host to `out`, which is cleared first, and returns the port if there is one. IPv6 addresses stay in
@@ -85,44 +94,47 @@ pub fn canonical_host(raw: &[u8], out: &mut ArrayString<HOST_MAX>) -> Result<Opt
     if name.len() > NAME_MAX {
         return Err(HostProblem::TooLong);
     }
-    let mut text = [0; NAME_MAX];
-    let mut label = 0_usize;
-    let mut numeric = true;
-    for (&byte, place) in name.iter().zip(&mut text) {
-        let lower = LOWER.get(usize::from(byte)).copied().unwrap_or(0);
-        *place = lower;
-        match lower {
-            b'.' if label == 0 => return Err(HostProblem::EmptyLabel),
-            b'.' => (label, numeric) = (0, true),
-            0 if byte == b'%' => return Err(HostProblem::PercentEncoded),
-            0 => return Err(HostProblem::IllegalByte),
-            _ => {
-                // `0x7f` is a number to inet_aton and to browsers.
-                numeric &= lower.is_ascii_digit() || (label == 1 && lower == b'x') || (label > 1 && lower.is_ascii_hexdigit());
-                label = label.saturating_add(1);
-                if label > LABEL_MAX {
-                    return Err(HostProblem::LabelTooLong);
-                }
-            }
-        }
+    // One pass without a branch for each byte; which one was wrong is asked only if one was.
+    let mut previous = DOT;
+    let mut wrong = false;
+    for &byte in name {
+        let class = class(byte);
+        wrong |= class == ILLEGAL || (class == DOT && previous == DOT);
+        previous = class;
     }
-    if label == 0 {
-        return Err(HostProblem::EmptyLabel);
+    if wrong || previous == DOT {
+        return Err(refusal(name));
     }
-    let text = text.get(..name.len()).and_then(|text| std::str::from_utf8(text).ok()).ok_or(HostProblem::IllegalByte)?;
-    if numeric && ends_in_a_number(text) && text.parse::<Ipv4Addr>().is_err() {
+    if name.len() > LABEL_MAX && name.split(|&byte| byte == b'.').any(|label| label.len() > LABEL_MAX) {
+        return Err(HostProblem::LabelTooLong);
+    }
+    let text = std::str::from_utf8(name).map_err(|_| HostProblem::IllegalByte)?;
+    if ends_in_a_number(text) && text.parse::<Ipv4Addr>().is_err() {
         return Err(HostProblem::InvalidIpv4);
     }
     out.try_push_str(text).map_err(|_| HostProblem::TooLong)?;
+    out.make_ascii_lowercase();
     Ok(port)
+}
+
+/// Names the first thing that is wrong with the bytes of a name.
+fn refusal(name: &[u8]) -> HostProblem {
+    let illegal = name.iter().find(|&&byte| class(byte) == ILLEGAL);
+    match illegal {
+        Some(b'%') => HostProblem::PercentEncoded,
+        Some(_) => HostProblem::IllegalByte,
+        None => HostProblem::EmptyLabel,
+    }
 }
 
 /// WHATWG URL, "ends in a number": the last label is decimal, or `0x` and hex digits.
 fn ends_in_a_number(name: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or_default();
-    match last.strip_prefix("0x") {
-        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        None => last.bytes().all(|byte| byte.is_ascii_digit()),
+    let last = name.as_bytes();
+    let last = memchr::memrchr(b'.', last).and_then(|dot| last.get(dot.saturating_add(1)..)).unwrap_or(last);
+    match last {
+        [b'0', b'x' | b'X', digits @ ..] => digits.iter().all(u8::is_ascii_hexdigit),
+        [b'0'..=b'9', ..] => last.iter().all(u8::is_ascii_digit),
+        _ => false,
     }
 }
 
