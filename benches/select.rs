@@ -3,45 +3,18 @@
 //! The time must not depend on the number of endpoints, nor on their weights, because the order of turns is worked out
 //! beforehand. The allocations are counted before anything is measured; a wrong count ends the run.
 
-#![allow(unsafe_code)] // A counting allocator cannot be written without.
 #![allow(clippy::unwrap_used)] // A benchmark that cannot be set up may panic, as a test may.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use gatewright::clock::{SharedClock, SystemClock};
 use gatewright::state::StatePool;
 use gatewright::upstream::{Tried, Upstream};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::fmt::Write;
 use std::hint::black_box;
 use std::sync::Arc;
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: both calls go to the system's allocator as they came; counting touches a thread-local without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
+fn allocations(work: impl FnOnce()) -> u64 {
+    allocation_counter::measure(work).count_total
 }
 
 fn upstream(endpoints: usize, largest_weight: usize) -> Arc<Upstream> {

@@ -11,7 +11,7 @@ mod via;
 mod write;
 
 pub use client::{MAX_HOPS, client_address};
-pub use request_id::request_id;
+pub use request_id::{X_REQUEST_ID, id_value, request_id};
 pub use trusted::{ClientHeader, TrustedProxies};
-pub use via::{PSEUDONYM, VIA_HOPS_MAX, add_via_request, add_via_response, via_hops};
+pub use via::{VIA_HOPS_MAX, Via};
 pub use write::{ForwardedFacts, ForwardedHeaders, write_forwarded};

@@ -11,13 +11,12 @@ pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
 
 use crate::filter::Chain;
-use crate::forwarded::TrustedProxies;
+use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
 use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::upstream::Upstream;
-use http::HeaderValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -33,9 +32,10 @@ pub struct Snapshot {
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
     pub listeners: Vec<ListenerPlan>,
     pub trusted_proxies: TrustedProxies,
-    /// What we call ourselves in `Via`, and the field value that says so.
-    pub pseudonym: Box<str>,
-    pub via: HeaderValue,
+    /// Which headers tell the upstream about the client.
+    pub forwarded_headers: ForwardedHeaders,
+    /// What we call ourselves.
+    pub via: Via,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }

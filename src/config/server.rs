@@ -1,9 +1,10 @@
 //! `[server]`.
 
 use crate::diagnostic::Diagnostics;
+use crate::forwarded::{ClientHeader, ForwardedHeaders};
 use crate::value::{ByteSize, Cidr, Duration, Located};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The process: threads, stopping, and what holds for all listeners and routes.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -23,6 +24,12 @@ pub struct ServerConfig {
     /// Networks of the proxies in front whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are believed. Headers
     /// from any other peer are replaced.
     pub trusted_proxies: Vec<Located<Cidr>>,
+    /// Where a trusted proxy says who the client is: `"any"` reads `X-Forwarded-For` where there is one, else `Forwarded`;
+    /// name the one that your proxies write if it is always the same.
+    pub client_from: ClientFrom,
+    /// What the upstream is told about the client: `"x_forwarded"` writes `X-Forwarded-For`, `-Proto` and `-Host`,
+    /// `"forwarded"` writes `Forwarded` (RFC 7239), `"both"` writes all of them. What is not written is removed.
+    pub forwarded: ForwardedStyle,
     /// More files to read, as patterns relative to this file: `["conf.d/*.toml"]`. Files are merged; a name that is defined
     /// twice is an error. Included files may include others, to a depth of 8.
     pub include: Vec<Located<String>>,
@@ -38,6 +45,44 @@ pub struct ServerConfig {
     pub via: Located<String>,
 }
 
+/// Where the client's address is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ClientFrom {
+    #[default]
+    Any,
+    XForwardedFor,
+    Forwarded,
+}
+
+impl From<ClientFrom> for ClientHeader {
+    fn from(from: ClientFrom) -> Self {
+        match from {
+            ClientFrom::Any => ClientHeader::Any,
+            ClientFrom::XForwardedFor => ClientHeader::XForwardedFor,
+            ClientFrom::Forwarded => ClientHeader::Forwarded,
+        }
+    }
+}
+
+/// Which headers the upstream gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ForwardedStyle {
+    #[default]
+    XForwarded,
+    Forwarded,
+    Both,
+}
+
+impl From<ForwardedStyle> for ForwardedHeaders {
+    fn from(style: ForwardedStyle) -> Self {
+        ForwardedHeaders { x_forwarded: style != ForwardedStyle::Forwarded, forwarded: style != ForwardedStyle::XForwarded }
+    }
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
@@ -46,6 +91,8 @@ impl Default for ServerConfig {
             grace_period: Located::nowhere(Duration::from_secs(30)),
             drain_delay: Located::nowhere(Duration::from_secs(0)),
             trusted_proxies: Vec::new(),
+            client_from: ClientFrom::default(),
+            forwarded: ForwardedStyle::default(),
             include: Vec::new(),
             watch: false,
             upstream_keepalive: Located::nowhere(1024),

@@ -1,9 +1,12 @@
 //! The id of a request, by which logs, traces and the answer itself are found together.
 
+use crate::arena::with_arena;
 use crate::request::REQUEST_ID_MAX;
 use arrayvec::ArrayString;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use uuid::{NoContext, Timestamp, Uuid};
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id that a trusted peer sent, if it is 1 to 128 characters of `A-Za-z0-9._~+/=-`; otherwise a new UUID of version 7
 /// (RFC 9562 §5.7), which sorts by time. An untrusted peer chooses no id: it could have two requests found under one.
@@ -22,6 +25,11 @@ fn sane(value: &[u8]) -> Option<ArrayString<REQUEST_ID_MAX>> {
     let fine = !value.is_empty() && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._~+/=-".contains(byte));
     let text = std::str::from_utf8(value).ok().filter(|_| fine)?;
     ArrayString::from(text).ok()
+}
+
+/// An id as a header value, without an allocation of its own. `None` only for bytes that [`request_id`] never gives.
+pub fn id_value(id: &str) -> Option<HeaderValue> {
+    HeaderValue::from_maybe_shared(with_arena(|out| out.extend_from_slice(id.as_bytes()))).ok()
 }
 
 #[cfg(test)]

@@ -159,7 +159,8 @@ impl<T: Transport> EdgeIo<T> {
         let bytes = self.read.split_to(head.len.min(self.read.len()));
         self.remaining = match head.framing {
             Framing::Chunked => Remaining::Open,
-            _ if head.upgrade => Remaining::Open,
+            // An upgrade to h2c is ignored, see `proxy::intake`: that request is like any other.
+            _ if head.upgrade && !head.h2c => Remaining::Open,
             Framing::Length(length) => Remaining::Exactly(length),
             Framing::None => Remaining::Exactly(0),
         };

@@ -1,13 +1,13 @@
 //! What travels with one request through Pingora's hooks.
 
 use super::Gateway;
+use crate::forwarded::Via;
 use crate::listener::Connection;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Route, Snapshot};
 use crate::telemetry::metrics::GaugeGuard;
 use crate::upstream::{InFlight, Tried};
-use http::header;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -91,7 +91,7 @@ impl Ctx {
         if let Some(id) = crate::forwarded::id_value(&self.request.id) {
             let _ = head.insert_header(crate::forwarded::X_REQUEST_ID, id);
         }
-        let _ = head.append_header(header::VIA, self.snapshot.via.clone());
+        let _ = head.append_header(Via::HEADER, self.snapshot.via.value(head.version));
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {

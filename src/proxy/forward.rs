@@ -1,7 +1,7 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
 use super::Ctx;
-use crate::forwarded;
+use crate::forwarded::{self, ForwardedFacts, Via};
 use crate::rejection::{self, Rejection};
 use http::{HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -77,11 +77,18 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
-    forwarded::write(head, &ctx.request)?;
+    let host = session.req_header().headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let facts = ForwardedFacts {
+        peer: ctx.request.peer,
+        client: ctx.request.client,
+        scheme: ctx.request.scheme,
+        host: host.unwrap_or(&ctx.request.host),
+    };
+    forwarded::write_forwarded(head, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
     if let Some(id) = forwarded::id_value(&ctx.request.id) {
         head.insert_header(forwarded::X_REQUEST_ID, id)?;
     }
-    head.append_header(header::VIA, ctx.snapshot.via.clone())?;
+    head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
     if ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }

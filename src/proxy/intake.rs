@@ -22,10 +22,11 @@ thread_local! {
 /// refused requests are logged with all that is known.
 pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Arc<Route>, Rejection> {
     set_connection_bounds(session, ctx);
+    ignore_h2c(session);
     identify(session, ctx);
     canonicalise(session, ctx)?;
     let head = session.req_header();
-    if forwarded::via_hops(&head.headers, &ctx.snapshot.pseudonym) >= forwarded::MAX_HOPS {
+    if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
     }
     let query = Query {
@@ -60,6 +61,19 @@ fn set_connection_bounds(session: &mut Session, ctx: &Ctx) {
         session.set_keepalive(Some(settings.keepalive_timeout.as_secs().max(1)));
     }
     session.set_read_timeout(Some(settings.body_timeout));
+}
+
+/// An offer to go on in HTTP/2 is ignored, as RFC 9113 §3.1 allows, and not passed on: an upstream that took it up would get
+/// requests that no filter has seen. Some clients send it with every first request.
+fn ignore_h2c(session: &mut Session) {
+    let offers = |value: &http::HeaderValue| {
+        value.as_bytes().split(|byte| *byte == b',').any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+    };
+    let head = session.req_header_mut();
+    if head.headers.get(header::UPGRADE).is_some_and(offers) {
+        head.remove_header(&header::UPGRADE);
+        head.remove_header("http2-settings");
+    }
 }
 
 /// Who is calling, from which address, under which id.
@@ -102,6 +116,10 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
             }
         }
         match form {
+            // The target may also name the host (absolute form). It was compared with `Host`; upstreams get the path alone.
+            PathForm::Canonical if head.uri.authority().is_some() && head.version != Version::HTTP_2 => {
+                head.uri.path_and_query().map(|path| Some(Uri::from(path.clone()))).ok_or_else(invalid)
+            }
             PathForm::Canonical => Ok(None),
             PathForm::Rewritten => path.parse::<Uri>().map(Some).map_err(|_| invalid()),
         }

@@ -5,7 +5,7 @@ use crate::clock::SharedClock;
 use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
-use crate::forwarded::TrustedProxies;
+use crate::forwarded::{TrustedProxies, Via};
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -13,7 +13,6 @@ use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::upstream::{Upstream, UpstreamConfig};
-use http::HeaderValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -35,7 +34,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     if d.has_errors() {
         return None;
     }
-    let pseudonym = config.server.via.value.as_str();
+    let trusted: Vec<_> = config.server.trusted_proxies.iter().map(|network| network.value).collect();
     Some(Snapshot {
         hash: hash.to_owned(),
         loaded_at: parts.clock.wall(),
@@ -44,9 +43,9 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
         listeners: config.listeners.values().map(listener).collect(),
-        trusted_proxies: TrustedProxies::new(config.server.trusted_proxies.iter().map(|cidr| cidr.value)),
-        pseudonym: pseudonym.into(),
-        via: HeaderValue::try_from(format!("1.1 {pseudonym}")).ok()?,
+        trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
+        forwarded_headers: config.server.forwarded.into(),
+        via: Via::new(&config.server.via.value)?,
         access_log,
     })
 }

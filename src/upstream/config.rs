@@ -495,7 +495,7 @@ mod tests {
                 "a health check may take 1s but runs every 1s @ \"1s\"",
                 "`rise` is 0 @ 0",
                 "`fall` is 101 @ 101",
-                "`0ms` is too short @ \"0s\"",
+                "`0s` is too short @ \"0s\"",
                 "`10ms` is too short @ \"10ms\"",
                 "`attempts` is 11 @ 11",
             ]

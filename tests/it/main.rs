@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-mod golden;
 mod access_log;
 mod bounds;
+mod golden;
 mod headers;
 mod malformed;
 mod metrics;
