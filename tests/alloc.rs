@@ -133,7 +133,7 @@ fn a_route_with_five_local_filters_allocates_nothing() {
         filter("response_headers", "{ add = { vary = 'origin', link = '<${scheme}://${host}${path}>' } }"),
     ]);
     let runs = runs(&router(&ROUTES), &chain);
-    assert_eq!(runs.iter().sum::<usize>(), 0, "{runs:?}");
+    assert_eq!(runs.iter().sum::<u64>(), 0, "{runs:?}");
 }
 
 /// Pingora copies each name that is not a standard one when it is inserted. That is its cost, and the only one.

@@ -29,6 +29,7 @@ pub fn document(admin: &Admin) -> Value {
 fn last_reload(last: &LastReload) -> Value {
     let mut document = last.outcome.document();
     if let Value::Object(fields) = &mut document {
+        fields.insert("error".to_owned(), fields.get("report").cloned().unwrap_or_default());
         fields.insert("at".to_owned(), Value::from(date(last.at)));
         fields.insert("took_ms".to_owned(), Value::from(last.took.as_secs_f64() * 1000.0));
     }

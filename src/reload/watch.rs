@@ -26,15 +26,22 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
     let mut watched = BTreeSet::new();
     loop {
         // Anew each time: a change can bring in a directory that was not part of the configuration before.
+        let mut fresh = false;
         for directory in reloader.origin.load(&reloader.registry).directories {
-            if watched.insert(directory.clone()) {
+            // An include pattern may name a directory that does not exist yet; it is looked for again after each change.
+            if directory.is_dir() && watched.insert(directory.clone()) {
                 watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+                fresh = true;
             }
         }
-        if changes.recv().await.is_none() {
-            return Ok(());
+        // What changed before the watch was set up gave no event.
+        let missed = fresh && reloader.origin.load(&reloader.registry).hash != reloader.gateway.snapshot().hash;
+        if !missed {
+            if changes.recv().await.is_none() {
+                return Ok(());
+            }
+            while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
         }
-        while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
         reloader.reload("a change of the files").await;
     }
 }

@@ -68,7 +68,7 @@ impl RouteBuilder<'_> {
     fn route(&self, entry: &Entry<RouteConfig>, d: &mut Diagnostics) -> Option<Arc<Route>> {
         let name = entry.name.value.as_str();
         let mut filters = Vec::new();
-        let complete = self.filters(&entry.value.filters.0, name, d, &mut filters);
+        let complete = self.filters(&entry.value.filters, name, 0, d, &mut filters);
         let upstream = match &entry.value.upstream {
             Some(upstream) => {
                 let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
@@ -96,7 +96,18 @@ impl RouteBuilder<'_> {
     }
 
     /// Appends the filters in the order in which they run, those of named chains in place. `false` if one could not be built.
-    fn filters(&self, entries: &[FilterEntry], route: &str, d: &mut Diagnostics, into: &mut Vec<Arc<dyn Filter>>) -> bool {
+    fn filters(
+        &self,
+        entries: &[FilterEntry],
+        route: &str,
+        depth: usize,
+        d: &mut Diagnostics,
+        into: &mut Vec<Arc<dyn Filter>>,
+    ) -> bool {
+        // Chains that use themselves were reported when the file was read; what follows them round must end all the same.
+        if depth > self.config.chains.len() {
+            return false;
+        }
         let mut complete = true;
         for entry in entries {
             complete &= match entry {
@@ -107,9 +118,9 @@ impl RouteBuilder<'_> {
                     }
                     None => false,
                 },
-                // Names that do not exist, and chains that use themselves, were refused when the file was read.
+                // Names that do not exist were reported when the file was read.
                 FilterEntry::Use(name) => match self.config.chains.get(&name.value) {
-                    Some(chain) => self.filters(&chain.value.filters.0, route, d, into),
+                    Some(chain) => self.filters(&chain.value.filters, route, depth.saturating_add(1), d, into),
                     None => false,
                 },
             };

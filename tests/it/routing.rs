@@ -41,7 +41,7 @@ fn most_specific_route_wins_wherever_it_stands_in_the_file() {
         says("literal", "path = \"/a/b\""),
         says("method", "path = \"/a/b\", methods = [\"PUT\"]"),
         says("header", "path = \"/a/b\", headers = { x-beta = \"1\" }"),
-        says("query", "path = \"/a/b\", query = { debug = \"yes\" }"),
+        says("query", "path = \"/a/b\", query = { debug = \"yes\", trace = \"*\" }"),
         says("wildcard", "host = \"*.example.com\", path = \"/{*rest}\""),
         says("exact", "host = \"api.example.com\", path = \"/{*rest}\""),
     ];
@@ -56,7 +56,7 @@ fn most_specific_route_wins_wherever_it_stands_in_the_file() {
         assert_eq!(of("PUT", "localhost", "/a/b", &[]), "method");
         assert_eq!(of("GET", "localhost", "/a/b", &[("x-beta", "1")]), "header");
         assert_eq!(of("GET", "localhost", "/a/b", &[("x-beta", "2")]), "literal");
-        assert_eq!(of("GET", "localhost", "/a/b?debug=yes", &[]), "query");
+        assert_eq!(of("GET", "localhost", "/a/b?trace=1&debug=yes", &[]), "query");
         assert_eq!(of("GET", "www.example.com", "/a/b", &[]), "wildcard");
         assert_eq!(of("GET", "api.example.com", "/a/b", &[]), "exact");
         assert_eq!(of("GET", "API.example.com:8080", "/a/b", &[]), "exact");

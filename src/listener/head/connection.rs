@@ -2,8 +2,7 @@
 //!
 //! A proxy removes every header that `Connection` names (RFC 9110 §7.6.1). A client that names one on which a decision
 //! rests, such as the header in which the gateway tells the service who calls, has it taken away between the decision and
-//! the service. No honest client names such a header, so doing it is refused. That includes every `x-` header: none of the
-//! registered connection options begins that way, and what the gateway or the service relies on nearly always does.
+//! the service. No honest client names such a header, so doing it is refused. Other names are removed, as the RFC says.
 
 use super::{Malformed, line};
 
@@ -51,8 +50,31 @@ pub const PROTECTED: &[&str] = &[
 ];
 
 /// Beginnings of names that `Connection` may not have, in lower case.
-pub const PROTECTED_PREFIXES: &[&str] =
-    &["accept", "access-control-", "cf-", "content-", "grpc-", "if-", "proxy-", "sec-", "set-cookie", "x-"];
+pub const PROTECTED_PREFIXES: &[&str] = &[
+    "accept",
+    "access-control-",
+    "cf-",
+    "content-",
+    "grpc-",
+    "if-",
+    "proxy-",
+    "sec-",
+    "set-cookie",
+    "x-api-",
+    "x-auth",
+    "x-client-",
+    "x-consumer-",
+    "x-credential-",
+    "x-forwarded-",
+    "x-identity",
+    "x-original-",
+    "x-real-",
+    "x-remote-",
+    "x-request-id",
+    "x-role",
+    "x-token",
+    "x-user",
+];
 
 /// Reads one `Connection` line.
 ///
