@@ -211,6 +211,7 @@ impl<T: Transport> EdgeIo<T> {
 impl<T: Transport> AsyncRead for EdgeIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.flush_while_waiting(cx)?;
         let allowed = match this.remaining {
             // The request is complete: the session only wants to know whether the client is still there.
             Remaining::Exactly(0) => return this.poll_gone(cx),
@@ -239,6 +240,19 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
 }
 
 impl<T: Transport> EdgeIo<T> {
+    /// A session that reads is waiting for something, and has not flushed what it wrote of a response whose length is
+    /// known. It may wait for long, on a slow upstream: what is there so far goes out now.
+    fn flush_while_waiting(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.write.is_empty() {
+            return Ok(());
+        }
+        match self.poll_drain(cx) {
+            Poll::Ready(done) => done,
+            // The client is slow. The next write or flush waits for it; this read must not.
+            Poll::Pending => Ok(()),
+        }
+    }
+
     /// The request is complete and the session reads on only to notice that the client has gone. What comes in instead of
     /// the end belongs to the next request and is kept for it, at most one buffer of it.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -3,7 +3,7 @@
 use super::Ctx;
 use crate::forwarded::{self, ForwardedFacts, Via};
 use crate::rejection::{self, Rejection};
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
@@ -100,7 +100,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     Ok(())
 }
 
-pub fn response_head(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     ctx.check_deadline()?;
     if head.status.is_informational() && head.status != 101 {
         return Ok(());
@@ -111,11 +111,31 @@ pub fn response_head(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         target.metrics.attempted(Some(head.status.as_u16()));
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
+    remove_hop_by_hop(head);
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
         ctx.set_deadline(None);
     }
     Ok(())
+}
+
+/// RFC 9110 §7.6.1: what belongs to the connection with the upstream ends there. Pingora does this for requests only.
+fn remove_hop_by_hop(head: &mut ResponseHeader) {
+    if head.status == 101 {
+        // The headers of the switch itself; Pingora checks them.
+        return;
+    }
+    // What frames the message is not the connection's to remove.
+    let framing = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
+    let lines = head.headers.get_all(header::CONNECTION);
+    let options = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let named = options.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).filter(|name| !framing(name));
+    for name in named.collect::<Vec<_>>() {
+        head.remove_header(&name);
+    }
+    for name in ["connection", "keep-alive", "proxy-connection", "upgrade"] {
+        head.remove_header(name);
+    }
 }
 
 /// The connection was made, and then something broke. What may be sent again without a client noticing is: a request

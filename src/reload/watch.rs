@@ -6,28 +6,40 @@
 
 use super::Reloader;
 use notify::{RecursiveMode, Watcher};
-use std::collections::BTreeSet;
+use parking_lot::Mutex;
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How long the files must be quiet before a reload.
+/// How long the files must be quiet before a reload, and the longest that it is put off while they are not.
 const QUIET: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Reloads on changes until the process ends. Returns an error if the watch cannot be set up.
 pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
     // One pending signal is enough: it says "something changed", not what.
     let (changed, mut changes) = mpsc::channel(1);
+    // Logs and sockets may lie in the same directory; only what can be configuration counts.
+    let names = Arc::new(Mutex::new(HashSet::<OsString>::new()));
+    let known = Arc::clone(&names);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
+        let is_config = |path: &std::path::PathBuf| {
+            path.extension().is_some_and(|extension| extension == "toml")
+                || path.file_name().is_some_and(|name| known.lock().contains(name))
+        };
+        if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(is_config)) {
             let _ = changed.try_send(());
         }
     })?;
     let mut watched = BTreeSet::new();
     loop {
-        // Anew each time: a change can bring in a directory that was not part of the configuration before.
+        // Anew each time: a change can bring in files and directories that were not part of the configuration before.
+        let loaded = reloader.origin.load(&reloader.registry);
+        *names.lock() = loaded.files.iter().filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
         let mut fresh = false;
-        for directory in reloader.origin.load(&reloader.registry).directories {
+        for directory in loaded.directories {
             // An include pattern may name a directory that does not exist yet; it is looked for again after each change.
             if directory.is_dir() && watched.insert(directory.clone()) {
                 watcher.watch(&directory, RecursiveMode::NonRecursive)?;
@@ -40,7 +52,9 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
             if changes.recv().await.is_none() {
                 return Ok(());
             }
-            while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {}
+            let settle = async { while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {} };
+            // Either end of the wait is right: quiet, or waited long enough.
+            let _ = tokio::time::timeout(PATIENCE, settle).await;
         }
         reloader.reload("a change of the files").await;
     }

@@ -3,7 +3,7 @@
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
 use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
@@ -76,7 +76,13 @@ impl RouteBuilder<'_> {
                 Some(Target { upstream, metrics })
             }
             None => {
-                if complete && !filters.iter().any(|filter| filter.answers()) {
+                // Where something else is wrong in the file, a filter or the upstream may only be missing because of that.
+                let file = entry.name.span.as_ref().map(|span| span.file);
+                let elsewhere = |known: &Diagnostic| {
+                    known.severity == Severity::Error && known.primary.as_ref().map(|(span, _)| span.file) == file
+                };
+                let certain = complete && !d.list.iter().any(elsewhere);
+                if certain && !filters.iter().any(|filter| filter.answers()) {
                     d.error(entry.name.span.clone(), format!("route `{name}` has neither an upstream nor a filter that answers"))
                         .help("add `upstream = \"...\"`, or a filter such as `respond` or `redirect`");
                 }
