@@ -41,6 +41,7 @@ codes! {
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";
     DEADLINE_EXCEEDED = 504, "deadline_exceeded", "The request took longer than this route allows";
+    VERSION_NOT_SUPPORTED = 505, "version_not_supported", "This gateway speaks HTTP/1.0, HTTP/1.1 and HTTP/2";
     LOOP_DETECTED = 508, "loop_detected", "The request has passed through this gateway too many times";
 }
 

@@ -1,0 +1,3 @@
+//! Where connections enter: what is checked before Pingora sees a byte of them.
+
+pub mod head;
