@@ -7,6 +7,7 @@ pub mod canonical;
 pub mod clock;
 pub mod diagnostic;
 pub mod filter;
+pub mod forwarded;
 pub mod listener;
 pub mod rejection;
 pub mod request;
