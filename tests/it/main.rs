@@ -5,6 +5,7 @@
 
 mod access_log;
 mod bounds;
+mod custom_filter;
 mod golden;
 mod headers;
 mod malformed;

@@ -196,7 +196,8 @@ fn response_that_breaks_off_is_seen_as_broken() {
     for broken in [Answer::ResetMid, Answer::TruncatedChunks] {
         origin.answer(broken.clone());
         let answer = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b""));
-        assert!(matches!(answer, Err(Broken::Truncated(_))), "{broken:?}: {answer:?}");
+        // Nothing at all, if the end came before the head was on its way; never what looks complete.
+        assert!(matches!(answer, Err(Broken::Truncated(_) | Broken::Closed)), "{broken:?}: {answer:?}");
     }
     origin.answer(Answer::Echo);
     assert_eq!(get(gateway.http(), "/").status, 200);
