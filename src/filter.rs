@@ -6,8 +6,10 @@
 //! other crates are registered the same way, see `examples/custom_filter.rs`.
 
 mod chain;
+mod concurrency;
 mod header_edits;
 mod health;
+mod rate_limit;
 mod redirect;
 mod registry;
 mod request_headers;

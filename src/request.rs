@@ -1,6 +1,7 @@
 //! What is known about one request, in the form in which filters and logs use it.
 
 use crate::identity::Identity;
+use crate::limit;
 use crate::route::Params;
 use arrayvec::ArrayString;
 use std::net::IpAddr;
@@ -49,6 +50,10 @@ pub struct RequestCtx {
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
+    /// What limits have decided, for the headers of the response.
+    pub limits: limit::Report,
+    /// The places of the request among those under way, given back with it.
+    pub held: limit::concurrency::Held,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
     pub extensions: http::Extensions,
 }
@@ -68,6 +73,8 @@ impl RequestCtx {
             identity: None,
             started,
             deadline: None,
+            limits: limit::Report::new(),
+            held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
     }
@@ -90,6 +97,8 @@ impl RequestCtx {
             identity: None,
             started: Instant::now(),
             deadline: None,
+            limits: limit::Report::new(),
+            held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
     }

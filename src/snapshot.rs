@@ -13,6 +13,8 @@ pub use fixed::Fixed;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
+use crate::limit::Stores;
+use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
@@ -38,6 +40,10 @@ pub struct Snapshot {
     pub forwarded_headers: ForwardedHeaders,
     /// What we call ourselves.
     pub via: Via,
+    /// What the gateway takes as a whole.
+    pub shield: Option<Arc<Shield>>,
+    /// Where its limits are counted.
+    pub limits: Stores,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }

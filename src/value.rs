@@ -3,9 +3,11 @@
 //! Each has one spelling, a reason when it is wrong, and the same JSON Schema as its parser.
 
 mod address;
+mod rate;
 mod secret;
 
 pub use address::Address;
+pub use rate::{NUMBER_MAX, Period, Quota, Rate};
 pub use secret::{SECRET_MAX, Secret, SecretSource, TextOrSecret};
 
 use crate::diagnostic::{FileId, Span};

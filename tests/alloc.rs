@@ -40,6 +40,7 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
         clock: &clock,
         upstreams: &BTreeMap::new(),
         consumers: &Arc::default(),
+        limits: &gatewright::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };

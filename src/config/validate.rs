@@ -22,6 +22,12 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("log", "") {
         config.log.check(d);
     }
+    if intact("limits", "") {
+        config.limits.check(d);
+    }
+    if intact("redis", "") {
+        config.redis.check(d);
+    }
     names("listener", &config.listeners, d);
     names("upstream", &config.upstreams, d);
     names("chain", &config.chains, d);

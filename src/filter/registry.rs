@@ -4,6 +4,7 @@ use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::limit::Stores;
 use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
@@ -49,6 +50,8 @@ pub struct BuildContext<'a> {
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
     /// Who may call.
     pub consumers: &'a Arc<Consumers>,
+    /// Where limits are counted.
+    pub limits: &'a Stores,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
@@ -111,6 +114,8 @@ impl Registry {
     /// The filters that ship with Gatewright. One line each.
     pub fn builtin() -> Self {
         Registry::default()
+            .with::<super::rate_limit::RateLimitConfig>()
+            .with::<super::concurrency::ConcurrencyConfig>()
             .with::<super::request_headers::RequestHeadersConfig>()
             .with::<super::response_headers::ResponseHeadersConfig>()
             .with::<super::rewrite::RewriteConfig>()

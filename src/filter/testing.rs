@@ -40,6 +40,7 @@ pub fn build<C: FilterConfig>(table: &str) -> Result<C::Filter, Problem> {
         clock: &clock,
         upstreams: &BTreeMap::new(),
         consumers: &Arc::default(),
+        limits: &crate::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

@@ -2,11 +2,14 @@
 
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
+use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RedisConfig, RouteConfig};
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
+use crate::limit::Stores;
+use crate::limit::redis::{RedisOptions, RedisStore};
+use crate::limit::shield::Shield;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -15,6 +18,7 @@ use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::upstream::{Upstream, UpstreamConfig};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a snapshot is compiled with besides its configuration.
@@ -29,7 +33,8 @@ pub struct CompileParts<'a> {
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
     let consumers = Arc::new(Consumers::default());
-    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, parts };
+    let limits = stores(config, parts, d);
+    let builder = RouteBuilder { limits: &limits, config, upstreams: &upstreams, consumers: &consumers, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -49,6 +54,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
         via: Via::new(&config.server.via.value)?,
+        shield: shield(config, parts),
+        limits,
         access_log,
     })
 }
@@ -65,6 +72,7 @@ struct RouteBuilder<'a> {
     config: &'a Config,
     upstreams: &'a Upstreams,
     consumers: &'a Arc<Consumers>,
+    limits: &'a Stores,
     parts: &'a CompileParts<'a>,
 }
 
@@ -147,6 +155,7 @@ impl RouteBuilder<'_> {
             clock,
             upstreams: self.upstreams,
             consumers: self.consumers,
+            limits: self.limits,
             diagnostics: d,
             span: span.clone(),
         };
@@ -167,6 +176,40 @@ impl RouteBuilder<'_> {
         }
         None
     }
+}
+
+/// The Redis connection and the counts outlive the snapshot.
+fn stores(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Stores {
+    let memory = &config.limits.local_memory;
+    let stores = Stores::new(memory.value.0, redis(&config.redis, parts, d));
+    if let Some(known) = stores.live(parts.state)
+        && known.bytes() != memory.value.0
+    {
+        d.warning(memory.span.clone(), "`limits.local_memory` has changed, which takes effect when the process starts again")
+            .help("restart the service; everything else of this configuration is applied now");
+    }
+    stores
+}
+
+fn redis(config: &RedisConfig, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<RedisStore>> {
+    let url = config.url.as_ref()?;
+    let source = url.span.as_ref().and_then(|span| d.source(span.file));
+    let directory = source.and_then(|source| source.path.parent()).unwrap_or(Path::new("")).to_owned();
+    let options = url.value.resolve(&directory).and_then(|url| {
+        RedisOptions::new(url.expose(), config.timeout.get(), config.gateways.value.into(), &config.prefix.value)
+    });
+    match options {
+        Ok(options) => Some(parts.state.get_or_create(&options.identity(), || RedisStore::new(options, !parts.dry))),
+        Err(why) => {
+            d.error(url.span.clone(), why);
+            None
+        }
+    }
+}
+
+fn shield(config: &Config, parts: &CompileParts<'_>) -> Option<Arc<Shield>> {
+    let rate = config.limits.global?;
+    Some(parts.state.get_or_create(&rate.to_string(), || Shield::new(rate)))
 }
 
 fn router(config: &Config, d: &mut Diagnostics) -> Option<Router> {

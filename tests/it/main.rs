@@ -8,6 +8,7 @@ mod bounds;
 mod custom_filter;
 mod golden;
 mod headers;
+mod limits;
 mod malformed;
 mod metrics;
 mod problem;
