@@ -7,6 +7,7 @@ use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -50,6 +51,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         listeners: config.listeners.values().map(listener).collect(),
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         access_log,
     })
