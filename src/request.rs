@@ -4,6 +4,7 @@ use crate::identity::Identity;
 use crate::limit;
 use crate::route::Params;
 use arrayvec::ArrayString;
+use http::HeaderValue;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,6 +48,8 @@ pub struct RequestCtx {
     pub params: Params,
     /// Who the request is from, once an authentication filter has established it.
     pub identity: Option<Arc<Identity>>,
+    /// What a 401 is to ask for (`WWW-Authenticate`), where a filter has let the request pass without an identity.
+    pub challenge: Option<HeaderValue>,
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
@@ -71,6 +74,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            challenge: None,
             started,
             deadline: None,
             limits: limit::Report::new(),
@@ -95,6 +99,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            challenge: None,
             started: Instant::now(),
             deadline: None,
             limits: limit::Report::new(),

@@ -6,6 +6,7 @@
 
 mod compile;
 mod fixed;
+mod limits;
 
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
@@ -13,6 +14,7 @@ pub use fixed::Fixed;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
@@ -38,6 +40,8 @@ pub struct Snapshot {
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// What a client may not say about itself.
+    pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
     pub via: Via,
     /// What the gateway takes as a whole.

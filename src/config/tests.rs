@@ -412,6 +412,8 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "limits" => error::<LimitsConfig>(value),
         "redis" => error::<RedisConfig>(value),
         "listeners" => error::<ListenerConfig>(inner(&value)),
+        "tiers" => error::<crate::consumer::TierConfig>(inner(&value)),
+        "consumers" => error::<crate::consumer::ConsumerConfig>(inner(&value)),
         "upstreams" => error::<crate::upstream::UpstreamConfig>(inner(&value)),
         "chains" => error::<ChainConfig>(inner(&value)),
         "routes" => error::<RouteConfig>(inner(&value)),

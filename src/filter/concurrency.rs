@@ -115,6 +115,10 @@ impl Filter for Concurrency {
         Phases::REQUEST
     }
 
+    fn needs_identity(&self) -> bool {
+        self.keys.need_identity()
+    }
+
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let mut key = Vec::with_capacity(64);
         self.keys.write(ctx, &session.req_header().headers, &mut key);

@@ -153,6 +153,10 @@ impl Filter for RateLimit {
         if self.shadow || self.style == Style::Off { Phases::REQUEST } else { Phases::REQUEST.and(Phases::RESPONSE) }
     }
 
+    fn needs_identity(&self) -> bool {
+        matches!(self.choice, Choice::Tier { .. }) || self.keys.need_identity()
+    }
+
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let head = session.req_header();
         let cost = u64::from(self.costs.get(Method::of(head.method.as_str().as_bytes()).index()).copied().unwrap_or(1));

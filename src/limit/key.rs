@@ -113,6 +113,11 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// Whether a fact is of who is calling, so that without authentication everybody would share one count.
+    pub fn need_identity(&self) -> bool {
+        self.facts.iter().any(|by| matches!(by, By::Consumer | By::Credential | By::Claim(_)))
+    }
+
     /// Appends the key of a request.
     pub fn write(&self, ctx: &RequestCtx, headers: &HeaderMap, out: &mut Vec<u8>) {
         for (number, by) in self.facts.iter().enumerate() {

@@ -2,14 +2,13 @@
 
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RedisConfig, RouteConfig};
+use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
 use crate::consumer::Consumers;
-use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
 use crate::limit::Stores;
-use crate::limit::redis::{RedisOptions, RedisStore};
-use crate::limit::shield::Shield;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -18,7 +17,6 @@ use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::upstream::{Upstream, UpstreamConfig};
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 /// What a snapshot is compiled with besides its configuration.
@@ -32,9 +30,11 @@ pub struct CompileParts<'a> {
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
-    let consumers = Arc::new(Consumers::default());
-    let limits = stores(config, parts, d);
-    let builder = RouteBuilder { limits: &limits, config, upstreams: &upstreams, consumers: &consumers, parts };
+    let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
+    let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
+    let consumers = Arc::new(Consumers::build(consumers, tiers, d));
+    let limits = super::limits::stores(config, parts, d);
+    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -53,8 +53,9 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         listeners: config.listeners.values().map(listener).collect(),
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
-        shield: shield(config, parts),
+        shield: super::limits::shield(config, parts),
         limits,
         access_log,
     })
@@ -81,6 +82,8 @@ impl RouteBuilder<'_> {
         let name = entry.name.value.as_str();
         let mut filters = Vec::new();
         let complete = self.filters(&entry.value.filters, name, 0, d, &mut filters);
+        order(&filters, complete, d);
+        let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => {
                 let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
@@ -120,7 +123,7 @@ impl RouteBuilder<'_> {
         route: &str,
         depth: usize,
         d: &mut Diagnostics,
-        into: &mut Vec<Arc<dyn Filter>>,
+        into: &mut Vec<(FilterSpec, Arc<dyn Filter>)>,
     ) -> bool {
         // Chains that use themselves were reported when the file was read; what follows them round must end all the same.
         if depth > self.config.chains.len() {
@@ -131,7 +134,7 @@ impl RouteBuilder<'_> {
             complete &= match entry {
                 FilterEntry::Filter(spec) => match self.filter(spec, route, d) {
                     Some(filter) => {
-                        into.push(filter);
+                        into.push((spec.clone(), filter));
                         true
                     }
                     None => false,
@@ -163,53 +166,44 @@ impl RouteBuilder<'_> {
             Ok(filter) => return Some(filter),
             Err(problem) => problem,
         };
-        let span = problem.span.unwrap_or(span);
-        // A chain is built once for each route that uses it; its mistakes are told once.
-        let told = |known: &Diagnostic| {
-            known.message == problem.message && known.primary.as_ref().is_some_and(|(place, _)| *place == span)
-        };
-        if !d.list.iter().any(told) {
-            let diagnostic = d.error(span, problem.message);
-            if let Some(help) = problem.help {
-                diagnostic.help(help);
-            }
-        }
+        once(d, problem.span.unwrap_or(span), problem.message, problem.help);
         None
     }
 }
 
-/// The Redis connection and the counts outlive the snapshot.
-fn stores(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Stores {
-    let memory = &config.limits.local_memory;
-    let stores = Stores::new(memory.value.0, redis(&config.redis, parts, d));
-    if let Some(known) = stores.live(parts.state)
-        && known.bytes() != memory.value.0
-    {
-        d.warning(memory.span.clone(), "`limits.local_memory` has changed, which takes effect when the process starts again")
-            .help("restart the service; everything else of this configuration is applied now");
+/// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
+/// role that nobody can have. With a filter missing that could not be built, nothing is certain.
+fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
+    let (mut identity, mut roles) = (!complete, !complete);
+    for (spec, filter) in filters {
+        if filter.needs_identity() && !identity {
+            let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
+            once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
+        }
+        for role in filter.unknown_roles().iter().filter(|_| !roles) {
+            let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
+            let help = "give it to one of the [consumers], or put a filter before that grants roles";
+            once(
+                d,
+                span,
+                format!("no consumer has the role `{}`, so nobody would be permitted", role.value),
+                Some(help.to_owned()),
+            );
+        }
+        identity |= filter.establishes_identity();
+        roles |= filter.grants_roles();
     }
-    stores
 }
 
-fn redis(config: &RedisConfig, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<RedisStore>> {
-    let url = config.url.as_ref()?;
-    let source = url.span.as_ref().and_then(|span| d.source(span.file));
-    let directory = source.and_then(|source| source.path.parent()).unwrap_or(Path::new("")).to_owned();
-    let options = url.value.resolve(&directory).and_then(|url| {
-        RedisOptions::new(url.expose(), config.timeout.get(), config.gateways.value.into(), &config.prefix.value)
-    });
-    match options {
-        Ok(options) => Some(parts.state.get_or_create(&options.identity(), || RedisStore::new(options, !parts.dry))),
-        Err(why) => {
-            d.error(url.span.clone(), why);
-            None
+/// A chain is built once for each route that uses it; its mistakes are told once.
+fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
+    let told = |known: &Diagnostic| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| *place == span);
+    if !d.list.iter().any(told) {
+        let diagnostic = d.error(span, message);
+        if let Some(help) = help {
+            diagnostic.help(help);
         }
     }
-}
-
-fn shield(config: &Config, parts: &CompileParts<'_>) -> Option<Arc<Shield>> {
-    let rate = config.limits.global?;
-    Some(parts.state.get_or_create(&rate.to_string(), || Shield::new(rate)))
 }
 
 fn router(config: &Config, d: &mut Diagnostics) -> Option<Router> {
