@@ -75,14 +75,18 @@ fn level(number: u64, state: &State, now: u64) -> u128 {
 fn bucket_take(number: u64, per: u64, capacity: u64, state: &State, now: u64, cost: u64) -> Result<State, u64> {
     let full = u128::from(capacity).saturating_mul(per.into());
     let next = level(number, state, now).saturating_add(u128::from(cost).saturating_mul(per.into()));
-    if next > full {
-        return Err(if cost > capacity { u64::MAX } else { small(next.saturating_sub(full).div_ceil(number.max(1).into())) });
-    }
     let [at, ..] = *state;
+    if next > full {
+        let drained = small(next.saturating_sub(full).div_ceil(number.max(1).into()));
+        return Err(if cost > capacity { u64::MAX } else { drained.saturating_add(at.saturating_sub(now)) });
+    }
     Ok([at.max(now), small(next & u128::from(u64::MAX)), small(next >> 64), 0, 0])
 }
 
 fn bucket_standing(number: u64, per: u64, capacity: u64, state: &State, now: u64) -> Standing {
+    // After a clock went back, nothing drains until it is where it was.
+    let [at, ..] = *state;
+    let still = at.saturating_sub(now);
     let number = u128::from(number.max(1));
     let per = u128::from(per.max(1));
     let full = u128::from(capacity).saturating_mul(per);
@@ -93,8 +97,8 @@ fn bucket_standing(number: u64, per: u64, capacity: u64, state: &State, now: u64
     let more_in = level.saturating_sub(next).div_ceil(number);
     Standing {
         remaining: small(remaining),
-        more_in: if level == 0 { 0 } else { small(more_in) },
-        idle_in: small(level.div_ceil(number)),
+        more_in: if level == 0 { 0 } else { small(more_in).saturating_add(still) },
+        idle_in: if level == 0 { 0 } else { small(level.div_ceil(number)).saturating_add(still) },
     }
 }
 

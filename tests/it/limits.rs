@@ -3,7 +3,7 @@
 
 use crate::support::raw::{Client, get, request, send};
 use crate::support::redis::Redis;
-use crate::support::{Gateway, Origin, SOON, eventually, everything_to, exclusive};
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, exclusive};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -31,7 +31,11 @@ fn admitted(address: SocketAddr, path: &str, count: usize) -> usize {
 
 #[test]
 fn a_client_that_waits_as_long_as_it_is_told_is_admitted() {
-    let gateway = Gateway::start(&route("login", "/login", "{ rate_limit = { by = 'address', limits = [{ rate = '6/12s', burst = 3 }] } }"));
+    let gateway = Gateway::start(&route(
+        "login",
+        "/login",
+        "{ rate_limit = { by = 'address', limits = [{ rate = '6/12s', burst = 3 }] } }",
+    ));
     let address = gateway.http();
     for left in [2, 1, 0] {
         let response = get(address, "/login");
@@ -49,7 +53,9 @@ fn a_client_that_waits_as_long_as_it_is_told_is_admitted() {
     std::thread::sleep(Duration::from_secs(told));
     assert_eq!(get(address, "/login").status, 200);
     gateway.logged("the refusal", |line| line["status"] == 429 && line["rejection"] == "rate_limited");
-    let decisions = |decision| gateway.metric("gatewright_limit_decisions_total", &[("route", "login"), ("limit", "6/12s"), ("decision", decision)]);
+    let decisions = |decision| {
+        gateway.metric("gatewright_limit_decisions_total", &[("route", "login"), ("limit", "6/12s"), ("decision", decision)])
+    };
     assert_eq!((decisions("allowed"), decisions("refused")), (4.0, 1.0));
 }
 
@@ -93,14 +99,15 @@ fn the_global_limit_holds_for_all_routes_together() {
 
 #[test]
 fn no_more_requests_are_under_way_than_may_and_the_queue_lets_the_next_in() {
-    let origin = Origin::start();
+    let origin = Origin::start("app");
     let mut config = everything_to(&[&origin], "");
     config.push_str("filters = [{ concurrency = { by = 'route', most = 2, queue = { size = 1, timeout = '10s' } } }]\n");
     let gateway = Gateway::start(&config);
     let address = gateway.http();
+    origin.answer(Answer::Delay(Duration::from_millis(1_500)));
     let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(address)).collect();
     for client in &mut clients {
-        client.send(request("GET", "/slow?wait=1500", &[], b""));
+        client.send(request("GET", "/slow", &[], b""));
     }
     let waiting = || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]);
     eventually("three under way", SOON, || waiting() == 3.0);
@@ -114,7 +121,9 @@ fn no_more_requests_are_under_way_than_may_and_the_queue_lets_the_next_in() {
 }
 
 fn with_redis(redis: &Redis, more: &str, on_error: &str) -> String {
-    let filter = format!("{{ rate_limit = {{ by = 'header:x-key', limits = [{{ rate = '50/1h' }}, {{ quota = '1000/1d' }}], store = 'redis', on_error = '{on_error}' }} }}");
+    let filter = format!(
+        "{{ rate_limit = {{ by = 'header:x-key', limits = [{{ rate = '50/1h' }}, {{ quota = '1000/1d' }}], store = 'redis', on_error = '{on_error}' }} }}"
+    );
     format!("[redis]\nurl = \"{}\"\n{more}\n{}", redis.url(), route("a", "/a", &filter))
 }
 

@@ -101,25 +101,28 @@ impl Table {
         }
         let now = u32::try_from(now / TICK).unwrap_or(u32::MAX);
         let mut best: Option<(u32, usize)> = None;
-        for at in self.candidates(hash) {
+        // Each set's room, and a place in it.
+        let mut room: [(u32, usize); 2] = [(0, 0); 2];
+        for (number, at) in self.candidates(hash).enumerate() {
             if taken.iter().any(|place| place.taken_at() == Some(at)) {
                 continue;
             }
-            if self.tags.get(at) == Some(&0) {
-                return Place::Free { at, forgets: false };
-            }
             let Some(entry) = self.entries.get(at) else { continue };
             let (idle_at, limited) = times(entry);
-            if idle_at > now && limited > now {
-                continue;
-            }
-            let rank = if idle_at <= now { 0 } else { idle_at };
-            if best.is_none_or(|(known, _)| rank < known) {
-                best = Some((rank, at));
+            if idle_at <= now {
+                if let Some((count, place)) = room.get_mut(number / WAYS) {
+                    (*count, *place) = (count.saturating_add(1), at);
+                }
+            } else if limited <= now && best.is_none_or(|(known, _)| idle_at < known) {
+                best = Some((idle_at, at));
             }
         }
+        // The emptier of the two, so that all sets fill evenly.
+        let (first, second) = room.into();
+        let (count, at) = if second.0 > first.0 { second } else { first };
         match best {
-            Some((rank, at)) => Place::Free { at, forgets: rank > 0 },
+            _ if count > 0 => Place::Free { at, forgets: false },
+            Some((_, at)) => Place::Free { at, forgets: true },
             None => Place::None,
         }
     }
