@@ -43,8 +43,8 @@ pub struct RedisConfig {
     pub url: Option<Located<TextOrSecret>>,
     /// The longest that a request waits for a decision, from 1ms to 1s.
     pub timeout: Located<Duration>,
-    /// How many gateways share it, 1 to 10000, as long as they have not been counted: while Redis is away each gateway admits
-    /// its share of a limit. While Redis is reachable, the gateways count each other.
+    /// The least number of gateways that share it, 1 to 10000: while Redis is away each gateway admits its share of a limit.
+    /// While Redis is reachable the gateways count each other, and if they are more, more it is.
     #[schemars(range(min = 1, max = 10_000))]
     pub gateways: Located<u32>,
     /// What all keys begin with, up to 32 letters, digits and `_-.:`. Gateways count together if they have the same prefix.

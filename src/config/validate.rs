@@ -40,6 +40,9 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     for (_, consumer) in config.consumers.iter().filter(|(name, _)| intact("consumers", name)) {
         consumer.check(&consumer.name, d);
     }
+    for (_, tier) in config.tiers.iter().filter(|(name, _)| intact("tiers", name)) {
+        tier.check(&tier.name, d);
+    }
     for (_, upstream) in config.upstreams.iter().filter(|(name, _)| intact("upstreams", name)) {
         upstream.check(&upstream.name, d);
     }

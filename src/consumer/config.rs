@@ -4,6 +4,7 @@ use super::digest::KeyDigest;
 use super::password::PasswordHash;
 use crate::diagnostic::Diagnostics;
 use crate::limit::LimitConfig;
+use crate::limit::config::compile_all;
 use crate::value::{Located, Timestamp};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -166,6 +167,21 @@ impl CredentialConfig {
             CredentialConfig::ApiKey(key) => (key.not_before.as_ref(), key.expires.as_ref()),
             CredentialConfig::Jwt(jwt) => (jwt.not_before.as_ref(), jwt.expires.as_ref()),
             CredentialConfig::Basic(basic) => (basic.not_before.as_ref(), basic.expires.as_ref()),
+        }
+    }
+}
+
+impl TierConfig {
+    /// Checks what serde cannot.
+    pub fn check(&self, name: &Located<String>, d: &mut Diagnostics) {
+        if self.limits.is_empty() {
+            return;
+        }
+        if let Err(wrong) = compile_all(&self.limits) {
+            let diagnostic = d.error(wrong.span.or_else(|| name.span.clone()), wrong.message);
+            if let Some(help) = wrong.help {
+                diagnostic.help(help);
+            }
         }
     }
 }

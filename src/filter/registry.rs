@@ -5,6 +5,7 @@ use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::limit::Stores;
+use crate::limit::config::Wrong;
 use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
@@ -37,6 +38,12 @@ impl Problem {
     pub fn help(mut self, text: impl Into<String>) -> Self {
         self.help = Some(text.into());
         self
+    }
+}
+
+impl From<Wrong> for Problem {
+    fn from(Wrong { message, span, help }: Wrong) -> Self {
+        Problem { message, span, help }
     }
 }
 

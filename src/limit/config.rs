@@ -2,13 +2,37 @@
 
 use super::algorithm::SLIDING_MAX;
 use super::{LIMITS_MAX, Limit, Shape};
-use crate::filter::Problem;
+use crate::diagnostic::Span;
 use crate::value::{Located, NUMBER_MAX, Quota, Rate};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// The longest name of a limit, in bytes.
 const NAME_MAX: usize = 63;
+
+/// Why a limit cannot be: a message, where, and what to do about it.
+#[derive(Debug)]
+pub struct Wrong {
+    pub message: String,
+    pub span: Option<Span>,
+    pub help: Option<String>,
+}
+
+impl Wrong {
+    fn new(message: impl Into<String>) -> Self {
+        Wrong { message: message.into(), span: None, help: None }
+    }
+
+    fn at<T>(mut self, value: &Located<T>) -> Self {
+        self.span = value.span.clone();
+        self
+    }
+
+    fn help(mut self, text: impl Into<String>) -> Self {
+        self.help = Some(text.into());
+        self
+    }
+}
 
 /// One limit: either a `rate` or a `quota`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -40,26 +64,24 @@ pub enum RateAlgorithm {
 
 impl LimitConfig {
     /// Checks what serde cannot.
-    pub fn compile(&self) -> Result<Limit, Problem> {
+    pub fn compile(&self) -> Result<Limit, Wrong> {
         let (number, shape, text) = match (&self.rate, &self.quota) {
             (Some(rate), None) => (rate.number, self.rate_shape(rate)?, rate.to_string()),
             (None, Some(quota)) => {
                 if let Some(burst) = &self.burst {
-                    return Err(Problem::new("a quota has no burst").at(burst).help("`burst` belongs to `rate`"));
+                    return Err(Wrong::new("a quota has no burst").at(burst).help("`burst` belongs to `rate`"));
                 }
                 if self.algorithm != RateAlgorithm::TokenBucket {
-                    return Err(Problem::new("a quota is counted by the calendar")
-                        .at(quota)
-                        .help("`algorithm` belongs to `rate`"));
+                    return Err(Wrong::new("a quota is counted by the calendar").at(quota).help("`algorithm` belongs to `rate`"));
                 }
                 (quota.number, Shape::FixedWindow { period: quota.period }, quota.to_string())
             }
             (Some(_), Some(quota)) => {
-                let problem = Problem::new("a limit has a rate or a quota, not both").at(quota);
+                let problem = Wrong::new("a limit has a rate or a quota, not both").at(quota);
                 return Err(problem.help("write two limits: { rate = \"...\" }, { quota = \"...\" }"));
             }
             (None, None) => {
-                let problem = Problem::new("a limit needs a `rate` or a `quota`");
+                let problem = Wrong::new("a limit needs a `rate` or a `quota`");
                 return Err(problem.help("write { rate = \"60/1m\" } or { quota = \"1000/1d\" }"));
             }
         };
@@ -68,7 +90,7 @@ impl LimitConfig {
             Some(name) => {
                 let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/');
                 if name.is_empty() || name.len() > NAME_MAX || !name.bytes().all(plain) {
-                    let problem = Problem::new(format!("`{}` cannot be the name of a limit", name.value)).at(name);
+                    let problem = Wrong::new(format!("`{}` cannot be the name of a limit", name.value)).at(name);
                     return Err(problem.help(format!("use up to {NAME_MAX} letters, digits and `_-./`")));
                 }
                 name.value.clone()
@@ -77,21 +99,21 @@ impl LimitConfig {
         Ok(Limit { name: name.into(), shape, number })
     }
 
-    fn rate_shape(&self, rate: &Located<Rate>) -> Result<Shape, Problem> {
+    fn rate_shape(&self, rate: &Located<Rate>) -> Result<Shape, Wrong> {
         let per = u64::try_from(rate.per.get().as_nanos()).unwrap_or(u64::MAX);
         if self.algorithm == RateAlgorithm::TokenBucket {
             if let Some(burst) = self.burst.as_ref().filter(|burst| burst.value > NUMBER_MAX) {
-                return Err(Problem::new(format!("the largest burst is {NUMBER_MAX}")).at(burst));
+                return Err(Wrong::new(format!("the largest burst is {NUMBER_MAX}")).at(burst));
             }
             let capacity = self.burst.as_ref().map_or(rate.number, |burst| burst.value).max(1);
             return Ok(Shape::TokenBucket { per, capacity });
         }
         if let Some(burst) = &self.burst {
-            let problem = Problem::new("a sliding window has no burst").at(burst);
+            let problem = Wrong::new("a sliding window has no burst").at(burst);
             return Err(problem.help("`burst` belongs to the algorithm `token_bucket`"));
         }
         if rate.number > SLIDING_MAX {
-            let problem = Problem::new(format!("the largest number of a sliding window is {SLIDING_MAX}")).at(rate);
+            let problem = Wrong::new(format!("the largest number of a sliding window is {SLIDING_MAX}")).at(rate);
             return Err(problem.help("use the algorithm `token_bucket`, which has no such bound"));
         }
         Ok(Shape::SlidingWindow { per })
@@ -99,18 +121,18 @@ impl LimitConfig {
 }
 
 /// Compiles a list of limits that hold together.
-pub fn compile_all(list: &[LimitConfig]) -> Result<Vec<Limit>, Problem> {
+pub fn compile_all(list: &[LimitConfig]) -> Result<Vec<Limit>, Wrong> {
     if list.is_empty() {
-        return Err(Problem::new("there is no limit").help("write limits = [{ rate = \"60/1m\" }]"));
+        return Err(Wrong::new("there is no limit").help("write limits = [{ rate = \"60/1m\" }]"));
     }
     if list.len() > LIMITS_MAX {
-        return Err(Problem::new(format!("the most limits are {LIMITS_MAX}")));
+        return Err(Wrong::new(format!("the most limits are {LIMITS_MAX}")));
     }
     let mut limits: Vec<Limit> = Vec::with_capacity(list.len());
     for config in list {
         let limit = config.compile()?;
         if limits.iter().any(|known| known.name == limit.name || known.shape == limit.shape) {
-            let problem = Problem::new(format!("the limit `{}` stands twice", limit.name));
+            let problem = Wrong::new(format!("the limit `{}` stands twice", limit.name));
             return Err(match (&config.name, &config.rate, &config.quota) {
                 (Some(name), ..) => problem.at(name),
                 (_, Some(rate), _) => problem.at(rate),

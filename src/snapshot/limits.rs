@@ -23,14 +23,9 @@ pub fn stores(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) ->
         if tier.limits.is_empty() {
             continue;
         }
-        match compile_all(&tier.limits) {
-            Ok(limits) => stores.tier(name.as_str().into(), limits),
-            Err(problem) => {
-                let diagnostic = d.error(problem.span.or_else(|| tier.name.span.clone()), problem.message);
-                if let Some(help) = problem.help {
-                    diagnostic.help(help);
-                }
-            }
+        // What is wrong with them was told when the file was read.
+        if let Ok(limits) = compile_all(&tier.limits) {
+            stores.tier(name.as_str().into(), limits);
         }
     }
     stores

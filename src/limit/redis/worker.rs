@@ -190,7 +190,9 @@ impl Worker {
         pipeline.cmd("EVAL").arg(HEARTBEAT).arg(1).arg(format!("{}:gateways", self.options.prefix)).arg(&self.name);
         match link.send(&pipeline, 1).await?.first() {
             Some(Value::Int(count)) => {
-                self.shared.gateways.store(u64::try_from(*count).unwrap_or(1).max(1), Ordering::Relaxed);
+                // Those that have not been heard of yet are there as well, if somebody says so.
+                let count = u64::try_from(*count).unwrap_or(1).max(self.options.gateways).max(1);
+                self.shared.gateways.store(count, Ordering::Relaxed);
                 Ok(())
             }
             Some(Value::ServerError(error)) => Err(format!("it answered {}", error.code())),
