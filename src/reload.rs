@@ -164,6 +164,10 @@ impl Reloader {
         if let Some(supervisor) = self.supervisor.get() {
             supervisor.reconcile(snapshot.upstreams.values());
         }
+        // For rotation: whoever moved the file away asks for a reload, as with any daemon.
+        if let Some(access_log) = &snapshot.access_log {
+            access_log.writer().reopen();
+        }
         self.state.sweep();
     }
 }

@@ -17,4 +17,5 @@ mod routing;
 mod status;
 mod stop;
 mod support;
+mod systemd;
 mod upstreams;
