@@ -7,6 +7,7 @@ mod access_log;
 mod bounds;
 mod custom_filter;
 mod golden;
+mod keepalive;
 mod headers;
 mod malformed;
 mod metrics;
