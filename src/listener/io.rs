@@ -347,3 +347,6 @@ impl<T> GetSocketDigest for EdgeIo<T> {
         Some(Arc::clone(&self.digest))
     }
 }
+
+#[cfg(test)]
+mod tests;
