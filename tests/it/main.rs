@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod access_log;
+mod auth;
 mod bounds;
 mod custom_filter;
 mod golden;
 mod headers;
+mod keepalive;
 mod limits;
 mod malformed;
 mod metrics;
@@ -18,4 +20,5 @@ mod routing;
 mod status;
 mod stop;
 mod support;
+mod systemd;
 mod upstreams;
