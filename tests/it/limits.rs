@@ -154,6 +154,111 @@ fn two_gateways_count_together_in_redis() {
     assert_eq!(keyed(&mut clients[0], "other"), 200);
 }
 
+/// Four gateways at full speed against the simplest oracle: what one bucket has given in that time.
+#[test]
+fn four_gateways_together_admit_what_one_bucket_would() {
+    let _alone = exclusive();
+    let redis = Redis::start();
+    let filter =
+        "{ rate_limit = { by = 'route', limits = [{ rate = '200/1s', burst = 100 }], store = 'redis', on_error = 'closed' } }";
+    let config = format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n{}", redis.url(), route("a", "/a", filter));
+    let gateways: Vec<Gateway> = (0..4).map(|_| Gateway::start(&config)).collect();
+    gateways.iter().for_each(|gateway| wait_redis(gateway, true));
+    let addresses: Vec<SocketAddr> = gateways.iter().map(Gateway::http).collect();
+    let (count, begun) = (AtomicUsize::new(0), Instant::now());
+    let ends: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = addresses
+            .iter()
+            .map(|address| {
+                let count = &count;
+                scope.spawn(move || {
+                    let mut client = Client::connect(*address);
+                    loop {
+                        let sent = Instant::now();
+                        match client.exchange(request("GET", "/a", &[], b"")).unwrap().status {
+                            200 => drop(count.fetch_add(1, Ordering::SeqCst)),
+                            429 => {}
+                            other => panic!("{other}"),
+                        }
+                        if begun.elapsed() > Duration::from_secs(5) {
+                            return (sent, Instant::now());
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    let admitted = count.into_inner() as f64;
+    let longest = ends.iter().map(|(_, end)| end.duration_since(begun)).max().unwrap().as_secs_f64();
+    let shortest = ends.iter().map(|(sent, _)| sent.duration_since(begun)).min().unwrap().as_secs_f64();
+    assert!(admitted <= 100.0 + 200.0 * longest + 1.0, "{admitted} in {longest} s");
+    // The first answers take some milliseconds, during which the full bucket gains nothing.
+    assert!(admitted >= (100.0 + 200.0 * (shortest - 0.05)) * 0.999, "{admitted} in {shortest} s");
+}
+
+/// The script in Redis and the code here are two writings of the same algorithms.
+#[test]
+fn redis_and_the_local_store_tell_the_same() {
+    let redis = Redis::start();
+    let limits = "[{ rate = '5/2s', algorithm = 'sliding_window' }, { rate = '7/20s', burst = 6 }, { quota = '100/1m' }, { quota = '100/1h' }, \
+                  { quota = '100/1d' }, { quota = '100/1mo' }]";
+    let filter = |store: &str| {
+        format!("{{ rate_limit = {{ by = 'address', limits = {limits}, store = '{store}', on_error = 'closed' }} }}")
+    };
+    let config = format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n", redis.url());
+    let gateway =
+        Gateway::start(&(config + &route("here", "/here", &filter("local")) + &route("there", "/there", &filter("redis"))));
+    wait_redis(&gateway, true);
+    let address = gateway.http();
+    let told = |path: &str| {
+        let response = get(address, path);
+        let numbers: Vec<(String, i64)> = response
+            .header("ratelimit")
+            .unwrap()
+            .split(", ")
+            .map(|limit| {
+                let (left, reset) = limit.split_once(";t=").unwrap();
+                (left.to_owned(), reset.parse().unwrap())
+            })
+            .collect();
+        (response.status, numbers)
+    };
+    for round in 0..8 {
+        let ((status, here), (other, there)) = (told("/here"), told("/there"));
+        assert_eq!(status, other, "round {round}");
+        assert_eq!(status, if round < 5 { 200 } else { 429 }, "round {round}");
+        for ((left, reset), (their_left, their_reset)) in here.iter().zip(&there) {
+            let near_border = *reset <= 2 || *their_reset <= 2;
+            assert!(near_border || (left == their_left && (reset - their_reset).abs() <= 1), "round {round}: {here:?} {there:?}");
+        }
+    }
+    let wait = get(address, "/there").header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=3).contains(&wait), "{wait}");
+    std::thread::sleep(Duration::from_secs(wait));
+    assert_eq!(told("/there").0, 200, "the sliding window in Redis gave nothing back");
+}
+
+#[test]
+fn limits_of_the_tier_hold_for_the_consumer_and_not_for_the_rest() {
+    let key = |consumer: &str, tier: &str, digest: &str| {
+        format!("[consumers.{consumer}]\n{tier}credentials = [{{ api_key = {{ sha256 = \"{digest}\" }} }}]\n")
+    };
+    // The hashes of "password" and "123456", which no test needs to keep secret.
+    let config = format!(
+        "[tiers.free]\nlimits = [{{ rate = \"2/1h\" }}]\n[tiers.gold]\nlimits = [{{ rate = \"5/1h\" }}]\n{}{}{}",
+        key("acme", "tier = \"gold\"\n", "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"),
+        key("none", "", "8d969eef6ecad3c29a3a629280e686cf0c3f5d5a86aff3ca12020c923adc6c92"),
+        route("a", "/a", "{ api_key = {} }, { rate_limit = { by = 'consumer', limits = 'tier' } }"),
+    );
+    let gateway = Gateway::start(&config);
+    let ask = |key: &str| send(gateway.http(), "GET", "/a", &[("x-api-key", key)], b"");
+    let admitted = (0..8).filter(|_| ask("password").status == 200).count();
+    assert_eq!(admitted, 5);
+    let refused = ask("123456");
+    assert_eq!((refused.status, refused.code().as_str()), (403, "tier_missing"));
+}
+
 #[test]
 fn many_requests_share_a_round_trip() {
     let redis = Redis::start();
