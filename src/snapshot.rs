@@ -10,8 +10,10 @@ mod fixed;
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
 
+use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
 use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
@@ -30,10 +32,13 @@ pub struct Snapshot {
     /// Counts the requests that no route takes.
     pub unrouted: Arc<RouteMetrics>,
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub consumers: Arc<Consumers>,
     pub listeners: Vec<ListenerPlan>,
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// What a client may not say about itself.
+    pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
     pub via: Via,
     /// `None`: off.
