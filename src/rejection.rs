@@ -66,8 +66,9 @@ pub struct Rejection {
     pub allow: Option<HeaderValue>,
     /// Sent as `WWW-Authenticate`: what a 401 asks for (RFC 9110 section 11.6.1).
     pub www_authenticate: Option<HeaderValue>,
-    /// The limit that was reached: the `limit` member of the problem document. Only characters that need no escape.
-    pub limit: Option<Arc<str>>,
+    /// The limit that was reached: the `limit` member of the problem document. Only characters that need no escape. A thin
+    /// pointer, because rejections are returned by value from function to function.
+    pub limit: Option<Arc<String>>,
     /// Close the connection afterwards: what follows on it cannot be trusted or is not worth reading.
     pub close: bool,
 }
@@ -92,7 +93,7 @@ impl Rejection {
         self
     }
 
-    pub fn limit(mut self, name: Arc<str>) -> Self {
+    pub fn limit(mut self, name: Arc<String>) -> Self {
         self.limit = Some(name);
         self
     }

@@ -56,7 +56,7 @@ pub struct Concurrency {
     timeout: std::time::Duration,
     running: Arc<Running>,
     metrics: Arc<LimitMetrics>,
-    label: Arc<str>,
+    label: Arc<String>,
     clock: SharedClock,
 }
 
@@ -95,7 +95,7 @@ impl FilterConfig for ConcurrencyConfig {
             timeout,
             running: cx.state.get_or_create(&scope, Running::default),
             metrics: cx.state.get_or_create(&format!("{}/concurrency", cx.route), LimitMetrics::default),
-            label: "concurrency".into(),
+            label: Arc::new("concurrency".to_owned()),
             clock: Arc::clone(cx.clock),
         })
     }

@@ -64,6 +64,8 @@ enum Choice {
 /// Limits that hold together.
 struct Set {
     limits: Box<[Limit]>,
+    /// The names of the limits, for rejections.
+    names: Box<[Arc<String>]>,
     metrics: Box<[Arc<LimitMetrics>]>,
     local: LocalSet,
     shared: Option<Arc<SharedSet>>,
@@ -109,8 +111,8 @@ impl RateLimit {
                 if *wait < u64::MAX {
                     rejection = rejection.retry_after(Duration::from_nanos(*wait));
                 }
-                if let Some(limit) = set.limits.get(*limit) {
-                    rejection = rejection.limit(Arc::clone(&limit.name));
+                if let Some(name) = set.names.get(*limit) {
+                    rejection = rejection.limit(Arc::clone(name));
                 }
                 Err(rejection)
             }

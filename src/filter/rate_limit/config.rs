@@ -164,6 +164,7 @@ impl Builder<'_> {
             share: Mutex::new(None),
             scope: self.scope.as_str().into(),
             told: Told::new(&limits),
+            names: limits.iter().map(|limit| Arc::new(limit.name.to_string())).collect(),
             limits: limits.into(),
         })
     }
