@@ -50,7 +50,7 @@ impl Checks {
         Checks::with(ADMITTED_MAX, running)
     }
 
-    fn with(admitted: usize, running: usize) -> Result<Self, String> {
+    pub(super) fn with(admitted: usize, running: usize) -> Result<Self, String> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| "the system has no random numbers")?;
         Ok(Checks {
             admitted: Arc::new(Semaphore::new(admitted)),

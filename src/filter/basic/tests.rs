@@ -73,6 +73,18 @@ async fn a_cached_pair_that_expires_is_refused() {
 }
 
 #[tokio::test]
+async fn one_too_many_is_asked_to_come_again() {
+    let mut filter = filter(&ManualClock::new(), "{}");
+    filter.checks = Arc::new(Checks::with(0, 1).unwrap());
+    let (mut session, mut ctx) = session(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", line("u:pass:word")), "/").await;
+    let Step::Wait(io) = filter.on_request(&mut session, &mut ctx) else { panic!("it did not wait") };
+    let rejection = io.await.err().unwrap();
+    assert_eq!((rejection.code.code, rejection.code.status), ("authentication_busy", 503));
+    assert_eq!(rejection.retry_after, Some(RETRY_AFTER));
+    assert!(ctx.identity.is_none());
+}
+
+#[tokio::test]
 async fn the_password_goes_upstream_only_where_that_is_written() {
     for (table, forwarded) in [("{}", false), ("{ forward = true }", true)] {
         let filter = filter(&ManualClock::new(), table);
