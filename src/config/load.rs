@@ -64,8 +64,8 @@ pub(super) fn is_named(section: &str) -> bool {
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 9] =
-    ["server", "admin", "log", "listeners", "tiers", "consumers", "upstreams", "chains", "routes"];
+pub(super) const SECTIONS: [&str; 11] =
+    ["server", "admin", "log", "limits", "redis", "listeners", "tiers", "consumers", "upstreams", "chains", "routes"];
 
 /// What is written for one name, with its own list of filters if it has one.
 pub(super) trait Section: DeserializeOwned {
@@ -304,6 +304,8 @@ impl<'i> FileReader<'_, 'i> {
                 }
                 "admin" => self.singleton("admin", &key, value, &mut config.admin),
                 "log" => self.singleton("log", &key, value, &mut config.log),
+                "limits" => self.singleton("limits", &key, value, &mut config.limits),
+                "redis" => self.singleton("redis", &key, value, &mut config.redis),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
                 "tiers" => self.named("tiers", value, &mut config.tiers),
                 "consumers" => self.named("consumers", value, &mut config.consumers),

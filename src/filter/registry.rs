@@ -4,6 +4,8 @@ use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::limit::Stores;
+use crate::limit::config::Wrong;
 use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
@@ -39,6 +41,12 @@ impl Problem {
     }
 }
 
+impl From<Wrong> for Problem {
+    fn from(Wrong { message, span, help }: Wrong) -> Self {
+        Problem { message, span, help }
+    }
+}
+
 /// What a filter may use while it is compiled.
 pub struct BuildContext<'a> {
     /// The route that the filter is compiled for.
@@ -49,6 +57,8 @@ pub struct BuildContext<'a> {
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
     /// Who may call.
     pub consumers: &'a Arc<Consumers>,
+    /// Where limits are counted.
+    pub limits: &'a Stores,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
@@ -124,6 +134,8 @@ impl Registry {
             .with::<super::require::RequireConfig>()
             .with::<super::ip_allow::IpAllowConfig>()
             .with::<super::ip_allow::IpDenyConfig>()
+            .with::<super::rate_limit::RateLimitConfig>()
+            .with::<super::concurrency::ConcurrencyConfig>()
             .with::<super::request_headers::RequestHeadersConfig>()
             .with::<super::response_headers::ResponseHeadersConfig>()
             .with::<super::rewrite::RewriteConfig>()

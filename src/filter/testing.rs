@@ -51,6 +51,7 @@ pub fn in_context<T>(consumers: &Arc<Consumers>, clock: &SharedClock, build: imp
         clock,
         upstreams: &BTreeMap::new(),
         consumers,
+        limits: &crate::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

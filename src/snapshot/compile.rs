@@ -8,6 +8,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
+use crate::limit::Stores;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -32,7 +33,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
-    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, parts };
+    let limits = super::limits::stores(config, parts, d);
+    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -53,6 +55,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         forwarded_headers: config.server.forwarded.into(),
         identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
+        shield: super::limits::shield(config, parts),
+        limits,
         access_log,
     })
 }
@@ -69,6 +73,7 @@ struct RouteBuilder<'a> {
     config: &'a Config,
     upstreams: &'a Upstreams,
     consumers: &'a Arc<Consumers>,
+    limits: &'a Stores,
     parts: &'a CompileParts<'a>,
 }
 
@@ -153,6 +158,7 @@ impl RouteBuilder<'_> {
             clock,
             upstreams: self.upstreams,
             consumers: self.consumers,
+            limits: self.limits,
             diagnostics: d,
             span: span.clone(),
         };

@@ -10,6 +10,7 @@ mod custom_filter;
 mod golden;
 mod headers;
 mod keepalive;
+mod limits;
 mod malformed;
 mod metrics;
 mod problem;
