@@ -6,7 +6,8 @@
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
 //!   new configurations.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
-//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes.
+//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes; [`tls`] reads
+//!   certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
@@ -37,6 +38,7 @@ pub mod state;
 pub mod systemd;
 pub mod telemetry;
 pub mod template;
+pub mod tls;
 pub mod upstream;
 pub mod value;
 

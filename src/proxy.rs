@@ -21,6 +21,8 @@ use crate::{listener::Connection, respond};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+
+use intake::Admitted;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -77,7 +79,8 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         let outcome = match intake::admit(session, ctx) {
-            Ok(route) => route.chain.request(session, &mut ctx.request).await,
+            Ok(Admitted::Route(route)) => route.chain.request(session, &mut ctx.request).await,
+            Ok(Admitted::Redirect(response)) => Ok(Flow::Respond(response)),
             Err(rejection) => Err(rejection),
         };
         match outcome {

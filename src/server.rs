@@ -45,6 +45,8 @@ pub type Ready = Box<dyn FnOnce(&Listeners, &Address) + Send + Sync>;
 /// Runs until told to stop. Returns when everything under way is done or the grace period is over.
 pub fn run(origin: Origin, registry: Registry, ready: Option<Ready>) -> Result<(), StartError> {
     hold_hangup();
+    // Before Pingora installs its own.
+    crate::tls::install();
     let logger = logger::init(LoggerOptions::default()).map_err(|e| StartError::Environment(e.to_string()))?;
     let result = assemble(origin, registry, logger.clone(), ready).map(|process| process.run());
     logger.flush(FLUSH);

@@ -74,7 +74,7 @@ impl Listeners {
             }
         }
         for (plan, local, socket) in prepared.fresh {
-            let metrics = pool.get_or_create(&plan.name, || ListenerMetrics::new(super::REFUSALS, &super::MALFORMED));
+            let metrics = pool.get_or_create(&plan.name, || ListenerMetrics::new(super::REFUSALS, &super::MALFORMED, super::FAULTS));
             let state = ListenerState::new(&plan, metrics);
             self.accept_on(socket, Arc::clone(&state));
             log::info!("listener `{}` accepts on {local}", plan.name);

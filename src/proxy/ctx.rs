@@ -58,8 +58,10 @@ impl Ctx {
     pub fn new(gateway: &Gateway, connection: Option<Arc<Connection>>) -> Self {
         let peer = connection.as_ref().map_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |c| c.peer);
         let scheme = connection.as_ref().map_or(crate::request::Scheme::Http, |c| c.scheme);
+        let mut request = RequestCtx::new(peer, scheme, gateway.clock().now());
+        request.tls = connection.as_ref().and_then(|connection| connection.tls.clone());
         Ctx {
-            request: RequestCtx::new(peer, scheme, gateway.clock().now()),
+            request,
             snapshot: gateway.snapshot(),
             gateway: gateway.clone(),
             connection,

@@ -19,7 +19,7 @@ mod route;
 mod table;
 mod upstream;
 
-pub use encode::{CONTENT_TYPE, LogSample, MetricsView, encode};
+pub use encode::{CONTENT_TYPE, CertificateSample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use listener::{ListenerMetrics, Reasons};

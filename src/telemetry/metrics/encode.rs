@@ -5,7 +5,7 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{EndpointSample, GatewayMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+use super::{EndpointSample, GatewayMetrics, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -24,6 +24,16 @@ pub struct LogSample {
     pub stats: WriterStats,
 }
 
+/// A certificate of a listener.
+#[derive(Debug, Clone)]
+pub struct CertificateSample {
+    pub listener: String,
+    /// The path of its file as written.
+    pub certificate: String,
+    /// Negative once it has expired.
+    pub days: f64,
+}
+
 /// Everything that a scrape shows. A name must stand only once in its list: Prometheus refuses a series that is there twice.
 #[derive(Debug)]
 pub struct MetricsView<'a> {
@@ -31,6 +41,7 @@ pub struct MetricsView<'a> {
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
+    pub certificates: Vec<CertificateSample>,
     pub gateway: &'a GatewayMetrics,
     pub logs: Vec<LogSample>,
     /// [`crate::telemetry::logger::LoggerHandle::suppressed`].
@@ -47,6 +58,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
     listeners(&mut page, &view.listeners);
+    certificates(&mut page, &view.certificates);
     gateway(&mut page, view.gateway);
     logs(&mut page, view);
     process(&mut page, &view.process);
@@ -118,10 +130,16 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     each(page, &t::CONNECTIONS_ACCEPTED, listeners, ListenerMetrics::accepted);
     each(page, &t::CONNECTIONS_ACTIVE, listeners, ListenerMetrics::active);
-    for (metric, malformed) in [(&t::CONNECTIONS_REFUSED, false), (&t::MALFORMED, true)] {
+    type Which = fn(&ListenerMetrics) -> &Reasons;
+    let by_reason: [(_, Which); 3] = [
+        (&t::CONNECTIONS_REFUSED, |metrics| &metrics.refused),
+        (&t::MALFORMED, |metrics| &metrics.malformed),
+        (&t::CONNECTIONS_CUT, |metrics| &metrics.cut),
+    ];
+    for (metric, which) in by_reason {
         let mut family = page.family(metric);
         for (listener, metrics) in listeners {
-            let reasons = if malformed { &metrics.malformed } else { &metrics.refused };
+            let reasons = which(metrics);
             for (reason, count) in reasons.counts().filter(|(_, count)| *count > 0) {
                 family.sample(&[listener, reason], count);
             }
@@ -129,6 +147,13 @@ fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     }
     each(page, &t::LISTENER_BYTES_IN, listeners, |metrics| metrics.bytes_in.get());
     each(page, &t::LISTENER_BYTES_OUT, listeners, |metrics| metrics.bytes_out.get());
+}
+
+fn certificates(page: &mut Page, certificates: &[CertificateSample]) {
+    let mut family = page.family(&t::CERTIFICATE_DAYS);
+    for sample in certificates {
+        family.sample(&[&sample.listener, &sample.certificate], format_args!("{:.3}", sample.days));
+    }
 }
 
 fn gateway(page: &mut Page, metrics: &GatewayMetrics) {

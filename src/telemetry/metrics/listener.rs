@@ -36,18 +36,25 @@ pub struct ListenerMetrics {
     pub refused: Reasons,
     /// Requests that were not understood, whichever rejection answered them.
     pub malformed: Reasons,
+    /// Connections ended in the middle of something because of how the client behaved.
+    pub cut: Reasons,
     /// Bytes read from and written to connections, after TLS.
     pub bytes_in: Counter,
     pub bytes_out: Counter,
 }
 
 impl ListenerMetrics {
-    pub fn new(refusals: &'static [&'static str], malformations: &'static [&'static str]) -> Self {
+    pub fn new(
+        refusals: &'static [&'static str],
+        malformations: &'static [&'static str],
+        faults: &'static [&'static str],
+    ) -> Self {
         ListenerMetrics {
             accepted: Counter::default(),
             active: Gauge::default(),
             refused: Reasons::new(refusals),
             malformed: Reasons::new(malformations),
+            cut: Reasons::new(faults),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
         }
@@ -74,7 +81,7 @@ mod tests {
 
     #[test]
     fn reasons_count_under_their_names_and_unknown_ones_as_other() {
-        let metrics = ListenerMetrics::new(&["cap", "tls"], &[]);
+        let metrics = ListenerMetrics::new(&["cap", "tls"], &[], &[]);
         metrics.refused.count(1);
         metrics.refused.count(2);
         metrics.refused.count(usize::MAX);
@@ -85,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_open_until_its_guard_falls() {
-        let metrics = ListenerMetrics::new(&[], &[]);
+        let metrics = ListenerMetrics::new(&[], &[], &[]);
         let guard = metrics.accept();
         assert_eq!((metrics.accepted(), metrics.active()), (1, 1));
         drop(guard);

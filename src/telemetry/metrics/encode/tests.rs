@@ -24,10 +24,11 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     upstream.response_time.observe(Duration::from_millis(7));
     upstream.connect_failures.increment();
     upstream.retries.add(3);
-    let listener = Arc::new(ListenerMetrics::new(&["too_many_connections"], &["bad_header"]));
+    let listener = Arc::new(ListenerMetrics::new(&["too_many_connections"], &["bad_header"], &["slow_body"]));
     drop(listener.accept());
     listener.refused.count(0);
     listener.malformed.count(0);
+    listener.cut.count(0);
     listener.bytes_in.add(100);
     let endpoint = EndpointSample {
         upstream: "orders".into(),
@@ -49,6 +50,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             endpoint,
         ],
         listeners: vec![("http".into(), listener)],
+        certificates: vec![CertificateSample { listener: "https".into(), certificate: "a \"b\".pem".into(), days: -0.5 }],
         gateway,
         logs: vec![LogSample { log: "gateway", stats }, LogSample { log: "access", stats }],
         log_suppressed: 4,
@@ -83,6 +85,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
         listeners: Vec::new(),
+        certificates: Vec::new(),
         gateway: &gateway,
         logs: Vec::new(),
         log_suppressed: 0,
