@@ -3,7 +3,7 @@
 use super::Ctx;
 use crate::forwarded::{self, ForwardedFacts, Via};
 use crate::rejection::{self, Rejection};
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
@@ -14,7 +14,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 const MAX_RESETS: u32 = 3;
 
 /// Picks the endpoint of the next attempt.
-pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+pub fn select(session: &Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
     let Some(route) = ctx.route.clone() else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
@@ -33,7 +33,7 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         };
         return Err(ctx.fail(rejection));
     };
-    let peer = endpoint.http_peer(left);
+    let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
     if ctx.attempt.count > 0 {
         target.metrics.retries.increment();
     }
@@ -77,7 +77,12 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
-    let host = session.req_header().headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let asked = session.req_header();
+    // HTTP/2 has it in the target.
+    let host = match asked.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => asked.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
+    };
     let facts = ForwardedFacts {
         peer: ctx.request.peer,
         client: ctx.request.client,
@@ -89,7 +94,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         head.insert_header(forwarded::X_REQUEST_ID, id)?;
     }
     head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
-    if ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
+    // HTTP/2 has no such header; its connections are bounded by their streams.
+    let http1 = head.version != Version::HTTP_2;
+    if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = ctx.route.clone()

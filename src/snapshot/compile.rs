@@ -12,7 +12,7 @@ use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
-use crate::tls::{Files, ServerParts, ServerTls};
+use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
 use crate::upstream::{Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub struct CompileParts<'a> {
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let mut files = Vec::new();
     let listeners: Vec<_> = config.listeners.values().map(|entry| listener(entry, parts, &mut files, d)).collect();
-    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
     let builder = RouteBuilder { config, upstreams: &upstreams, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
@@ -58,9 +58,16 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
 
 type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
-fn upstream(entry: &Entry<UpstreamConfig>, parts: &CompileParts<'_>) -> (Arc<str>, Arc<Upstream>) {
+fn upstream(
+    entry: &Entry<UpstreamConfig>,
+    parts: &CompileParts<'_>,
+    read: &mut Vec<PathBuf>,
+    d: &mut Diagnostics,
+) -> (Arc<str>, Arc<Upstream>) {
     let name = entry.name.value.as_str();
-    (name.into(), Upstream::build(name, &entry.value, parts.state, parts.clock))
+    // `None` where it should be something has left an error behind, so that nothing of this is ever used.
+    let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
+    (name.into(), Upstream::build(name, &entry.value, tls, parts.state, parts.clock))
 }
 
 /// Compiles routes. Each gets its own copies of the filters of the chains that it uses.

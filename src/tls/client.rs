@@ -29,9 +29,18 @@ pub struct ClientTls {
 
 impl std::fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClientTls").field("sni", &self.sni).field("insecure", &self.insecure).finish_non_exhaustive()
+        f.debug_struct("ClientTls").field("identity", &self.identity).finish_non_exhaustive()
     }
 }
+
+/// The same if it trusts and shows the same.
+impl PartialEq for ClientTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+}
+
+impl Eq for ClientTls {}
 
 impl ClientTls {
     /// Reads the files and builds, or reports everything that is wrong.

@@ -26,7 +26,7 @@ fn filter_of_another_crate_decides_and_edits_like_a_built_in_one() {
     let directory = tempfile::tempdir().unwrap();
     let flag = directory.path().join("flag");
     let toml = config(&origin, &format!("{{ flag = {:?} }}", flag.to_str().unwrap()));
-    let gateway = Gateway::try_start_binary(&example(), &toml, |_| {}).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let gateway = Gateway::try_start_binary(&example(), &toml).unwrap_or_else(|ended| panic!("{ended:?}"));
 
     let served = get(gateway.http(), "/");
     assert_eq!((served.status, served.header("x-maintained-by")), (200, Some("us")));
@@ -44,7 +44,7 @@ fn filter_of_another_crate_decides_and_edits_like_a_built_in_one() {
 fn mistakes_in_its_table_are_explained_like_any_other() {
     let origin = Origin::start("a");
     for (filter, expected) in [("{ flagg = \"/x\" }", "did you mean `flag`?"), ("{ flag = \"x\" }", "not an absolute path")] {
-        let ended = Gateway::try_start_binary(&example(), &config(&origin, filter), |_| {}).err().expect("started");
+        let ended = Gateway::try_start_binary(&example(), &config(&origin, filter)).err().expect("started");
         assert_eq!(ended.code, Some(78));
         assert!(ended.stderr.contains(expected), "{}", ended.stderr);
     }

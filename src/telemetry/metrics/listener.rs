@@ -38,9 +38,6 @@ pub struct ListenerMetrics {
     pub malformed: Reasons,
     /// Connections ended in the middle of something because of how the client behaved.
     pub cut: Reasons,
-    /// Bytes read from and written to connections, after TLS.
-    pub bytes_in: Counter,
-    pub bytes_out: Counter,
 }
 
 impl ListenerMetrics {
@@ -55,8 +52,6 @@ impl ListenerMetrics {
             refused: Reasons::new(refusals),
             malformed: Reasons::new(malformations),
             cut: Reasons::new(faults),
-            bytes_in: Counter::default(),
-            bytes_out: Counter::default(),
         }
     }
 

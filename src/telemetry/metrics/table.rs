@@ -83,10 +83,6 @@ metrics! {
         "Requests that were not valid or not unambiguous HTTP";
     CONNECTIONS_CUT = Counter "gatewright_listener_connections_cut_total" ["listener", "reason"]
         "Connections that were ended in the middle of something because the client was too slow or spoke out of turn";
-    LISTENER_BYTES_IN = Counter "gatewright_listener_received_bytes_total" ["listener"]
-        "Bytes read from connections, headers included, after TLS";
-    LISTENER_BYTES_OUT = Counter "gatewright_listener_sent_bytes_total" ["listener"]
-        "Bytes written to connections, headers included, before TLS";
     CERTIFICATE_DAYS = Gauge "gatewright_tls_certificate_days_to_expiry" ["listener", "certificate"]
         "Days until the certificate of the listener expires, by the path of its file; fractions count";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]

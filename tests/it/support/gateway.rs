@@ -61,11 +61,23 @@ impl Gateway {
 
     /// Lets `prepare` write more files into the directory of the config before the start.
     pub fn try_start_with(toml: &str, prepare: impl FnOnce(&Path)) -> Result<Gateway, Ended> {
-        Gateway::try_start_binary(GATEWRIGHT.as_ref(), toml, prepare)
+        Gateway::launch(command(GATEWRIGHT.as_ref(), &[]), toml, prepare)
     }
 
     /// The same for another program that is a gateway, such as one with filters of its own.
-    pub fn try_start_binary(binary: &Path, toml: &str, prepare: impl FnOnce(&Path)) -> Result<Gateway, Ended> {
+    pub fn try_start_binary(binary: &Path, toml: &str) -> Result<Gateway, Ended> {
+        Gateway::launch(command(binary, &[]), toml, |_| {})
+    }
+
+    /// Starts it with variables in its environment.
+    #[track_caller]
+    pub fn start_with_environment(toml: &str, environment: &[(&str, &str)]) -> Gateway {
+        let mut command = command(GATEWRIGHT.as_ref(), &[]);
+        command.envs(environment.iter().copied());
+        Gateway::launch(command, toml, |_| {}).unwrap_or_else(|ended| panic!("did not start: {ended:?}"))
+    }
+
+    fn launch(mut command: Command, toml: &str, prepare: impl FnOnce(&Path)) -> Result<Gateway, Ended> {
         let directory = tempfile::tempdir().unwrap();
         prepare(directory.path());
         let toml = complete(toml, directory.path());
@@ -73,7 +85,7 @@ impl Gateway {
         let parsed: toml::Table = toml.parse().unwrap_or_else(|e| panic!("the test's TOML: {e}"));
         let admin = Admin::parse(parsed["admin"]["listen"].as_str().unwrap());
         let config = directory.path().join("gatewright.toml");
-        let mut child = command(binary, &["run", "-c", config.to_str().unwrap()]).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command.args(["run", "-c", config.to_str().unwrap()]).stdout(Stdio::null()).spawn().unwrap();
         let stderr = collect(child.stderr.take().unwrap());
         let mut gateway = Gateway { child, admin, directory, stderr };
         let end = Instant::now() + Duration::from_secs(60);

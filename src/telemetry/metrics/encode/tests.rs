@@ -29,7 +29,6 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     listener.refused.count(0);
     listener.malformed.count(0);
     listener.cut.count(0);
-    listener.bytes_in.add(100);
     let endpoint = EndpointSample {
         upstream: "orders".into(),
         endpoint: "[::1]:3001".into(),
