@@ -18,5 +18,6 @@ mod routing;
 mod status;
 mod stop;
 mod support;
+mod tls;
 mod systemd;
 mod upstreams;
