@@ -34,16 +34,12 @@ pub fn exposition(admin: &Admin) -> String {
 }
 
 fn certificates(listener: &ListenerPlan) -> Vec<CertificateSample> {
-    let now = SystemTime::now();
     let list = listener.settings.tls.iter().flat_map(|tls| &tls.certificates);
     let mut samples: Vec<_> = list
         .map(|facts| CertificateSample {
             listener: listener.name.to_string(),
             certificate: facts.path.clone(),
-            days: match facts.not_after.duration_since(now) {
-                Ok(left) => left.as_secs_f64() / 86_400.0,
-                Err(over) => -over.duration().as_secs_f64() / 86_400.0,
-            },
+            not_after: facts.not_after,
         })
         .collect();
     // A file may stand twice in a list; a series may not.

@@ -247,13 +247,15 @@ fn handshakes_have_a_deadline_and_a_bound() {
 }
 
 #[test]
-fn days_to_expiry_are_a_metric() {
+fn when_a_certificate_expires_is_a_metric() {
     let authority = Authority::new();
     let soon = SystemTime::now() + Duration::from_secs(10 * 86_400);
     let pair = authority.sign(&["localhost"], |params| params.not_after = soon.into());
     let gateway = Gateway::try_start_with(&(listener(ONE, "") + HELLO), |directory| pair.write(directory, "a")).unwrap();
-    let days = gateway.metric("gatewright_tls_certificate_days_to_expiry", &[("listener", "https"), ("certificate", "a.pem")]);
-    assert!((9.9..10.1).contains(&days), "{days}");
+    let name = "gatewright_tls_certificate_expiry_timestamp_seconds";
+    let at = gateway.metric(name, &[("listener", "https"), ("certificate", "a.pem")]);
+    let expected = soon.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((at - expected).abs() <= 1.0, "{at} against {expected}");
 }
 
 #[test]

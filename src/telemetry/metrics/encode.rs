@@ -30,8 +30,7 @@ pub struct CertificateSample {
     pub listener: String,
     /// The path of its file as written.
     pub certificate: String,
-    /// Negative once it has expired.
-    pub days: f64,
+    pub not_after: SystemTime,
 }
 
 /// Everything that a scrape shows. A name must stand only once in its list: Prometheus refuses a series that is there twice.
@@ -148,9 +147,9 @@ fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
 }
 
 fn certificates(page: &mut Page, certificates: &[CertificateSample]) {
-    let mut family = page.family(&t::CERTIFICATE_DAYS);
+    let mut family = page.family(&t::CERTIFICATE_EXPIRY);
     for sample in certificates {
-        family.sample(&[&sample.listener, &sample.certificate], format_args!("{:.3}", sample.days));
+        family.sample(&[&sample.listener, &sample.certificate], unix(sample.not_after));
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod gateway;
+pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;

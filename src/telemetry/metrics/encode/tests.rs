@@ -49,7 +49,11 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             endpoint,
         ],
         listeners: vec![("http".into(), listener)],
-        certificates: vec![CertificateSample { listener: "https".into(), certificate: "a \"b\".pem".into(), days: -0.5 }],
+        certificates: vec![CertificateSample {
+            listener: "https".into(),
+            certificate: "a \"b\".pem".into(),
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045),
+        }],
         gateway,
         logs: vec![LogSample { log: "gateway", stats }, LogSample { log: "access", stats }],
         log_suppressed: 4,
