@@ -14,8 +14,9 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 const MAX_RESETS: u32 = 3;
 
 /// Picks the endpoint of the next attempt.
-pub fn select(session: &Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
+    keep_upgrade_open(session)?;
     let Some(route) = ctx.route.clone() else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
     };
@@ -43,6 +44,16 @@ pub fn select(session: &Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     ctx.attempt.header_time = None;
     ctx.attempt.endpoint = Some(endpoint.begin());
     Ok(peer)
+}
+
+/// Works around cloudflare/pingora#946: when a 101 is read before the task that says "the request body is over and empty", that
+/// task ends the tunnel. With a body that is said to come, there is no such task: the transport delivers none of it
+/// (`listener::io`), and with the 101 or a refusal Pingora begins the client's side anew. The upstream hears of no body.
+fn keep_upgrade_open(session: &mut Session) -> Result<()> {
+    if session.is_upgrade_req() {
+        session.req_header_mut().insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("1"))?;
+    }
+    Ok(())
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
@@ -94,6 +105,10 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         head.insert_header(forwarded::X_REQUEST_ID, id)?;
     }
     head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    if session.is_upgrade_req() {
+        // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
+        head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+    }
     // HTTP/2 has no such header; its connections are bounded by their streams.
     let http1 = head.version != Version::HTTP_2;
     if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
