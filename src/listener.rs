@@ -16,7 +16,7 @@ pub mod proxy_protocol;
 mod stage;
 mod transport;
 
-pub use bind::{BindError, Prepared, remove_stale};
+pub use bind::{BindError, Inherited, Prepared, remove_stale};
 pub use connection::Connection;
 pub use io::{FAULTS, IoBounds};
 pub use patience::Tolerance;
@@ -179,6 +179,8 @@ pub struct Listeners {
     bound: Mutex<BTreeMap<Arc<str>, Bound>>,
     /// Sockets that were bound before the service had a runtime to accept on.
     waiting: Mutex<Vec<(bind::Socket, Arc<ListenerState>)>>,
+    /// Sockets that somebody else has bound for us and that no listener has taken yet.
+    pub inherited: Inherited,
     /// Every open connection of the process, whatever listener it came in by.
     pub connections: Arc<Active>,
     started: tokio::sync::watch::Sender<bool>,

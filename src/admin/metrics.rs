@@ -2,7 +2,9 @@
 
 use super::Admin;
 use crate::listener::{ListenerPlan, ListenerState};
-use crate::telemetry::metrics::{self, CertificateSample, EndpointSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics};
+use crate::telemetry::metrics::{
+    self, CertificateSample, EndpointSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+};
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
 use std::sync::Arc;

@@ -35,9 +35,9 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
-        Socket::Unix(socket) => match UnixListener::from_std(socket) {
+        Socket::Unix { socket, owned } => match UnixListener::from_std(socket) {
             Ok(listener) => {
-                runtime.handle.spawn(accept_unix(listener, state, everywhere, runtime.clone()));
+                runtime.handle.spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
@@ -57,7 +57,7 @@ async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, every
     }
 }
 
-async fn accept_unix(listener: UnixListener, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+async fn accept_unix(listener: UnixListener, owned: bool, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
     let path = listener.local_addr().ok().and_then(|local| local.as_pathname().map(ToOwned::to_owned));
     loop {
         let accepted = tokio::select! {
@@ -69,8 +69,8 @@ async fn accept_unix(listener: UnixListener, state: Arc<ListenerState>, everywhe
             Err(e) => accept_failed(&state, &e).await,
         }
     }
-    // Nobody can connect to the file any more.
-    if let Some(path) = path {
+    // Nobody can connect to the file any more. The service manager's goes on without us.
+    if let Some(path) = path.filter(|_| owned) {
         let _ = std::fs::remove_file(path);
     }
 }

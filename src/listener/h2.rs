@@ -151,7 +151,8 @@ fn check(head: &RequestHeader, settings: &ListenerSettings) -> Option<Malformed>
     if head.method == Method::CONNECT {
         return Some(Malformed::Connect);
     }
-    if !head.method.as_str().bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_')) {
+    if !head.method.as_str().bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
+    {
         return Some(Malformed::Method);
     }
     // Another scheme is a request for a proxy that we are not (RFC 9113 §8.3.1).

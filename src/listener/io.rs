@@ -17,8 +17,8 @@ use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    ALPN,
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
 };
 use std::cell::Cell;
 use std::io;
@@ -119,7 +119,13 @@ impl<T> std::fmt::Debug for EdgeIo<T> {
 }
 
 impl<T: Transport> EdgeIo<T> {
-    pub fn new(transport: T, digest: SocketDigest, tls: Option<Arc<TlsFacts>>, bounds: IoBounds, faults: Arc<dyn Faults>) -> Self {
+    pub fn new(
+        transport: T,
+        digest: SocketDigest,
+        tls: Option<Arc<TlsFacts>>,
+        bounds: IoBounds,
+        faults: Arc<dyn Faults>,
+    ) -> Self {
         EdgeIo {
             transport,
             read: BytesMut::new(),

@@ -248,7 +248,8 @@ mod tests {
         let client = Named::Client("192.0.2.1:56324".parse().unwrap());
         let (named, left) = exchange(b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\nGET / HTTP/1.1\r\n".to_vec()).await;
         assert_eq!((named.unwrap(), left.as_slice()), (client, b"GET / HTTP/1.1\r\n".as_slice()));
-        let header = [&SIGNATURE[..], &[0x21, 0x11, 0, 12, 192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 0x04, 1, 187], b"\x16\x03"].concat();
+        let header =
+            [&SIGNATURE[..], &[0x21, 0x11, 0, 12, 192, 0, 2, 1, 198, 51, 100, 1, 0xdc, 0x04, 1, 187], b"\x16\x03"].concat();
         let (named, left) = exchange(header).await;
         assert_eq!((named.unwrap(), left.as_slice()), (client, b"\x16\x03".as_slice()));
         let (named, _) = exchange([b"PROXY ".as_slice(), &[b'x'; 200]].concat()).await;

@@ -52,6 +52,8 @@ pub(super) struct Attempt {
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,
     pub reused: bool,
+    /// Interim responses (1xx) of this attempt.
+    pub interim: u32,
 }
 
 impl Ctx {

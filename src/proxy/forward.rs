@@ -13,6 +13,9 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 /// connections can be stale at once when an endpoint restarts.
 const MAX_RESETS: u32 = 3;
 
+/// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
+const MAX_INTERIM: u32 = 16;
+
 /// Picks the endpoint of the next attempt.
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
@@ -42,6 +45,7 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     ctx.attempt.started = Some(ctx.gateway.clock().now());
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
+    ctx.attempt.interim = 0;
     ctx.attempt.endpoint = Some(endpoint.begin());
     Ok(peer)
 }
@@ -125,8 +129,13 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
 pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     ctx.check_deadline()?;
     if head.status.is_informational() && head.status != 101 {
+        ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
+        if ctx.attempt.interim > MAX_INTERIM {
+            return Err(ctx.fail(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR)));
+        }
         return Ok(());
     }
+    check_framing(head, ctx)?;
     let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
@@ -139,6 +148,16 @@ pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         ctx.set_deadline(None);
     }
     Ok(())
+}
+
+/// A response that two readers could end at two places is not passed on, and its connection is not used again. Pingora
+/// refuses lengths that differ and those that are no numbers, and drops a length beside a coding (RFC 9112 §6.3).
+fn check_framing(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    // `chunked` is the only coding that we undo, and nobody applies it twice.
+    let plain = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let clear = codings.next().is_none_or(plain) && codings.next().is_none();
+    if clear { Ok(()) } else { Err(ctx.fail(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR))) }
 }
 
 /// RFC 9110 §7.6.1: what belongs to the connection with the upstream ends there. Pingora does this for requests only.

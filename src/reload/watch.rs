@@ -42,9 +42,10 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
         let files = loaded.files.iter().chain(&certificates);
         *names.lock() = files.filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
         let mut fresh = false;
-        let beside = certificates.iter().filter_map(|file| file.parent()).map(|directory| {
-            if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() }
-        });
+        let beside = certificates
+            .iter()
+            .filter_map(|file| file.parent())
+            .map(|directory| if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() });
         for directory in loaded.directories.into_iter().chain(beside) {
             // An include pattern may name a directory that does not exist yet; it is looked for again after each change.
             if directory.is_dir() && watched.insert(directory.clone()) {

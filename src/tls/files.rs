@@ -64,7 +64,9 @@ impl Files<'_> {
         let encrypted = memchr::memmem::find(&bytes, b"ENCRYPTED").is_some();
         let found = self.d.error(path.span.clone(), format!("{} has no private key that can be used", full.display()));
         if encrypted {
-            found.label("it is encrypted").help("decrypt it (`openssl pkey -in FILE -out FILE`) and let file permissions protect it");
+            found
+                .label("it is encrypted")
+                .help("decrypt it (`openssl pkey -in FILE -out FILE`) and let file permissions protect it");
         } else {
             found.label("there is no PEM section PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY");
         }

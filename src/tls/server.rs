@@ -87,8 +87,7 @@ impl ServerTls {
             None => builder.with_no_client_auth(),
         };
         let mut server = builder.with_cert_resolver(Arc::new(resolver));
-        server.alpn_protocols =
-            if parts.http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+        server.alpn_protocols = if parts.http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
         // A resumed session skips the client's certificate, so tickets must not outlive the rules that it was checked by.
         let rules = clients.as_ref().map(|(_, fingerprints)| (auth, fingerprints));
         let key = format!("tls tickets {} {rules:?}", parts.listener);

@@ -101,7 +101,9 @@ fn endpoints_are_verified_by_name_and_authority() {
     let authority = Authority::new();
     let origin = H2Origin::secure(&authority.issue(&["orders.internal"]), None);
     let start = |tls: &str| {
-        let more = format!("protocol = \"h2\"\ntls = {{ {tls} }}\nhealth = {{ path = \"/\", interval = \"1s\", timeout = \"500ms\" }}\nwhen_all_down = \"try_all\"");
+        let more = format!(
+            "protocol = \"h2\"\ntls = {{ {tls} }}\nhealth = {{ path = \"/\", interval = \"1s\", timeout = \"500ms\" }}\nwhen_all_down = \"try_all\""
+        );
         Gateway::try_start_with(&(origin.everything(&more)), |directory| trust(directory, &authority)).unwrap()
     };
     let gateway = start("sni = \"orders.internal\", ca = \"ca.pem\"");

@@ -4,23 +4,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod access_log;
+mod activation;
+mod answers;
 mod bounds;
 mod custom_filter;
 mod golden;
 mod grpc;
-mod keepalive;
 mod headers;
 mod http2;
+mod keepalive;
 mod malformed;
 mod metrics;
 mod problem;
+mod proxy_protocol;
 mod reload;
 mod rolling;
 mod routing;
 mod status;
 mod stop;
 mod support;
-mod tls;
 mod systemd;
+mod tls;
 mod upstreams;
 mod websocket;

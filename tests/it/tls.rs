@@ -12,7 +12,8 @@ fn listener(certificates: &str, more: &str) -> String {
 }
 
 const ONE: &str = "{ cert = \"a.pem\", key = \"a.key\" }";
-const HELLO: &str = "[routes.hello]\nmatch = { path = \"/hello\" }\nfilters = [{ respond = { status = 200, body = \"hello\" } }]\n";
+const HELLO: &str =
+    "[routes.hello]\nmatch = { path = \"/hello\" }\nfilters = [{ respond = { status = 200, body = \"hello\" } }]\n";
 
 fn directory(gateway: &Gateway) -> PathBuf {
     gateway.config().parent().unwrap().to_owned()
@@ -39,12 +40,9 @@ fn a_client_gets_the_certificate_for_the_name_it_asks_for() {
     })
     .unwrap();
     let tls = authority.trusting();
-    for (name, expected) in [
-        ("a.example.com", &exact),
-        ("b.example.com", &wildcard),
-        ("b.b.example.com", &default),
-        ("unknown.example", &default),
-    ] {
+    for (name, expected) in
+        [("a.example.com", &exact), ("b.example.com", &wildcard), ("b.b.example.com", &default), ("unknown.example", &default)]
+    {
         let mut client = tls.connect(gateway.address("https"), name).unwrap();
         assert_eq!(client.certificate(), expected.der(), "{name}");
         let answer = client.exchange(hello(name)).unwrap();

@@ -211,5 +211,4 @@ fn events_arrive_one_by_one_as_they_are_sent() {
             seen.extend_from_slice(&buffer[..read]);
         }
     }
-
 }

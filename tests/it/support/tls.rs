@@ -145,7 +145,15 @@ impl Tls {
 
     /// The same with a configuration made before: sessions are resumed only with the one they were made with.
     pub fn connect_with(&self, config: &Arc<ClientConfig>, address: SocketAddr, name: &str) -> io::Result<TlsClient> {
-        let socket = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+        Tls::shake(config, TcpStream::connect_timeout(&address, Duration::from_secs(5))?, name)
+    }
+
+    /// The handshake on a socket that is connected already.
+    pub fn over(&self, socket: TcpStream, name: &str) -> io::Result<TlsClient> {
+        Tls::shake(&self.config(), socket, name)
+    }
+
+    fn shake(config: &Arc<ClientConfig>, socket: TcpStream, name: &str) -> io::Result<TlsClient> {
         socket.set_read_timeout(Some(Duration::from_secs(20)))?;
         socket.set_nodelay(true)?;
         let session = ClientConnection::new(config.clone(), name.to_owned().try_into().unwrap()).unwrap();
