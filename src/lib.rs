@@ -6,8 +6,8 @@
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
 //!   new configurations.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
-//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes; [`tls`] reads
-//!   certificates for both ends.
+//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
+//!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
@@ -20,10 +20,13 @@ pub mod canonical;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
 pub mod filter;
 pub mod forwarded;
+pub mod identity;
+pub mod limit;
 pub mod listener;
 pub mod proxy;
 pub mod readiness;
@@ -38,6 +41,7 @@ pub mod state;
 pub mod systemd;
 pub mod telemetry;
 pub mod template;
+pub mod text;
 pub mod tls;
 pub mod upstream;
 pub mod value;

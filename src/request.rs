@@ -1,7 +1,10 @@
 //! What is known about one request, in the form in which filters and logs use it.
 
+use crate::identity::Identity;
+use crate::limit;
 use crate::route::Params;
 use arrayvec::ArrayString;
+use http::HeaderValue;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -72,11 +75,17 @@ pub struct RequestCtx {
     pub route: Option<Arc<str>>,
     /// The path parameters of the route: places in the canonical path of the session's request head.
     pub params: Params,
-    /// The name of the consumer, once an authentication filter has established one.
-    pub consumer: Option<Arc<str>>,
+    /// Who the request is from, once an authentication filter has established it.
+    pub identity: Option<Arc<Identity>>,
+    /// What a 401 is to ask for (`WWW-Authenticate`), where a filter has let the request pass without an identity.
+    pub challenge: Option<HeaderValue>,
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
+    /// What limits have decided, for the headers of the response.
+    pub limits: limit::Report,
+    /// The places of the request among those under way, given back with it.
+    pub held: limit::concurrency::Held,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
     pub extensions: http::Extensions,
 }
@@ -94,9 +103,12 @@ impl RequestCtx {
             host: ArrayString::new(),
             route: None,
             params: Params::default(),
-            consumer: None,
+            identity: None,
+            challenge: None,
             started,
             deadline: None,
+            limits: limit::Report::new(),
+            held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
     }
@@ -117,9 +129,12 @@ impl RequestCtx {
             host: ArrayString::from("example.com").unwrap(),
             route: None,
             params: Params::default(),
-            consumer: None,
+            identity: None,
+            challenge: None,
             started: Instant::now(),
             deadline: None,
+            limits: limit::Report::new(),
+            held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
     }

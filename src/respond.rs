@@ -53,6 +53,9 @@ pub async fn reject(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) 
     if let Some(allow) = &rejection.allow {
         head.insert_header(header::ALLOW, allow.clone())?;
     }
+    if let Some(challenge) = &rejection.www_authenticate {
+        head.insert_header(header::WWW_AUTHENTICATE, challenge.clone())?;
+    }
     let close = rejection.close;
     ctx.rejection = Some(rejection);
     write(session, ctx, head, body, close).await
@@ -133,8 +136,11 @@ fn problem(rejection: &Rejection, id: &str) -> Bytes {
     body.put_slice(br#"","title":""#);
     body.put_slice(code.title.as_bytes());
     // `write_str` to a BytesMut grows it and cannot fail.
-    let _ = write!(body, r#"","status":{},"code":"{}","instance":"{id}"}}"#, code.status, code.code);
-    body.put_slice(b"\n");
+    let _ = write!(body, r#"","status":{},"code":"{}","instance":"{id}""#, code.status, code.code);
+    if let Some(limit) = &rejection.limit {
+        let _ = write!(body, r#","limit":"{limit}""#);
+    }
+    body.put_slice(b"}\n");
     body.freeze()
 }
 

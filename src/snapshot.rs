@@ -6,12 +6,17 @@
 
 mod compile;
 mod fixed;
+mod limits;
 
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
 
+use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
+use crate::limit::Stores;
+use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
@@ -31,14 +36,21 @@ pub struct Snapshot {
     /// Counts the requests that no route takes.
     pub unrouted: Arc<RouteMetrics>,
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub consumers: Arc<Consumers>,
     pub listeners: Vec<ListenerPlan>,
     /// Files beside the configuration that were read for it, such as certificates. A change of one can change the snapshot.
     pub files: Vec<PathBuf>,
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// What a client may not say about itself.
+    pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
     pub via: Via,
+    /// What the gateway takes as a whole.
+    pub shield: Option<Arc<Shield>>,
+    /// Where its limits are counted.
+    pub limits: Stores,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use gatewright::clock::{SharedClock, SystemClock};
+use gatewright::consumer::{Consumer, ConsumerConfig, Consumers, KeyDigest};
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
-use gatewright::filter::{BuildContext, Chain, Filter, Registry};
+use gatewright::filter::{BuildContext, Chain, Filter, Flow, Registry};
+use gatewright::identity::Identity;
 use gatewright::request::{RequestCtx, Scheme};
 use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
 use gatewright::state::StatePool;
@@ -29,6 +31,10 @@ fn allocations<T>(work: impl FnOnce() -> T) -> (u64, T) {
 }
 
 fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
+    filter_for(name, table, &Arc::default())
+}
+
+fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>) -> Arc<dyn Filter> {
     let registration = Registry::builtin().get(name).unwrap();
     let build = (registration.decode)(toml::de::ValueDeserializer::parse(table).unwrap()).unwrap();
     let clock: SharedClock = Arc::new(SystemClock);
@@ -37,6 +43,8 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
         state: &StatePool::new(),
         clock: &clock,
         upstreams: &BTreeMap::new(),
+        consumers,
+        limits: &gatewright::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };
@@ -66,13 +74,18 @@ fn session() -> Session {
     })
 }
 
+fn identity() -> Identity {
+    let consumer = Arc::new(Consumer { name: "acme".into(), enabled: true, ..Consumer::default() });
+    Identity::of(&consumer, "api_key", "api_key:3f2a9c01".into())
+}
+
 fn context() -> RequestCtx {
     let client = [192, 0, 2, 7].into();
     RequestCtx {
         id: arrayvec::ArrayString::from("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         host: arrayvec::ArrayString::from("api.example.com").unwrap(),
         route: Some("orders".into()),
-        consumer: Some("acme".into()),
+        identity: Some(Arc::new(identity())),
         ..RequestCtx::new(client, Scheme::Https, Instant::now())
     }
 }
@@ -114,6 +127,30 @@ fn runs(router: &Router, chain: &Chain) -> Vec<u64> {
     (0..1_000).map(|_| run(&mut session, &mut ctx)).skip(100).collect()
 }
 
+/// A key that is known costs nothing; headers are the test below's business.
+#[test]
+fn a_local_limit_allocates_nothing_for_a_known_key() {
+    let chain = Chain::new(&[
+        filter(
+            "rate_limit",
+            "{ by = ['address', 'route'], limits = [{ rate = '1000000/1s' }, { quota = '1000000/1d' }], headers = 'off' }",
+        ),
+        filter(
+            "rate_limit",
+            "{ by = ['consumer', 'header:user-agent'], limits = [{ rate = '60000/1s', algorithm = 'sliding_window' }], headers = 'off' }",
+        ),
+        filter("rate_limit", "{ by = 'route', limits = [{ rate = '1/1h' }], shadow = true }"),
+    ]);
+    let (mut session, mut ctx) = (session(), context());
+    for run in 0..1_000 {
+        let (count, refused) = allocations(|| {
+            let flow = pin!(chain.request(&mut session, &mut ctx)).poll(&mut Context::from_waker(Waker::noop()));
+            !matches!(flow, Poll::Ready(Ok(_)))
+        });
+        assert!(!refused && (count == 0 || run == 0), "{count} allocations in run {run}");
+    }
+}
+
 const ROUTES: [&str; 3] = [
     "host = '*.example.com'\npath = '/api/orders/{id}/{*rest}'\nmethods = ['GET']\nheaders = { user-agent = 'test' }\nquery = { page = '2' }",
     "host = 'api.example.com'\npath = '/api/orders/{id}'",
@@ -134,6 +171,33 @@ fn a_route_with_five_local_filters_allocates_nothing() {
     ]);
     let runs = runs(&router(&ROUTES), &chain);
     assert_eq!(runs.iter().sum::<u64>(), 0, "{runs:?}");
+}
+
+#[test]
+fn authentication_by_key_and_role_allocates_nothing() {
+    let key = KeyDigest::of(b"elsewhere");
+    let text = format!("roles = ['orders:read']\ncredentials = [{{ api_key = {{ sha256 = '{key}' }} }}]");
+    let config: ConsumerConfig = toml::from_str(&text).unwrap();
+    let name = gatewright::value::Located::nowhere("acme".to_owned());
+    let consumers = [(&name, &config)].into_iter();
+    let consumers = Arc::new(Consumers::build(consumers, std::iter::empty(), &mut Diagnostics::default()));
+    let of = |name, table| filter_for(name, table, &consumers);
+    let chain = Chain::new(&[
+        of("ip_allow", "{ networks = ['10.0.0.0/8', '192.0.2.0/24'] }"),
+        of("ip_deny", "{ networks = ['198.51.100.0/24'] }"),
+        of("api_key", "{ header = 'referer' }"),
+        of("require", "{ roles = ['orders:read'], consumers = ['acme'], methods = { 'orders:read' = ['GET'] } }"),
+    ]);
+    let (mut session, mut ctx) = (session(), context());
+    for round in 0..100 {
+        ctx.identity = None;
+        let (count, ()) = allocations(|| {
+            let flow = pin!(chain.request(&mut session, &mut ctx)).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(flow, Poll::Ready(Ok(Flow::Continue))));
+        });
+        assert_eq!(&*ctx.identity.as_ref().unwrap().name, "acme");
+        assert!(round < 10 || count == 0, "{count} in round {round}");
+    }
 }
 
 /// Pingora copies each name that is not a standard one when it is inserted. That is its cost, and the only one.

@@ -3,7 +3,8 @@
 use super::Admin;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
-    self, CertificateSample, EndpointSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, LimitMetrics, LimitsSample, LogSample, MetricsView,
+    NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -24,6 +25,8 @@ pub fn exposition(admin: &Admin) -> String {
     }
     metrics::encode(&MetricsView {
         routes: routes.chain([unrouted]).collect(),
+        auth: auth(admin),
+        limits: limits(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
@@ -48,6 +51,37 @@ fn certificates(listener: &ListenerPlan) -> Vec<CertificateSample> {
     samples.sort_by(|a, b| a.certificate.cmp(&b.certificate));
     samples.dedup_by(|a, b| a.certificate == b.certificate);
     samples
+}
+
+fn auth(admin: &Admin) -> Vec<AuthSample> {
+    let live = admin.state.live::<AuthMetrics>().into_iter();
+    let mut samples: Vec<AuthSample> = live
+        .filter_map(|(key, metrics)| {
+            let (route, filter) = key.split_once('/')?;
+            Some(AuthSample { route: route.to_owned(), filter: filter.to_owned(), metrics })
+        })
+        .collect();
+    samples.sort_by(|a, b| (&a.route, &a.filter).cmp(&(&b.route, &b.filter)));
+    samples
+}
+
+fn limits(admin: &Admin) -> LimitsSample {
+    let snapshot = admin.gateway.snapshot();
+    let live = admin.state.live::<LimitMetrics>().into_iter();
+    let mut limits: Vec<_> = live
+        .filter_map(|(key, metrics)| {
+            let (route, limit) = key.split_once('/')?;
+            Some((route.to_owned(), limit.to_owned(), metrics))
+        })
+        .collect();
+    limits.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    let local = snapshot.limits.live(&admin.state).map(|store| store.stats());
+    LimitsSample {
+        limits,
+        local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
+        redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
+        shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
+    }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

@@ -1,6 +1,7 @@
 //! The root of the tree.
 
-use super::{AdminConfig, ChainConfig, ListenerConfig, LogConfig, RouteConfig, ServerConfig};
+use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
+use crate::consumer::{ConsumerConfig, TierConfig};
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -45,8 +46,16 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What is written about the process and about each request.
     pub log: LogConfig,
+    /// What all limits share.
+    pub limits: LimitsConfig,
+    /// The Redis that gateways share.
+    pub redis: RedisConfig,
     /// Addresses that accept connections.
     pub listeners: Named<ListenerConfig>,
+    /// Limits that consumers share.
+    pub tiers: Named<TierConfig>,
+    /// Who calls: roles, tier and credentials.
+    pub consumers: Named<ConsumerConfig>,
     /// Groups of endpoints that requests are sent to.
     pub upstreams: Named<UpstreamConfig>,
     /// Lists of filters that many routes share.
@@ -59,13 +68,16 @@ impl Config {
     /// `2 listeners, 3 routes, 1 upstream, 0 chains`.
     pub fn summary(&self) -> String {
         let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-        [
+        let mut parts = vec![
             count(self.listeners.len(), "listener"),
             count(self.routes.len(), "route"),
             count(self.upstreams.len(), "upstream"),
             count(self.chains.len(), "chain"),
-        ]
-        .join(", ")
+        ];
+        if !self.consumers.is_empty() {
+            parts.push(count(self.consumers.len(), "consumer"));
+        }
+        parts.join(", ")
     }
 }
 

@@ -2,8 +2,12 @@
 
 use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
+use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::limit::Stores;
+use crate::limit::config::Wrong;
 use crate::state::StatePool;
+use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
 use crate::value::Located;
 use schemars::{Schema, SchemaGenerator};
@@ -37,6 +41,12 @@ impl Problem {
     }
 }
 
+impl From<Wrong> for Problem {
+    fn from(Wrong { message, span, help }: Wrong) -> Self {
+        Problem { message, span, help }
+    }
+}
+
 /// What a filter may use while it is compiled.
 pub struct BuildContext<'a> {
     /// The route that the filter is compiled for.
@@ -45,12 +55,21 @@ pub struct BuildContext<'a> {
     pub clock: &'a SharedClock,
     /// The upstreams of the snapshot that is being compiled.
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// Who may call.
+    pub consumers: &'a Arc<Consumers>,
+    /// Where limits are counted.
+    pub limits: &'a Stores,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
 }
 
 impl BuildContext<'_> {
+    /// Where the decisions of the filter are counted. Filters of one name on one route count together.
+    pub fn auth_metrics(&self, filter: &'static str) -> Arc<AuthMetrics> {
+        self.state.get_or_create(&format!("{}/{filter}", self.route), AuthMetrics::default)
+    }
+
     /// The directory of the configuration file that the filter is written in: what relative paths in it start from.
     pub fn directory(&self) -> PathBuf {
         let source = self.diagnostics.source(self.span.file);
@@ -74,6 +93,10 @@ pub type BuildFn = Arc<dyn Fn(&mut BuildContext<'_>) -> Result<Arc<dyn Filter>, 
 pub struct Registration {
     pub name: &'static str,
     pub decode: fn(ValueDeserializer<'_>) -> Result<BuildFn, Error>,
+    /// The key of the list of filters that stands within it, if one does; see [`FilterConfig::NESTED`].
+    pub nested: Option<&'static str>,
+    /// As `decode`, with the filters of that list.
+    pub decode_nested: fn(ValueDeserializer<'_>, Vec<FilterSpec>) -> Result<BuildFn, Error>,
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
@@ -81,15 +104,18 @@ impl Registration {
     pub fn of<C: FilterConfig + Clone>() -> Self {
         Registration {
             name: C::NAME,
-            decode: |table| {
-                let config = C::deserialize(table)?;
-                Ok(Arc::new(move |cx: &mut BuildContext<'_>| {
-                    config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>)
-                }))
-            },
+            decode: |table| decode::<C>(table, Vec::new()),
+            nested: C::NESTED,
+            decode_nested: decode::<C>,
             schema: |generator| generator.subschema_for::<C>(),
         }
     }
+}
+
+fn decode<C: FilterConfig + Clone>(table: ValueDeserializer<'_>, nested: Vec<FilterSpec>) -> Result<BuildFn, Error> {
+    let mut config = C::deserialize(table)?;
+    config.set_nested(nested);
+    Ok(Arc::new(move |cx: &mut BuildContext<'_>| config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>)))
 }
 
 /// Every filter that this process knows, in the order of the reference.
@@ -102,6 +128,14 @@ impl Registry {
     /// The filters that ship with Gatewright. One line each.
     pub fn builtin() -> Self {
         Registry::default()
+            .with::<super::api_key::ApiKeyConfig>()
+            .with::<super::basic::BasicConfig>()
+            .with::<super::any_of::AnyOfConfig>()
+            .with::<super::require::RequireConfig>()
+            .with::<super::ip_allow::IpAllowConfig>()
+            .with::<super::ip_allow::IpDenyConfig>()
+            .with::<super::rate_limit::RateLimitConfig>()
+            .with::<super::concurrency::ConcurrencyConfig>()
             .with::<super::request_headers::RequestHeadersConfig>()
             .with::<super::response_headers::ResponseHeadersConfig>()
             .with::<super::rewrite::RewriteConfig>()

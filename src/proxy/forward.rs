@@ -2,6 +2,7 @@
 
 use super::Ctx;
 use crate::forwarded::{self, ForwardedFacts, Via};
+use crate::identity;
 use crate::rejection::{self, Rejection};
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -15,15 +16,14 @@ const MAX_RESETS: u32 = 3;
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Picks the endpoint of the next attempt.
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
     keep_upgrade_open(session)?;
-    let Some(route) = ctx.route.clone() else {
-        return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
-    };
-    let Some(target) = &route.upstream else {
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
     };
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
@@ -62,8 +62,7 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
-    let Some(route) = ctx.route.clone() else { return error };
-    let Some(target) = &route.upstream else { return error };
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return error };
     target.metrics.connect_failures.increment();
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().count_connect_failure();
@@ -109,6 +108,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         head.insert_header(forwarded::X_REQUEST_ID, id)?;
     }
     head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    if let Some(identity) = &ctx.request.identity {
+        identity::write(identity, head);
+    }
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
@@ -118,7 +120,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
-    if let Some(route) = ctx.route.clone()
+    if let Some(route) = &ctx.route
         && let Err(rejection) = route.chain.upstream_request(session, head, &mut ctx.request)
     {
         return Err(ctx.fail(rejection));
@@ -174,7 +176,7 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     for name in named.collect::<Vec<_>>() {
         head.remove_header(&name);
     }
-    for name in ["connection", "keep-alive", "proxy-connection", "upgrade"] {
+    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
         head.remove_header(name);
     }
 }

@@ -32,6 +32,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     set_connection_bounds(session, ctx);
     ignore_h2c(session);
     identify(session, ctx);
+    ctx.snapshot.identity_headers.remove(session.req_header_mut());
     if let Some(malformed) = ctx.connection.as_ref().and_then(|connection| connection.malformed) {
         return Err(Rejection::new(malformed.rejection()));
     }
@@ -42,6 +43,11 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     let head = session.req_header();
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
+    }
+    if let Some(shield) = &ctx.snapshot.shield
+        && let Err(wait) = shield.admit()
+    {
+        return Err(Rejection::new(&rejection::RATE_LIMITED).retry_after(wait));
     }
     let query = Query {
         host: &ctx.request.host,

@@ -3,9 +3,12 @@
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
 use crate::config::{AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig};
-use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
+use crate::consumer::Consumers;
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
+use crate::limit::Stores;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -32,7 +35,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let mut files = Vec::new();
     let listeners: Vec<_> = config.listeners.values().map(|entry| listener(entry, parts, &mut files, d)).collect();
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
-    let builder = RouteBuilder { config, upstreams: &upstreams, parts };
+    let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
+    let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
+    let consumers = Arc::new(Consumers::build(consumers, tiers, d));
+    let limits = super::limits::stores(config, parts, d);
+    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -47,11 +54,15 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         routes: routes.into_iter().collect::<Option<_>>()?,
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
+        consumers,
         listeners: listeners.into_iter().collect::<Option<_>>()?,
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
+        shield: super::limits::shield(config, parts),
+        limits,
         access_log,
     })
 }
@@ -74,6 +85,8 @@ fn upstream(
 struct RouteBuilder<'a> {
     config: &'a Config,
     upstreams: &'a Upstreams,
+    consumers: &'a Arc<Consumers>,
+    limits: &'a Stores,
     parts: &'a CompileParts<'a>,
 }
 
@@ -82,6 +95,8 @@ impl RouteBuilder<'_> {
         let name = entry.name.value.as_str();
         let mut filters = Vec::new();
         let complete = self.filters(&entry.value.filters, name, 0, d, &mut filters);
+        order(&filters, complete, d);
+        let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => {
                 let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
@@ -121,7 +136,7 @@ impl RouteBuilder<'_> {
         route: &str,
         depth: usize,
         d: &mut Diagnostics,
-        into: &mut Vec<Arc<dyn Filter>>,
+        into: &mut Vec<(FilterSpec, Arc<dyn Filter>)>,
     ) -> bool {
         // Chains that use themselves were reported when the file was read; what follows them round must end all the same.
         if depth > self.config.chains.len() {
@@ -132,7 +147,7 @@ impl RouteBuilder<'_> {
             complete &= match entry {
                 FilterEntry::Filter(spec) => match self.filter(spec, route, d) {
                     Some(filter) => {
-                        into.push(filter);
+                        into.push((spec.clone(), filter));
                         true
                     }
                     None => false,
@@ -150,23 +165,57 @@ impl RouteBuilder<'_> {
     fn filter(&self, spec: &FilterSpec, route: &str, d: &mut Diagnostics) -> Option<Arc<dyn Filter>> {
         let span = spec.span.clone();
         let CompileParts { state, clock, .. } = self.parts;
-        let mut cx = BuildContext { route, state, clock, upstreams: self.upstreams, diagnostics: d, span: span.clone() };
+        let mut cx = BuildContext {
+            route,
+            state,
+            clock,
+            upstreams: self.upstreams,
+            consumers: self.consumers,
+            limits: self.limits,
+            diagnostics: d,
+            span: span.clone(),
+        };
         let problem = match (spec.build)(&mut cx) {
             Ok(filter) => return Some(filter),
             Err(problem) => problem,
         };
-        let span = problem.span.unwrap_or(span);
-        // A chain is built once for each route that uses it; its mistakes are told once.
-        let told = |known: &Diagnostic| {
-            known.message == problem.message && known.primary.as_ref().is_some_and(|(place, _)| *place == span)
-        };
-        if !d.list.iter().any(told) {
-            let diagnostic = d.error(span, problem.message);
-            if let Some(help) = problem.help {
-                diagnostic.help(help);
-            }
-        }
+        once(d, problem.span.unwrap_or(span), problem.message, problem.help);
         None
+    }
+}
+
+/// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
+/// role that nobody can have. With a filter missing that could not be built, nothing is certain.
+fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
+    let (mut identity, mut roles) = (!complete, !complete);
+    for (spec, filter) in filters {
+        if filter.needs_identity() && !identity {
+            let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
+            once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
+        }
+        for role in filter.unknown_roles().iter().filter(|_| !roles) {
+            let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
+            let help = "give it to one of the [consumers], or put a filter before that grants roles";
+            once(
+                d,
+                span,
+                format!("no consumer has the role `{}`, so nobody would be permitted", role.value),
+                Some(help.to_owned()),
+            );
+        }
+        identity |= filter.establishes_identity();
+        roles |= filter.grants_roles();
+    }
+}
+
+/// A chain is built once for each route that uses it; its mistakes are told once.
+fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
+    let told = |known: &Diagnostic| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| *place == span);
+    if !d.list.iter().any(told) {
+        let diagnostic = d.error(span, message);
+        if let Some(help) = help {
+            diagnostic.help(help);
+        }
     }
 }
 

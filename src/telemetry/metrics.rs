@@ -11,17 +11,21 @@
 //! OpenMetrics only, where a counter's `TYPE` line lacks the `_total` of its samples, which `promtool check metrics`
 //! refuses, and each of its metrics would be an allocation behind a lock in a family of labels.
 
+mod auth;
 mod encode;
 mod gateway;
 mod label;
+mod limit;
 mod listener;
 mod route;
 mod table;
 mod upstream;
 
-pub use encode::{CONTENT_TYPE, CertificateSample, LogSample, MetricsView, encode};
+pub use auth::{AuthMetrics, AuthOutcome};
+pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
+pub use limit::{LimitMetrics, LimitsSample, RedisMetrics};
 pub use listener::{ListenerMetrics, Reasons};
 pub use route::{NO_ROUTE, RouteMetrics};
 pub use table::{Kind, METRICS, Metric};

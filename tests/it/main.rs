@@ -6,6 +6,7 @@
 mod access_log;
 mod activation;
 mod answers;
+mod auth;
 mod bounds;
 mod custom_filter;
 mod golden;
@@ -13,6 +14,7 @@ mod grpc;
 mod headers;
 mod http2;
 mod keepalive;
+mod limits;
 mod malformed;
 mod metrics;
 mod problem;

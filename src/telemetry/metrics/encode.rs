@@ -5,7 +5,9 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{EndpointSample, GatewayMetrics, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics};
+use super::{
+    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics,
+};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -33,12 +35,23 @@ pub struct CertificateSample {
     pub not_after: SystemTime,
 }
 
+/// The counters of one kind of filter on one route.
+#[derive(Debug, Clone)]
+pub struct AuthSample {
+    pub route: String,
+    pub filter: String,
+    pub metrics: Arc<AuthMetrics>,
+}
+
 /// Everything that a scrape shows. A name must stand only once in its list: Prometheus refuses a series that is there twice.
 #[derive(Debug)]
 pub struct MetricsView<'a> {
     pub routes: Vec<(String, Arc<RouteMetrics>)>,
+    /// Sorted, so that pages can be compared.
+    pub auth: Vec<AuthSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
+    pub limits: LimitsSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
     pub gateway: &'a GatewayMetrics,
@@ -54,8 +67,10 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     let series = view.routes.len() * 2 + view.upstreams.len() * 3 + view.endpoints.len() + view.listeners.len();
     let mut page = Page { out: String::with_capacity(8 << 10 | series.saturating_mul(1 << 10)) };
     routes(&mut page, &view.routes);
+    auth(&mut page, &view.auth);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
+    limits(&mut page, &view.limits);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
     gateway(&mut page, view.gateway);
@@ -81,6 +96,15 @@ fn routes(page: &mut Page, routes: &[(String, Arc<RouteMetrics>)]) {
         }
     }
     each(page, &t::HTTP_IN_FLIGHT, routes, RouteMetrics::in_flight);
+}
+
+fn auth(page: &mut Page, samples: &[AuthSample]) {
+    let mut family = page.family(&t::AUTH);
+    for AuthSample { route, filter, metrics } in samples {
+        for (outcome, count) in metrics.outcomes().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, filter, outcome], count);
+        }
+    }
 }
 
 fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {
@@ -123,6 +147,34 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
         if let Some(at) = sample.last_check {
             family.sample(&[&sample.upstream, &sample.endpoint], unix(at));
         }
+    }
+}
+
+fn limits(page: &mut Page, sample: &LimitsSample) {
+    let mut family = page.family(&t::LIMIT_DECISIONS);
+    for (route, limit, metrics) in &sample.limits {
+        let counts = [("allowed", &metrics.allowed), ("refused", &metrics.refused), ("shadowed", &metrics.shadowed)];
+        for (decision, counter) in counts {
+            family.sample(&[route, limit, decision], counter.get());
+        }
+    }
+    if let Some((forgotten, shared, bytes)) = sample.local {
+        page.family(&t::LIMIT_FORGOTTEN).sample(&[], forgotten);
+        page.family(&t::LIMIT_CROWDED).sample(&[], shared);
+        page.family(&t::LIMIT_MEMORY).sample(&[], bytes);
+    }
+    if let Some(refused) = sample.shield_refused {
+        page.family(&t::SHIELD_REFUSED).sample(&[], refused);
+    }
+    if let Some(redis) = &sample.redis {
+        page.family(&t::REDIS_UP).sample(&[], u8::from(redis.is_up()));
+        let mut family = page.family(&t::REDIS_CHANGES);
+        family.sample(&["up"], redis.recoveries.get());
+        family.sample(&["down"], redis.outages.get());
+        page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
+        page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
+        page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
+        page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
     }
 }
 
