@@ -25,7 +25,7 @@ fn upstream(endpoints: usize, largest_weight: usize) -> Arc<Upstream> {
     }
     text.push(']');
     let clock: SharedClock = Arc::new(SystemClock);
-    Upstream::build("bench", &toml::from_str(&text).unwrap(), &StatePool::new(), &clock)
+    Upstream::build("bench", &toml::from_str(&text).unwrap(), None, &StatePool::new(), &clock)
 }
 
 fn select(criterion: &mut Criterion) {

@@ -29,7 +29,7 @@ mod tests;
 pub use admin::AdminConfig;
 pub use filters::{FilterEntry, Filters};
 pub use limits::{LimitsConfig, RedisConfig};
-pub use listener::ListenerConfig;
+pub use listener::{Http2, ListenerConfig, ProxyProtocolConfig};
 pub use load::{DEFAULT_PATH, FILE_MAX, Loaded, load, load_text};
 pub use log::{AccessFormat, AccessLogConfig, AccessOutput, Level, LogConfig};
 pub use reference::reference;

@@ -7,7 +7,7 @@
 //!   new configurations.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`consumer`] who may call, [`identity`] who does.
+//!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
@@ -42,6 +42,7 @@ pub mod systemd;
 pub mod telemetry;
 pub mod template;
 pub mod text;
+pub mod tls;
 pub mod upstream;
 pub mod value;
 

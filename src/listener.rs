@@ -8,16 +8,24 @@ mod accept;
 mod bind;
 mod connection;
 mod deadline;
+mod h2;
 pub mod head;
 mod io;
+mod patience;
+pub mod proxy_protocol;
 mod stage;
+mod transport;
 
-pub use bind::{BindError, Prepared, remove_stale};
+pub use bind::{BindError, Inherited, Prepared, remove_stale};
 pub use connection::Connection;
+pub use io::{FAULTS, IoBounds};
+pub use patience::Tolerance;
 pub use stage::{Active, Stage};
 
+use crate::forwarded::TrustedProxies;
 use crate::proxy::Gateway;
 use crate::telemetry::metrics::ListenerMetrics;
+use crate::tls::ServerTls;
 use crate::value::Address;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -39,15 +47,53 @@ enum Refusal {
     TooMany,
     TooManyFromAddress,
     AcceptFailed,
+    TooManyHandshakes,
+    HandshakeTimeout,
+    HandshakeFailed,
+    ProxyHeader,
 }
 
 /// The names of [`Refusal`], as metric labels.
-const REFUSALS: &[&str] = &["max_connections", "max_connections_per_address", "accept_failed"];
+const REFUSALS: &[&str] = &[
+    "max_connections",
+    "max_connections_per_address",
+    "accept_failed",
+    "max_handshakes",
+    "handshake_timeout",
+    "handshake_failed",
+    "proxy_header",
+];
 
-/// The names of [`head::Malformed`] in its order and, after them, of what only time can tell.
+/// What is wrong with a request beyond [`head::Malformed`]: what only time can tell, and what HTTP/2 found by itself.
+#[derive(Debug, Clone, Copy)]
+#[repr(usize)]
+enum Irregular {
+    HeaderTimeout,
+    Http2,
+}
+
+impl Irregular {
+    const NAMES: [&str; 2] = ["header_timeout", "http2_protocol"];
+
+    /// In [`MALFORMED`], after those of a head.
+    fn index(self) -> usize {
+        head::Malformed::ALL.len().saturating_add(self as usize)
+    }
+}
+
+/// The names of [`head::Malformed`] in its order and, after them, those of [`Irregular`].
 static MALFORMED: LazyLock<Box<[&str]>> =
-    LazyLock::new(|| head::Malformed::ALL.iter().map(|reason| reason.name()).chain(["header_timeout"]).collect());
-const MALFORMED_TIMEOUT: usize = head::Malformed::ALL.len();
+    LazyLock::new(|| head::Malformed::ALL.iter().map(|reason| reason.name()).chain(Irregular::NAMES).collect());
+
+/// Whether and how a listener speaks HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http2Mode {
+    Off,
+    /// By agreement in the TLS handshake.
+    Tls,
+    /// Without TLS, by prior knowledge, beside HTTP/1.
+    Cleartext,
+}
 
 /// The bounds of a listener. A reload swaps them; connections take the new ones with their next request.
 #[derive(Debug, Clone)]
@@ -58,8 +104,17 @@ pub struct ListenerSettings {
     /// How long a connection may stay idle between two requests.
     pub keepalive_timeout: Duration,
     pub keepalive_requests: Option<u32>,
-    /// The longest pause between two reads of a request body.
-    pub body_timeout: Duration,
+    /// How slow a client may be.
+    pub io: IoBounds,
+    pub http2: Http2Mode,
+    /// Streams under way on one connection.
+    pub http2_max_streams: u32,
+    /// `None`: plain.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Plain requests are redirected to this port.
+    pub redirect_to_https: Option<u16>,
+    /// Whose PROXY headers are believed, and must come; `None`: nobody's.
+    pub proxy_protocol: Option<Arc<TrustedProxies>>,
     pub max_connections: usize,
     /// For each client address; IPv6 by /64.
     pub max_connections_per_address: Option<u32>,
@@ -81,6 +136,8 @@ pub struct ListenerState {
     pub stage: StageCell,
     pub active: Active,
     pub metrics: Arc<ListenerMetrics>,
+    /// TLS handshakes under way.
+    handshakes: Active,
     by_address: Mutex<HashMap<IpAddr, u32>>,
 }
 
@@ -92,6 +149,7 @@ impl ListenerState {
             stage: StageCell::new(),
             active: Active::default(),
             metrics,
+            handshakes: Active::default(),
             by_address: Mutex::default(),
         })
     }
@@ -121,6 +179,8 @@ pub struct Listeners {
     bound: Mutex<BTreeMap<Arc<str>, Bound>>,
     /// Sockets that were bound before the service had a runtime to accept on.
     waiting: Mutex<Vec<(bind::Socket, Arc<ListenerState>)>>,
+    /// Sockets that somebody else has bound for us and that no listener has taken yet.
+    pub inherited: Inherited,
     /// Every open connection of the process, whatever listener it came in by.
     pub connections: Arc<Active>,
     started: tokio::sync::watch::Sender<bool>,

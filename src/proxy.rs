@@ -21,6 +21,8 @@ use crate::{listener::Connection, respond};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+
+use intake::Admitted;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -77,7 +79,8 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         let outcome = match intake::admit(session, ctx) {
-            Ok(route) => route.chain.request(session, &mut ctx.request).await,
+            Ok(Admitted::Route(route)) => route.chain.request(session, &mut ctx.request).await,
+            Ok(Admitted::Redirect(response)) => Ok(Flow::Respond(response)),
             Err(rejection) => Err(rejection),
         };
         match outcome {
@@ -99,8 +102,8 @@ impl ProxyHttp for Gateway {
         intake::body_chunk(body, end, ctx)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        forward::select(ctx)
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        forward::select(session, ctx)
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {

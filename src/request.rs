@@ -29,6 +29,33 @@ impl Scheme {
     }
 }
 
+/// What the TLS handshake of a connection has settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    pub cipher: &'static str,
+    /// The name that the client asked for (SNI).
+    pub server_name: Option<Box<str>>,
+    /// HTTP/2 was agreed on (ALPN).
+    pub http2: bool,
+    /// The session goes on with an earlier one; the client's certificate was verified by that one.
+    pub resumed: bool,
+    /// The client's certificate, verified by the listener's `client_ca`.
+    pub client: Option<ClientCertificate>,
+}
+
+/// Who a client is by its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The distinguished name, such as `C=DE, O=Example, CN=orders`.
+    pub subject: Box<str>,
+    /// Subject alternative names with their kind: `DNS:a.example`, `URI:spiffe://...`, `email:...`, `IP:192.0.2.1`; at most 64.
+    pub names: Box<[Box<str>]>,
+    /// SHA-256 of the certificate in DER: 64 lower-case hexadecimal digits.
+    pub sha256: Box<str>,
+}
+
 /// The facts of one request. Everything that filters decide by comes from here or from the canonical request head.
 #[derive(Debug)]
 pub struct RequestCtx {
@@ -40,6 +67,8 @@ pub struct RequestCtx {
     /// Whether `peer` is one of the trusted proxies, whose word on the client is taken.
     pub peer_trusted: bool,
     pub scheme: Scheme,
+    /// What the handshake has settled, if the client came over TLS.
+    pub tls: Option<Arc<TlsFacts>>,
     /// Canonical: lower case, without port and trailing dot.
     pub host: ArrayString<HOST_MAX>,
     /// The name of the route, once there is one.
@@ -70,6 +99,7 @@ impl RequestCtx {
             peer,
             peer_trusted: false,
             scheme,
+            tls: None,
             host: ArrayString::new(),
             route: None,
             params: Params::default(),
@@ -95,6 +125,7 @@ impl RequestCtx {
             peer: client,
             peer_trusted: false,
             scheme: Scheme::Http,
+            tls: None,
             host: ArrayString::from("example.com").unwrap(),
             route: None,
             params: Params::default(),

@@ -4,6 +4,8 @@
 //! about our insides. The connection stays open when that is safe: when the request's body was read, or is short enough
 //! to be read and dropped. Otherwise it closes, because what follows on it could not be told from the rest of that body.
 
+mod grpc;
+
 use crate::proxy::Ctx;
 use crate::rejection::Rejection;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -34,6 +36,12 @@ pub struct LocalResponse {
 
 /// Answers with a rejection. Nothing may have been written for this request before.
 pub async fn reject(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) -> Result<()> {
+    if session.req_header().headers.get(header::CONTENT_TYPE).is_some_and(grpc::is_grpc) {
+        let head = grpc::trailers_only(&rejection)?;
+        let close = rejection.close;
+        ctx.rejection = Some(rejection);
+        return write(session, ctx, head, Bytes::new(), close).await;
+    }
     let body = problem(&rejection, &ctx.request.id);
     let mut head = ResponseHeader::build(status_of(&rejection), Some(8))?;
     head.insert_header(header::CONTENT_TYPE, PROBLEM_JSON)?;
@@ -64,7 +72,8 @@ pub async fn local(session: &mut Session, ctx: &mut Ctx, response: LocalResponse
 
 async fn write(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader, body: Bytes, close: bool) -> Result<()> {
     let bodyless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if !bodyless {
+    // A gRPC answer of trailers only is all header; a length would promise a message.
+    if !bodyless && !head.headers.contains_key(grpc::STATUS) {
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     }
     ctx.finish_response_head(session, &mut head);

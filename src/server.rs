@@ -10,7 +10,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::Loaded;
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
-use crate::listener::{Edge, EdgeService, Listeners};
+use crate::listener::{Edge, EdgeService, Inherited, Listeners};
 use crate::proxy::Gateway;
 use crate::readiness::Readiness;
 use crate::reload::{Origin, Reloader};
@@ -45,6 +45,8 @@ pub type Ready = Box<dyn FnOnce(&Listeners, &Address) + Send + Sync>;
 /// Runs until told to stop. Returns when everything under way is done or the grace period is over.
 pub fn run(origin: Origin, registry: Registry, ready: Option<Ready>) -> Result<(), StartError> {
     hold_hangup();
+    // Before Pingora installs its own.
+    crate::tls::install();
     let logger = logger::init(LoggerOptions::default()).map_err(|e| StartError::Environment(e.to_string()))?;
     let result = assemble(origin, registry, logger.clone(), ready).map(|process| process.run());
     logger.flush(FLUSH);
@@ -75,6 +77,10 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
     logger.set_level(config.log.level.into());
     let fixed = Fixed::of(&config);
     let listeners = Listeners::new();
+    match Inherited::from_environment() {
+        Ok(inherited) => listeners.inherited.add(inherited),
+        Err(e) => return Err(StartError::Environment(format!("the sockets of the service manager cannot be used: {e}"))),
+    }
     let admin_socket = bind(&listeners, &snapshot, &state, &fixed)?;
     let snapshot = Arc::new(snapshot);
     let metrics = Arc::new(GatewayMetrics::default());

@@ -21,7 +21,7 @@ mod report;
 pub mod resolve;
 mod supervisor;
 
-pub use config::{UpstreamConfig, WhenAllDown};
+pub use config::{Protocol, UpstreamConfig, WhenAllDown};
 pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
 pub use health::{CheckError, HealthState, Report};
 pub use resolve::{Resolve, SystemResolver};
@@ -29,6 +29,7 @@ pub use supervisor::Supervisor;
 
 use crate::clock::SharedClock;
 use crate::state::StatePool;
+use crate::tls::ClientTls;
 use crate::value::Duration as Written;
 use address::Address;
 use arc_swap::ArcSwap;
@@ -47,6 +48,7 @@ pub struct Upstream {
     name: Arc<str>,
     entries: Box<[Entry]>,
     group: u64,
+    link: peer::Link,
     timeouts: peer::Timeouts,
     request_timeout: Option<Duration>,
     attempts: usize,
@@ -98,7 +100,16 @@ impl std::fmt::Debug for Upstream {
 impl Upstream {
     /// Compiles a config that passed [`UpstreamConfig::check`]. Names that were never looked up yet bring no endpoints until
     /// a [`Supervisor`] has done so.
-    pub fn build(name: &str, config: &UpstreamConfig, state: &Arc<StatePool>, clock: &SharedClock) -> Arc<Upstream> {
+    ///
+    /// `tls` is what became of its `tls`.
+    pub fn build(
+        name: &str,
+        config: &UpstreamConfig,
+        tls: Option<Arc<ClientTls>>,
+        state: &Arc<StatePool>,
+        clock: &SharedClock,
+    ) -> Arc<Upstream> {
+        let link = peer::Link { protocol: *config.protocol, max_streams: (*config.max_streams).into(), tls };
         let entries = config.endpoints.iter().filter_map(|endpoint| {
             // `check` has reported the ones that do not parse.
             let target = match endpoint.address.parse().ok()? {
@@ -114,7 +125,8 @@ impl Upstream {
         let upstream = Arc::new(Upstream {
             name: name.into(),
             entries: entries.collect(),
-            group: peer::group_of(name),
+            group: peer::group_of(name, &link),
+            link,
             timeouts: peer::Timeouts {
                 connect: timeouts.connect.value.get(),
                 read: timeouts.read.value.get(),
@@ -261,7 +273,7 @@ impl Upstream {
     fn endpoint(self: &Arc<Self>, entry: &Entry, address: SocketAddr) -> Arc<Endpoint> {
         let key = format!("{:?} {address}", self.name);
         let health = self.health.as_ref().map(|config| {
-            let definition = Definition::new(config, &entry.written);
+            let definition = Definition::new(config, &entry.written, &self.link);
             let key = format!("{key} {definition:?}");
             self.state.get_or_create(&key, || HealthState::new(definition, self.clock.clone()))
         });
@@ -276,7 +288,7 @@ impl Upstream {
             pool_limit: self.pool_limit,
             state: self.state.get_or_create(&key, EndpointState::new),
             health,
-            peer: peer::prepare(address, self.group, &self.timeouts),
+            peer: peer::prepare(address, self.group, &self.timeouts, &self.link),
         })
     }
 }

@@ -1,10 +1,10 @@
 //! `/metrics`: everything that is counted, gathered from where it is counted.
 
 use super::Admin;
-use crate::listener::ListenerState;
+use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, EndpointSample, LimitMetrics, LimitsSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics,
-    UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, LimitMetrics, LimitsSample, LogSample, MetricsView,
+    NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -30,11 +30,27 @@ pub fn exposition(admin: &Admin) -> String {
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
+        certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
         gateway: admin.gateway.metrics(),
         logs,
         log_suppressed: admin.reloader.logger.suppressed(),
         process: ProcessSample::read(),
     })
+}
+
+fn certificates(listener: &ListenerPlan) -> Vec<CertificateSample> {
+    let list = listener.settings.tls.iter().flat_map(|tls| &tls.certificates);
+    let mut samples: Vec<_> = list
+        .map(|facts| CertificateSample {
+            listener: listener.name.to_string(),
+            certificate: facts.path.clone(),
+            not_after: facts.not_after,
+        })
+        .collect();
+    // A file may stand twice in a list; a series may not.
+    samples.sort_by(|a, b| a.certificate.cmp(&b.certificate));
+    samples.dedup_by(|a, b| a.certificate == b.certificate);
+    samples
 }
 
 fn auth(admin: &Admin) -> Vec<AuthSample> {

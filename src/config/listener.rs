@@ -1,9 +1,13 @@
 //! `[listeners.NAME]`.
 
 use crate::diagnostic::Diagnostics;
-use crate::value::{Address, ByteSize, Duration, Located};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use crate::tls::ListenerTlsConfig;
+use crate::value::{Address, ByteSize, Cidr, Duration, Located};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use std::borrow::Cow;
+use std::fmt;
 
 /// An address that accepts connections, and what one connection may ask of the gateway.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -28,9 +32,26 @@ pub struct ListenerConfig {
     #[serde(default = "header_timeout")]
     pub header_timeout: Located<Duration>,
     /// How long a request body may pause, from 100ms to 1h. Afterwards the answer is 408 `request_timeout` and the connection
-    /// is closed.
+    /// is closed. Over HTTP/2 the request's deadline bounds the body, and nothing else.
     #[serde(default = "body_timeout")]
     pub body_timeout: Located<Duration>,
+    /// The slowest that a request body may come on average, in bytes for each second; `"0B"` is without bound. All pauses of a
+    /// body together may last `body_timeout` and the time that its bytes take at this rate; afterwards the same happens.
+    /// HTTP/1 only. Default `"240B"`.
+    #[serde(default = "min_rate")]
+    pub min_body_rate: Located<ByteSize>,
+    /// How long a client may take nothing of a response that waits for it, from 100ms to 1h. Afterwards the connection is
+    /// closed, and counted. Default `"30s"`.
+    #[serde(default = "write_timeout")]
+    pub write_timeout: Located<Duration>,
+    /// The slowest that a client may take a response on average, in bytes for each second; `"0B"` is without bound. It works as
+    /// `min_body_rate` does. Default `"240B"`.
+    #[serde(default = "min_rate")]
+    pub min_write_rate: Located<ByteSize>,
+    /// How long nothing may go through a WebSocket or another upgraded connection, in both directions together, from 1s to 1d.
+    /// Afterwards it is closed, and counted. Default `"10m"`.
+    #[serde(default = "tunnel_timeout")]
+    pub tunnel_timeout: Located<Duration>,
     /// How long a connection may stay idle between two requests, from 0s to 1h; 0s closes it after each answer.
     #[serde(default = "keepalive_timeout")]
     pub keepalive_timeout: Located<Duration>,
@@ -45,6 +66,93 @@ pub struct ListenerConfig {
     /// closed as soon as they are accepted, and counted.
     #[schemars(range(min = 1))]
     pub max_connections_per_address: Option<Located<u32>>,
+    /// TLS with these certificates. Without it the listener is plain.
+    pub tls: Option<Located<ListenerTlsConfig>>,
+    /// `true`: HTTP/2 for clients that offer it in the TLS handshake, beside HTTP/1.1. `"cleartext"`: HTTP/2 without TLS for
+    /// clients that begin with it (prior knowledge), beside HTTP/1, on a plain listener. Default `false`.
+    #[serde(default = "http2")]
+    pub http2: Located<Http2>,
+    /// How many requests an HTTP/2 connection may have under way at once, 1 to 10000. A client that begins more has them
+    /// refused. Default 100.
+    #[serde(default = "http2_max_streams")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub http2_max_streams: Located<u32>,
+    /// Answers every request with 308 and the same URL under `https://`; only for plain listeners. A request that a trusted
+    /// proxy has got over https (`X-Forwarded-Proto`) goes its way. Default `false`.
+    #[serde(default = "off")]
+    pub redirect_to_https: Located<bool>,
+    /// The port that `redirect_to_https` sends clients to. Default 443.
+    #[serde(default = "https_port")]
+    pub https_port: u16,
+    /// Connections begin with a header of PROXY protocol, version 1 or 2, that names the client.
+    pub proxy_protocol: Option<Located<ProxyProtocolConfig>>,
+}
+
+/// PROXY protocol on a listener.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyProtocolConfig {
+    /// The load balancers that send the header, as addresses or networks. Their connections must begin with one, within
+    /// `header_timeout`, or they are closed and counted; the address that it names is the client's everywhere. Connections
+    /// from elsewhere have none: one that is sent is a malformed request.
+    pub from: Located<Vec<Located<Cidr>>>,
+}
+
+/// Whether a listener speaks HTTP/2: `true`, `false` or `"cleartext"`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Http2 {
+    #[default]
+    Off,
+    On,
+    Cleartext,
+}
+
+/// Written by hand: an untagged enum would lose the place and the reason of an error.
+impl<'de> Deserialize<'de> for Http2 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BoolOrWord;
+        impl Visitor<'_> for BoolOrWord {
+            type Value = Http2;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or \"cleartext\"")
+            }
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Http2, E> {
+                Ok(if on { Http2::On } else { Http2::Off })
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Http2, E> {
+                match word {
+                    "cleartext" => Ok(Http2::Cleartext),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(BoolOrWord)
+    }
+}
+
+impl Serialize for Http2 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Http2::Off => serializer.serialize_bool(false),
+            Http2::On => serializer.serialize_bool(true),
+            Http2::Cleartext => serializer.serialize_str("cleartext"),
+        }
+    }
+}
+
+impl JsonSchema for Http2 {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "http2".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "title": "true, false or \"cleartext\"",
+            "oneOf": [{ "type": "boolean" }, { "type": "string", "enum": ["cleartext"] }],
+        })
+    }
 }
 
 fn max_header() -> Located<ByteSize> {
@@ -68,6 +176,27 @@ fn keepalive_timeout() -> Located<Duration> {
 fn keepalive_requests() -> u32 {
     10_000
 }
+fn min_rate() -> Located<ByteSize> {
+    Located::nowhere(ByteSize(240))
+}
+fn write_timeout() -> Located<Duration> {
+    Located::nowhere(Duration::from_secs(30))
+}
+fn tunnel_timeout() -> Located<Duration> {
+    Located::nowhere(Duration::from_secs(600))
+}
+fn http2() -> Located<Http2> {
+    Located::nowhere(Http2::Off)
+}
+fn http2_max_streams() -> Located<u32> {
+    Located::nowhere(100)
+}
+fn off() -> Located<bool> {
+    Located::nowhere(false)
+}
+fn https_port() -> u16 {
+    443
+}
 fn max_connections() -> Located<u32> {
     Located::nowhere(50_000)
 }
@@ -86,6 +215,16 @@ impl ListenerConfig {
             keepalive_requests: keepalive_requests(),
             max_connections: max_connections(),
             max_connections_per_address: None,
+            min_body_rate: min_rate(),
+            write_timeout: write_timeout(),
+            min_write_rate: min_rate(),
+            tunnel_timeout: tunnel_timeout(),
+            tls: None,
+            http2: http2(),
+            http2_max_streams: http2_max_streams(),
+            redirect_to_https: off(),
+            https_port: https_port(),
+            proxy_protocol: None,
         }
     }
 
@@ -101,10 +240,52 @@ impl ListenerConfig {
         if let Some(bound) = &self.max_connections_per_address {
             within(bound, 1..=u32::MAX, d);
         }
+        for rate in [&self.min_body_rate, &self.min_write_rate] {
+            within(rate, ByteSize(0)..=ByteSize(1 << 30), d);
+        }
+        within(&self.write_timeout, Duration::from_millis(100)..=Duration::from_secs(3600), d);
+        within(&self.tunnel_timeout, Duration::from_secs(1)..=Duration::from_secs(86_400), d);
+        within(&self.http2_max_streams, 1..=10_000, d);
+        self.check_protocols(d);
         if self.max_uri.value > self.max_header.value {
             d.error(self.max_uri.span.clone().or(self.max_header.span.clone()), "`max_uri` is larger than `max_header`")
                 .label(format!("{} against {}", self.max_uri.value, self.max_header.value))
                 .help("the request target is part of the header");
+        }
+    }
+
+    fn check_protocols(&self, d: &mut Diagnostics) {
+        if let Some(tls) = &self.tls {
+            tls.check(d);
+        }
+        match (self.http2.value, &self.tls) {
+            (Http2::On, None) => {
+                d.error(self.http2.span.clone(), "`http2 = true` needs `tls`")
+                    .label("HTTP/2 is agreed on in the TLS handshake")
+                    .help("write http2 = \"cleartext\" for clients that speak it without TLS");
+            }
+            (Http2::Cleartext, Some(tls)) => {
+                let found = d.error(self.http2.span.clone(), "this listener is not cleartext").help("write http2 = true");
+                if let Some(span) = tls.span.clone() {
+                    found.related(span, "it has TLS");
+                }
+            }
+            _ => {}
+        }
+        if let (true, Some(tls)) = (self.redirect_to_https.value, &self.tls) {
+            let found = d.error(self.redirect_to_https.span.clone(), "this listener is https already");
+            if let Some(span) = tls.span.clone() {
+                found.related(span, "it has TLS");
+            }
+        }
+        if let Some(proxy) = &self.proxy_protocol {
+            if proxy.from.is_empty() {
+                d.error(proxy.from.span.clone(), "nobody may send PROXY headers")
+                    .help("name the load balancers, for example from = [\"10.0.0.0/8\"]");
+            }
+            if let Address::Unix(_) = self.address.value {
+                d.error(proxy.from.span.clone(), "PROXY protocol needs a TCP listener").label("unix sockets have no addresses");
+            }
         }
     }
 }

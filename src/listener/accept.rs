@@ -2,9 +2,11 @@
 
 use super::bind::Socket;
 use super::connection::{self, Connection};
-use super::{Active, ListenerState, Refusal, Runtime, Stage};
-use crate::request::Scheme;
+use super::proxy_protocol::{self, Named};
+use super::transport::Transport;
+use super::{Active, ListenerSettings, ListenerState, Refusal, Runtime, Stage};
 use crate::telemetry::metrics::GaugeGuard;
+use crate::tls::ServerTls;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::l4::socket::SocketAddr as DigestAddr;
 use std::io;
@@ -13,6 +15,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -31,9 +35,9 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
-        Socket::Unix(socket) => match UnixListener::from_std(socket) {
+        Socket::Unix { socket, owned } => match UnixListener::from_std(socket) {
             Ok(listener) => {
-                runtime.handle.spawn(accept_unix(listener, state, everywhere, runtime.clone()));
+                runtime.handle.spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
@@ -53,7 +57,7 @@ async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, every
     }
 }
 
-async fn accept_unix(listener: UnixListener, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+async fn accept_unix(listener: UnixListener, owned: bool, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
     let path = listener.local_addr().ok().and_then(|local| local.as_pathname().map(ToOwned::to_owned));
     loop {
         let accepted = tokio::select! {
@@ -65,8 +69,8 @@ async fn accept_unix(listener: UnixListener, state: Arc<ListenerState>, everywhe
             Err(e) => accept_failed(&state, &e).await,
         }
     }
-    // Nobody can connect to the file any more.
-    if let Some(path) = path {
+    // Nobody can connect to the file any more. The service manager's goes on without us.
+    if let Some(path) = path.filter(|_| owned) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -81,32 +85,111 @@ async fn accept_failed(state: &ListenerState, error: &io::Error) {
 }
 
 fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
-    let Some(admission) = Admission::try_new(state, everywhere, Some(peer.ip())) else {
+    let settings = state.settings();
+    let sent_by_proxy = settings.proxy_protocol.as_ref().is_some_and(|from| from.contains(peer.ip()));
+    // Behind a load balancer it is the clients that are counted, once they are known.
+    let counted = Some(peer.ip()).filter(|_| !sent_by_proxy);
+    let Some(admission) = Admission::try_new(state, everywhere, &settings, counted) else {
         return;
     };
     // Answers leave when they are flushed; Nagle's algorithm could only delay them. A failure costs latency, nothing else.
     let _ = stream.set_nodelay(true);
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    // The address is known: leave it there, so that nobody asks the kernel again.
-    let _ = digest.peer_addr.set(Some(DigestAddr::Inet(peer)));
-    let connection = Connection::new(Arc::clone(state), Some(peer.ip()), Scheme::Http);
-    let runtime = runtime.clone();
+    let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
+        let arriving = Arriving { stream, peer, admission };
+        let arrived = if sent_by_proxy { arriving.named_by_proxy(&state, &settings).await } else { Some(arriving) };
+        let Some(Arriving { stream, peer, admission }) = arrived else { return };
         let _admission = admission;
-        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        // The address is known: leave it there, so that nobody asks the kernel again.
+        let _ = digest.peer_addr.set(Some(DigestAddr::Inet(peer)));
+        match &settings.tls {
+            None => {
+                let connection = Connection::new(state, Some(peer.ip()), None);
+                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+            }
+            Some(tls) => {
+                let Some(stream) = handshake(stream, tls, &state).await else { return };
+                drop(settings);
+                let connection = Connection::new(state, Some(peer.ip()), stream.tls_facts());
+                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+            }
+        }
     });
 }
 
+/// A TCP connection before its first byte of HTTP.
+struct Arriving {
+    stream: TcpStream,
+    peer: SocketAddr,
+    admission: Admission,
+}
+
+impl Arriving {
+    /// Reads the PROXY header, which must come: a balancer that forgets it would lend its own address to everybody.
+    async fn named_by_proxy(mut self, state: &ListenerState, settings: &ListenerSettings) -> Option<Self> {
+        let read = pingora_timeout::timeout(settings.header_timeout, proxy_protocol::read(&mut self.stream)).await;
+        match read {
+            Ok(Ok(Named::Client(client))) => self.peer = client,
+            Ok(Ok(Named::Sender)) => {}
+            Ok(Err(_)) | Err(_) => {
+                state.metrics.refused.count(Refusal::ProxyHeader as usize);
+                return None;
+            }
+        }
+        self.admission.count_address(settings, self.peer.ip()).then_some(self)
+    }
+}
+
+/// Gives the place of a handshake back, also when its task panics.
+struct Shaking<'a>(&'a Active);
+
+impl Drop for Shaking<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<TlsStream<T>> {
+    let refuse = |why: Refusal| {
+        state.metrics.refused.count(why as usize);
+        None
+    };
+    if !state.handshakes.try_enter(tls.max_handshakes) {
+        return refuse(Refusal::TooManyHandshakes);
+    }
+    let _shaking = Shaking(&state.handshakes);
+    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
+    match pingora_timeout::timeout(tls.handshake_timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            log::debug!("listener `{}`: handshake failed: {error}", state.name);
+            refuse(Refusal::HandshakeFailed)
+        }
+        Err(_) => refuse(Refusal::HandshakeTimeout),
+    }
+}
+
 fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
-    let Some(admission) = Admission::try_new(state, everywhere, None) else {
+    let settings = state.settings();
+    let Some(admission) = Admission::try_new(state, everywhere, &settings, None) else {
         return;
     };
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-    let connection = Connection::new(Arc::clone(state), None, Scheme::Http);
-    let runtime = runtime.clone();
+    let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let _admission = admission;
-        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+        match &settings.tls {
+            None => {
+                let connection = Connection::new(state, None, None);
+                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+            }
+            Some(tls) => {
+                let Some(stream) = handshake(stream, tls, &state).await else { return };
+                let connection = Connection::new(state, None, stream.tls_facts());
+                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
+            }
+        }
     });
 }
 
@@ -120,8 +203,12 @@ struct Admission {
 
 impl Admission {
     /// `None` when a cap is reached. The connection is then closed without a word: an answer would cost what the cap saves.
-    fn try_new(state: &Arc<ListenerState>, everywhere: &Arc<Active>, peer: Option<IpAddr>) -> Option<Admission> {
-        let settings = state.settings();
+    fn try_new(
+        state: &Arc<ListenerState>,
+        everywhere: &Arc<Active>,
+        settings: &ListenerSettings,
+        peer: Option<IpAddr>,
+    ) -> Option<Admission> {
         if !state.active.try_enter(settings.max_connections) {
             state.metrics.refused.count(Refusal::TooMany as usize);
             return None;
@@ -130,20 +217,27 @@ impl Admission {
         // From here on dropping the admission gives back what was taken so far.
         let mut admission =
             Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None, open: None };
-        if let (Some(most), Some(peer)) = (settings.max_connections_per_address, peer) {
-            let key = counting_key(peer);
-            let mut by_address = state.by_address.lock();
-            let count = by_address.entry(key).or_insert(0);
-            if *count >= most {
-                drop(by_address);
-                state.metrics.refused.count(Refusal::TooManyFromAddress as usize);
-                return None;
-            }
-            *count = count.saturating_add(1);
-            admission.counted_for = Some(key);
+        if peer.is_some_and(|peer| !admission.count_address(settings, peer)) {
+            return None;
         }
         admission.open = Some(state.metrics.accept());
         Some(admission)
+    }
+
+    /// Counts the connection for its address: `false` if that has too many.
+    fn count_address(&mut self, settings: &ListenerSettings, peer: IpAddr) -> bool {
+        let Some(most) = settings.max_connections_per_address else { return true };
+        let key = counting_key(peer);
+        let mut by_address = self.state.by_address.lock();
+        let count = by_address.entry(key).or_insert(0);
+        if *count >= most {
+            drop(by_address);
+            self.state.metrics.refused.count(Refusal::TooManyFromAddress as usize);
+            return false;
+        }
+        *count = count.saturating_add(1);
+        self.counted_for = Some(key);
+        true
     }
 }
 

@@ -5,6 +5,7 @@ use super::{Bound, ListenerPlan, ListenerState, Listeners, Stage};
 use crate::state::StatePool;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::value::Address;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -14,7 +15,48 @@ use std::sync::Arc;
 /// A socket that listens, not yet part of a runtime.
 pub enum Socket {
     Tcp(std::net::TcpListener),
-    Unix(std::os::unix::net::UnixListener),
+    /// `owned`: its file is ours to remove.
+    Unix {
+        socket: std::os::unix::net::UnixListener,
+        owned: bool,
+    },
+}
+
+/// Sockets that the service manager has bound for us (`LISTEN_FDS`, sd_listen_fds(3)), by their address. A listener takes the
+/// one that has its address in place of binding; those that no listener wants stay open for a reload that does.
+#[derive(Default)]
+pub struct Inherited(Mutex<Vec<(Address, Socket)>>);
+
+impl Inherited {
+    /// Takes over what this process was started with. To be called once, before there are threads: it clears the variables, so
+    /// that children do not take the sockets for theirs.
+    pub fn from_environment() -> io::Result<Self> {
+        let mut list = Vec::new();
+        let mut passed = listenfd::ListenFd::from_env();
+        for index in 0..passed.len() {
+            // Which kind a socket is shows when it is asked for.
+            if let Ok(Some(socket)) = passed.take_tcp_listener(index) {
+                socket.set_nonblocking(true)?;
+                list.push((Address::Tcp(socket.local_addr()?), Socket::Tcp(socket)));
+            } else if let Ok(Some(socket)) = passed.take_unix_listener(index) {
+                socket.set_nonblocking(true)?;
+                if let Some(path) = socket.local_addr()?.as_pathname() {
+                    list.push((Address::Unix(path.to_owned()), Socket::Unix { socket, owned: false }));
+                }
+            }
+        }
+        Ok(Inherited(Mutex::new(list)))
+    }
+
+    pub fn add(&self, other: Inherited) {
+        self.0.lock().append(&mut other.0.into_inner());
+    }
+
+    fn take(&self, address: &Address) -> Option<Socket> {
+        let mut list = self.0.lock();
+        let at = list.iter().position(|(bound, _)| bound == address)?;
+        Some(list.swap_remove(at).1)
+    }
 }
 
 /// An address that cannot be listened on.
@@ -55,6 +97,11 @@ impl Listeners {
                 kept.push(plan.clone());
                 continue;
             }
+            if let Some(socket) = self.inherited.take(&plan.address) {
+                log::info!("listener `{}` takes {} from the service manager", plan.name, plan.address);
+                fresh.push((plan.clone(), plan.address.clone(), socket));
+                continue;
+            }
             match bind(&plan.address) {
                 Ok((socket, local)) => fresh.push((plan.clone(), local, socket)),
                 Err(error) => errors.push(BindError { listener: Arc::clone(&plan.name), address: plan.address.clone(), error }),
@@ -74,7 +121,8 @@ impl Listeners {
             }
         }
         for (plan, local, socket) in prepared.fresh {
-            let metrics = pool.get_or_create(&plan.name, || ListenerMetrics::new(super::REFUSALS, &super::MALFORMED));
+            let metrics =
+                pool.get_or_create(&plan.name, || ListenerMetrics::new(super::REFUSALS, &super::MALFORMED, super::FAULTS));
             let state = ListenerState::new(&plan, metrics);
             self.accept_on(socket, Arc::clone(&state));
             log::info!("listener `{}` accepts on {local}", plan.name);
@@ -103,7 +151,7 @@ fn bind(address: &Address) -> io::Result<(Socket, Address)> {
             remove_stale(path)?;
             let socket = std::os::unix::net::UnixListener::bind(path)?;
             socket.set_nonblocking(true)?;
-            Ok((Socket::Unix(socket), address.clone()))
+            Ok((Socket::Unix { socket, owned: true }, address.clone()))
         }
     }
 }

@@ -1,14 +1,16 @@
 //! The life of one connection: wait, read a head, serve the request, and again.
 //!
 //! Between requests the connection owns no session and no buffer. A request exists from the first byte of its head; from
-//! there on a deadline runs.
+//! there on a deadline runs. HTTP/2 connections leave this loop for the one in [`super::h2`].
 
 use super::deadline::{Backstop, DeadlineCell};
-use super::io::{EdgeIo, HeadError, Transport};
+use super::head::Malformed;
+use super::io::{EdgeIo, Fault, Faults, HeadError};
 use super::stage::Stage;
-use super::{Edge, ListenerState, MALFORMED_TIMEOUT};
+use super::transport::Transport;
+use super::{Edge, Http2Mode, Irregular, ListenerState, h2};
 use crate::rejection::{self, Rejection};
-use crate::request::Scheme;
+use crate::request::{Scheme, TlsFacts};
 use crate::respond;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
@@ -16,29 +18,59 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 tokio::task_local! {
     /// The connection that the request of this task came in on. Pingora's hooks have no argument for it.
     static CURRENT: Arc<Connection>;
 }
 
-/// What a request needs to know about its connection.
+/// What a request needs to know about its connection. A stream of HTTP/2 has one of its own.
 #[derive(Debug)]
 pub struct Connection {
     pub listener: Arc<ListenerState>,
-    /// The address at the other end; loopback for unix sockets, whose peers are on this machine.
+    /// The address at the other end, or the one that a trusted proxy names by PROXY protocol; loopback for unix sockets, whose
+    /// peers are on this machine.
     pub peer: IpAddr,
     pub scheme: Scheme,
+    /// What the handshake has settled; `None` without TLS.
+    pub tls: Option<Arc<TlsFacts>>,
     pub deadline: DeadlineCell,
+    /// What is wrong with the request under way, if its head was not checked as bytes (HTTP/2): it is to be refused.
+    pub malformed: Option<Malformed>,
     /// The request under way is the last one this connection may carry.
     last: AtomicBool,
+    fault: AtomicU8,
 }
 
 impl Connection {
-    pub fn new(listener: Arc<ListenerState>, peer: Option<IpAddr>, scheme: Scheme) -> Arc<Self> {
+    pub fn new(listener: Arc<ListenerState>, peer: Option<IpAddr>, tls: Option<Arc<TlsFacts>>) -> Arc<Self> {
         let peer = peer.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |ip| ip.to_canonical());
-        Arc::new(Connection { listener, peer, scheme, deadline: DeadlineCell::new(), last: AtomicBool::new(false) })
+        let scheme = if tls.is_some() { Scheme::Https } else { Scheme::Http };
+        Arc::new(Connection {
+            listener,
+            peer,
+            scheme,
+            tls,
+            deadline: DeadlineCell::new(),
+            malformed: None,
+            last: AtomicBool::new(false),
+            fault: AtomicU8::new(0),
+        })
+    }
+
+    /// The same for one stream of it: its deadline is its own.
+    pub(super) fn stream(&self, malformed: Option<Malformed>) -> Arc<Self> {
+        Arc::new(Connection {
+            listener: Arc::clone(&self.listener),
+            peer: self.peer,
+            scheme: self.scheme,
+            tls: self.tls.clone(),
+            deadline: DeadlineCell::new(),
+            malformed,
+            last: AtomicBool::new(false),
+            fault: AtomicU8::new(0),
+        })
     }
 
     /// Whether the answer to the request under way must carry `Connection: close`.
@@ -46,22 +78,52 @@ impl Connection {
         self.last.load(Ordering::Relaxed) || self.listener.stage.reached(Stage::Leaving)
     }
 
+    /// Why the request under way is refused although its upstream has done nothing wrong.
+    pub fn rejection(&self) -> Option<Rejection> {
+        let fault = self.fault.load(Ordering::Relaxed);
+        if fault == Fault::SlowBody as u8 {
+            Some(Rejection::new(&rejection::REQUEST_TIMEOUT))
+        } else if fault == Fault::EarlyBytes as u8 {
+            Some(Rejection::new(&rejection::REQUEST_MALFORMED))
+        } else {
+            None
+        }
+    }
+
     /// The connection that the current task serves. `None` outside of a request, such as in Pingora's own subrequests.
     pub fn current() -> Option<Arc<Connection>> {
         CURRENT.try_with(Arc::clone).ok()
     }
+
+    /// Runs a request of this connection.
+    pub(super) async fn scope<F: Future>(self: Arc<Self>, request: F) -> F::Output {
+        CURRENT.scope(self, request).await
+    }
 }
 
-/// Serves HTTP/1 on `transport` until it ends.
+impl Faults for Connection {
+    fn report(&self, fault: Fault) {
+        self.fault.store(fault as u8, Ordering::Relaxed);
+        self.listener.metrics.cut.count(usize::from(fault as u8).saturating_sub(1));
+    }
+}
+
+/// Serves HTTP on `transport` until it ends.
 pub async fn serve<T: Transport>(
     transport: T,
     digest: SocketDigest,
     connection: Arc<Connection>,
-    edge: &Edge,
+    edge: &Arc<Edge>,
     shutdown: &ShutdownWatch,
 ) {
     let listener = &connection.listener;
-    let mut io = EdgeIo::new(transport, digest);
+    let settings = listener.settings();
+    let faults: Arc<dyn Faults> = connection.clone();
+    let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
+    let mut io = EdgeIo::new(transport, digest, connection.tls.clone(), settings.io, faults);
+    if agreed {
+        return h2::serve(io, connection, edge, shutdown).await;
+    }
     let mut backstop = Backstop::default();
     let mut served = 0_u32;
     loop {
@@ -74,13 +136,25 @@ pub async fn serve<T: Transport>(
             () = listener.stage.wait_for(Stage::Closing) => false,
         };
         if !arrived {
-            return;
+            return io.close().await;
         }
+        if served == 0 && settings.http2 == Http2Mode::Cleartext {
+            match io.starts_with_preface(settings.header_timeout).await {
+                Ok(true) => return h2::serve(io, connection, edge, shutdown).await,
+                Ok(false) => {}
+                Err(HeadError::Timeout) => {
+                    listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+        io.set_bounds(settings.io);
         let bytes = match io.read_head(&settings.head, settings.header_timeout).await {
             Ok((_, bytes)) => bytes,
             Err(HeadError::Closed) => return,
             Err(HeadError::Timeout) => {
-                listener.metrics.malformed.count(MALFORMED_TIMEOUT);
+                listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
                 return refuse(io, &connection, Rejection::new(&rejection::REQUEST_TIMEOUT), "header_timeout", edge).await;
             }
             Err(HeadError::Malformed(why)) => {
@@ -94,7 +168,7 @@ pub async fn serve<T: Transport>(
         }
         let mut session = ServerSession::new_http1(Box::new(io));
         session.set_pipelined_prefix(bytes);
-        let request = CURRENT.scope(Arc::clone(&connection), edge.app.process_new_http(session, shutdown));
+        let request = Arc::clone(&connection).scope(edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
         connection.deadline.set(None);
         let Some((stream, _)) = reusable.map(|stream| stream.consume()).filter(|_| !connection.must_close()) else {

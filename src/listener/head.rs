@@ -152,6 +152,10 @@ crate::canonical::path::problems! {
         UpgradeNotNominated = "upgrade_not_nominated",
         /// `Upgrade` in HTTP/1.0.
         UpgradeOnHttp10 = "upgrade_on_http10",
+        /// `Upgrade` in a request with a body.
+        UpgradeWithBody = "upgrade_with_body",
+        /// Bytes after an upgrade request before it was granted.
+        EarlyUpgradeBytes = "early_upgrade_bytes",
         /// `Expect` is not `100-continue`.
         Expect = "invalid_expect",
         /// The target is longer than allowed.
@@ -357,6 +361,10 @@ impl HeadScanner {
         }
         if seen.upgrade && !seen.nominates_upgrade {
             return Err(Malformed::UpgradeNotNominated);
+        }
+        // What would be the body to one reader is the other protocol to the next. To h2c nobody here ever changes.
+        if seen.upgrade && !seen.h2c && !matches!(framing, Framing::None | Framing::Length(0)) {
+            return Err(Malformed::UpgradeWithBody);
         }
         Ok(Head {
             len: self.line,

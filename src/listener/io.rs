@@ -1,18 +1,24 @@
 //! The transport as Pingora sees it: our own stream between the socket and its HTTP session.
 //!
-//! Three things happen here that Pingora's own stream does not do.
+//! Four things happen here that Pingora's own stream does not do.
 //! - The request head is read, bounded and checked *before* a session exists ([`EdgeIo::read_head`]), so that an idle
 //!   connection owns no session and no buffer, and what the parser would let through never reaches it.
+//! - A client that keeps a request waiting longer than it may is found out, whatever the drip ([`Patience`]).
 //! - Small writes are collected until Pingora flushes: head and body of a response leave in one system call.
 //! - Reading stops where the request ends. Bytes of the next request stay with us, so that pipelining neither confuses
 //!   the session (which takes any byte after the end for a client error) nor loses a request.
 
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
+use super::patience::{Patience, Tolerance};
+use super::transport::Transport;
+use crate::request::TlsFacts;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
 };
 use std::cell::Cell;
 use std::io;
@@ -24,6 +30,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Where a head is read into: one allocation holds almost every request head whole.
 const READ_CHUNK: usize = 4 << 10;
+/// RFC 9113 §3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Writes up to this many bytes wait for the flush that follows them.
 const WRITE_BUFFER: usize = 16 << 10;
 /// How long, and for how many bytes, a connection that is closed early goes on reading.
@@ -35,38 +43,50 @@ thread_local! {
     static SPARE: Cell<BytesMut> = Cell::default();
 }
 
-/// What a socket must offer beyond reading and writing.
-pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::Debug + 'static {
-    /// Ready when a read is worth trying. Must not consume anything and must not need a buffer.
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
-    fn raw_fd(&self) -> std::os::fd::RawFd;
-}
-
-impl Transport for tokio::net::TcpStream {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(cx)
-    }
-    fn raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(self)
-    }
-}
-
-impl Transport for tokio::net::UnixStream {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(cx)
-    }
-    fn raw_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(self)
-    }
-}
-
 /// How many bytes of the transport still belong to the request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remaining {
     /// So many bytes of body; zero when the request is complete.
     Exactly(u64),
-    /// The session itself finds the end: chunked bodies, and tunnels after an upgrade.
-    Open,
+    /// The session itself finds the end of a chunked body.
+    Chunked,
+    /// An upgrade was asked for and not granted yet. What the client says until then could be meant for either protocol.
+    Upgrade,
+    /// The upgrade was granted: everything, in both directions.
+    Tunnel,
+    /// HTTP/2 finds its own way.
+    Streams,
+}
+
+/// What a client did to have its connection ended in the middle of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    /// The request body came too slowly.
+    SlowBody = 1,
+    /// The response was read too slowly.
+    SlowReader = 2,
+    /// Nothing went through a tunnel for too long.
+    IdleTunnel = 3,
+    /// Bytes came after an upgrade request before its 101.
+    EarlyBytes = 4,
+}
+
+/// The names of [`Fault`] in its order, as metric labels.
+pub const FAULTS: &[&str] = &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes"];
+
+/// The bounds of one request on its way through the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoBounds {
+    pub body: Tolerance,
+    pub write: Tolerance,
+    /// Both directions of a tunnel together.
+    pub tunnel: Tolerance,
+}
+
+/// Where an [`EdgeIo`] leaves what it found, for whoever answers.
+pub trait Faults: Send + Sync + 'static {
+    fn report(&self, fault: Fault);
 }
 
 /// Why no request head came.
@@ -85,6 +105,11 @@ pub struct EdgeIo<T> {
     remaining: Remaining,
     write: Vec<u8>,
     digest: Arc<SocketDigest>,
+    tls: Option<Arc<TlsFacts>>,
+    bounds: IoBounds,
+    reading: Patience,
+    writing: Patience,
+    faults: Arc<dyn Faults>,
 }
 
 impl<T> std::fmt::Debug for EdgeIo<T> {
@@ -94,9 +119,66 @@ impl<T> std::fmt::Debug for EdgeIo<T> {
 }
 
 impl<T: Transport> EdgeIo<T> {
-    pub fn new(transport: T, digest: SocketDigest) -> Self {
-        let remaining = Remaining::Exactly(0);
-        EdgeIo { transport, read: BytesMut::new(), remaining, write: Vec::new(), digest: Arc::new(digest) }
+    pub fn new(
+        transport: T,
+        digest: SocketDigest,
+        tls: Option<Arc<TlsFacts>>,
+        bounds: IoBounds,
+        faults: Arc<dyn Faults>,
+    ) -> Self {
+        EdgeIo {
+            transport,
+            read: BytesMut::new(),
+            remaining: Remaining::Exactly(0),
+            write: Vec::new(),
+            digest: Arc::new(digest),
+            tls,
+            bounds,
+            reading: Patience::new(),
+            writing: Patience::new(),
+            faults,
+        }
+    }
+
+    /// Takes the bounds of the next request.
+    pub fn set_bounds(&mut self, bounds: IoBounds) {
+        self.bounds = bounds;
+    }
+
+    /// From here on the session does the framing of everything.
+    pub fn open_streams(&mut self) {
+        self.remaining = Remaining::Streams;
+        self.writing.reset(self.bounds.write);
+    }
+
+    /// Whether the connection begins with the preface of HTTP/2 (RFC 9113 §3.4), which is left where it is. As many of its
+    /// bytes are waited for as it takes to tell.
+    pub async fn starts_with_preface(&mut self, deadline: Duration) -> Result<bool, HeadError> {
+        let tell = async {
+            loop {
+                let seen = self.read.len().min(PREFACE.len());
+                if self.read.get(..seen) != PREFACE.get(..seen) {
+                    return Ok(false);
+                }
+                if seen == PREFACE.len() {
+                    return Ok(true);
+                }
+                self.read.reserve(READ_CHUNK);
+                if !matches!(self.transport.read_buf(&mut self.read).await, Ok(1..)) {
+                    return Err(HeadError::Closed);
+                }
+            }
+        };
+        pingora_timeout::timeout(deadline, tell).await.unwrap_or(Err(HeadError::Timeout))
+    }
+
+    /// Ends an idle connection in order: over TLS the client learns that nothing was cut off.
+    pub async fn close(mut self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        if self.tls.is_some() {
+            // Whether the client still reads it is its own business.
+            let _ = tokio::time::timeout(PATIENCE, self.transport.shutdown()).await;
+        }
     }
 
     /// Waits until bytes of a next request are there: `false` if the connection ended instead. While it waits it holds no
@@ -161,12 +243,18 @@ impl<T: Transport> EdgeIo<T> {
         // `len` never exceeds what was scanned; `min` keeps `split_to` from ever panicking.
         let bytes = self.read.split_to(head.len.min(self.read.len()));
         self.remaining = match head.framing {
-            Framing::Chunked => Remaining::Open,
+            Framing::Chunked => Remaining::Chunked,
             // An upgrade to h2c is ignored, see `proxy::intake`: that request is like any other.
-            _ if head.upgrade && !head.h2c => Remaining::Open,
+            _ if head.upgrade && !head.h2c && !self.read.is_empty() => {
+                self.faults.report(Fault::EarlyBytes);
+                return Err(HeadError::Malformed(Malformed::EarlyUpgradeBytes));
+            }
+            _ if head.upgrade && !head.h2c => Remaining::Upgrade,
             Framing::Length(length) => Remaining::Exactly(length),
             Framing::None => Remaining::Exactly(0),
         };
+        self.reading.reset(self.bounds.body);
+        self.writing.reset(self.bounds.write);
         Ok(Some((head, bytes)))
     }
 
@@ -204,12 +292,64 @@ impl<T: Transport> EdgeIo<T> {
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {
                     self.write.drain(..written.min(self.write.len()));
-                    return Poll::Pending;
+                    self.wrote(written);
+                    return self.poll_reader_too_slow(cx);
                 }
             }
         }
         self.write.clear();
+        self.wrote(written);
         Poll::Ready(Ok(()))
+    }
+
+    fn wrote(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.writing.progress(bytes, self.bounds.write);
+            if self.remaining == Remaining::Tunnel {
+                self.reading.renew(self.bounds.tunnel);
+            }
+        }
+    }
+
+    /// The client does not take what we have for it.
+    fn poll_reader_too_slow<R>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<R>> {
+        ready!(self.writing.poll_exhausted(self.bounds.write, cx));
+        Poll::Ready(Err(self.fault(Fault::SlowReader)))
+    }
+
+    fn fault(&self, fault: Fault) -> io::Error {
+        self.faults.report(fault);
+        match fault {
+            Fault::EarlyBytes => io::ErrorKind::InvalidData.into(),
+            Fault::SlowBody | Fault::SlowReader | Fault::IdleTunnel => io::ErrorKind::TimedOut.into(),
+        }
+    }
+
+    /// The session waits for bytes that the client does not send.
+    fn poll_sender_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (tolerance, fault) = match self.remaining {
+            Remaining::Exactly(_) | Remaining::Chunked => (self.bounds.body, Fault::SlowBody),
+            Remaining::Tunnel => (self.bounds.tunnel, Fault::IdleTunnel),
+            Remaining::Upgrade | Remaining::Streams => return Poll::Pending,
+        };
+        ready!(self.reading.poll_exhausted(tolerance, cx));
+        Poll::Ready(Err(self.fault(fault)))
+    }
+
+    fn poll_transport(&mut self, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        match Pin::new(&mut self.transport).poll_read(cx, out) {
+            Poll::Pending => self.poll_sender_too_slow(cx),
+            Poll::Ready(Ok(())) => {
+                let read = out.filled().len().saturating_sub(before);
+                match self.remaining {
+                    Remaining::Tunnel => self.reading.renew(self.bounds.tunnel),
+                    _ => self.reading.progress(read, self.bounds.body),
+                }
+                Poll::Ready(Ok(()))
+            }
+            failed => failed,
+        }
     }
 }
 
@@ -218,10 +358,11 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
         let this = self.get_mut();
         this.flush_while_waiting(cx)?;
         let allowed = match this.remaining {
-            // The request is complete: the session only wants to know whether the client is still there.
-            Remaining::Exactly(0) => return this.poll_gone(cx),
+            // The request is complete: the session only wants to know whether the client is still there. One that asked for
+            // an upgrade has to wait for it (RFC 9110 §7.8): two readers could take what it says for two different things.
+            Remaining::Exactly(0) | Remaining::Upgrade => return this.poll_gone(cx),
             Remaining::Exactly(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
-            Remaining::Open => usize::MAX,
+            Remaining::Chunked | Remaining::Tunnel | Remaining::Streams => usize::MAX,
         };
         let before = out.filled().len();
         if !this.read.is_empty() {
@@ -229,10 +370,10 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
             out.put_slice(this.read.get(..n).unwrap_or_default());
             this.read.advance(n);
         } else if allowed >= out.remaining() {
-            ready!(Pin::new(&mut this.transport).poll_read(cx, out))?;
+            ready!(this.poll_transport(cx, out))?;
         } else {
             let mut limited = ReadBuf::new(out.initialize_unfilled_to(allowed));
-            ready!(Pin::new(&mut this.transport).poll_read(cx, &mut limited))?;
+            ready!(this.poll_transport(cx, &mut limited))?;
             let read = limited.filled().len();
             out.advance(read);
         }
@@ -269,6 +410,7 @@ impl<T: Transport> EdgeIo<T> {
         spare.reserve(READ_CHUNK);
         match pin!(self.transport.read_buf(&mut spare)).poll(cx) {
             Poll::Ready(Ok(0)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(_)) if self.remaining == Remaining::Upgrade => Poll::Ready(Err(self.fault(Fault::EarlyBytes))),
             Poll::Ready(Ok(_)) => {
                 self.read = spare;
                 Poll::Pending
@@ -282,13 +424,32 @@ impl<T: Transport> EdgeIo<T> {
     }
 }
 
+impl<T: Transport> EdgeIo<T> {
+    /// The session writes a head. With a 101 the connection becomes a tunnel.
+    fn see_upgrade(&mut self, data: &[u8]) {
+        if data.starts_with(b"HTTP/1.1 101") {
+            self.remaining = Remaining::Tunnel;
+            self.reading.reset(self.bounds.tunnel);
+        }
+    }
+}
+
 impl<T: Transport> AsyncWrite for EdgeIo<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.remaining == Remaining::Upgrade {
+            this.see_upgrade(data);
+        }
         if this.write.len().saturating_add(data.len()) > WRITE_BUFFER {
             ready!(this.poll_drain(cx))?;
             if data.len() >= WRITE_BUFFER {
-                return Pin::new(&mut this.transport).poll_write(cx, data);
+                return match Pin::new(&mut this.transport).poll_write(cx, data) {
+                    Poll::Pending => this.poll_reader_too_slow(cx),
+                    Poll::Ready(done) => {
+                        this.wrote(*done.as_ref().unwrap_or(&0));
+                        Poll::Ready(done)
+                    }
+                };
             }
         }
         this.write.extend_from_slice(data);
@@ -298,7 +459,11 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_drain(cx))?;
-        Pin::new(&mut this.transport).poll_flush(cx)
+        // Over TLS this waits for the socket to take what is encrypted.
+        match Pin::new(&mut this.transport).poll_flush(cx) {
+            Poll::Pending => this.poll_reader_too_slow(cx),
+            done => done,
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -313,7 +478,7 @@ impl<T: Transport> Shutdown for EdgeIo<T> {
     async fn shutdown(&mut self) {
         // An error here is the client's connection being gone, which is what was asked for.
         let _ = AsyncWriteExt::shutdown(self).await;
-        if self.remaining != Remaining::Exactly(0) {
+        if !matches!(self.remaining, Remaining::Exactly(0) | Remaining::Tunnel) {
             // The request was answered before it had arrived in full, or cannot be told from one that was.
             let _ = pingora_timeout::timeout(LINGER, self.linger()).await;
         }
@@ -326,7 +491,17 @@ impl<T: Transport> UniqueID for EdgeIo<T> {
     }
 }
 
-impl<T> Ssl for EdgeIo<T> {}
+impl<T: Transport> Ssl for EdgeIo<T> {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        let facts = self.tls.as_ref()?;
+        Some(Arc::new(SslDigest::new(facts.cipher, facts.version, None, None, Vec::new())))
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        let facts = self.tls.as_ref()?;
+        Some(if facts.http2 { ALPN::H2 } else { ALPN::H1 })
+    }
+}
 
 impl<T: Transport> Peek for EdgeIo<T> {}
 

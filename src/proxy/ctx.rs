@@ -52,14 +52,18 @@ pub(super) struct Attempt {
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,
     pub reused: bool,
+    /// Interim responses (1xx) of this attempt.
+    pub interim: u32,
 }
 
 impl Ctx {
     pub fn new(gateway: &Gateway, connection: Option<Arc<Connection>>) -> Self {
         let peer = connection.as_ref().map_or(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), |c| c.peer);
         let scheme = connection.as_ref().map_or(crate::request::Scheme::Http, |c| c.scheme);
+        let mut request = RequestCtx::new(peer, scheme, gateway.clock().now());
+        request.tls = connection.as_ref().and_then(|connection| connection.tls.clone());
         Ctx {
-            request: RequestCtx::new(peer, scheme, gateway.clock().now()),
+            request,
             snapshot: gateway.snapshot(),
             gateway: gateway.clone(),
             connection,

@@ -10,7 +10,11 @@ use pingora::{Error, ErrorSource, ErrorType};
 pub async fn conclude(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
     let rejection = match ctx.rejection.take() {
         Some(decided) => Some(decided),
-        None => reason(error, ctx).map(Rejection::new),
+        // What the transport found out says more than the error that it had to make of it.
+        None => match ctx.connection.as_ref().and_then(|connection| connection.rejection()) {
+            Some(found) if error.esource() == &ErrorSource::Downstream => Some(found),
+            _ => reason(error, ctx).map(Rejection::new),
+        },
     };
     let Some(rejection) = rejection else {
         return FailToProxy { error_code: 0, can_reuse_downstream: false };

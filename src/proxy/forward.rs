@@ -4,7 +4,7 @@ use super::Ctx;
 use crate::forwarded::{self, ForwardedFacts, Via};
 use crate::identity;
 use crate::rejection::{self, Rejection};
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
@@ -14,12 +14,15 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 /// connections can be stale at once when an endpoint restarts.
 const MAX_RESETS: u32 = 3;
 
+/// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
+const MAX_INTERIM: u32 = 16;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Picks the endpoint of the next attempt.
-pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
+    keep_upgrade_open(session)?;
     let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
     };
@@ -34,7 +37,7 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         };
         return Err(ctx.fail(rejection));
     };
-    let peer = endpoint.http_peer(left);
+    let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
     if ctx.attempt.count > 0 {
         target.metrics.retries.increment();
     }
@@ -42,8 +45,19 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     ctx.attempt.started = Some(ctx.gateway.clock().now());
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
+    ctx.attempt.interim = 0;
     ctx.attempt.endpoint = Some(endpoint.begin());
     Ok(peer)
+}
+
+/// Works around cloudflare/pingora#946: when a 101 is read before the task that says "the request body is over and empty", that
+/// task ends the tunnel. With a body that is said to come, there is no such task: the transport delivers none of it
+/// (`listener::io`), and with the 101 or a refusal Pingora begins the client's side anew. The upstream hears of no body.
+fn keep_upgrade_open(session: &mut Session) -> Result<()> {
+    if session.is_upgrade_req() {
+        session.req_header_mut().insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("1"))?;
+    }
+    Ok(())
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
@@ -77,7 +91,12 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
-    let host = session.req_header().headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let asked = session.req_header();
+    // HTTP/2 has it in the target.
+    let host = match asked.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => asked.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
+    };
     let facts = ForwardedFacts {
         peer: ctx.request.peer,
         client: ctx.request.client,
@@ -92,7 +111,13 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
-    if ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
+    if session.is_upgrade_req() {
+        // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
+        head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+    }
+    // HTTP/2 has no such header; its connections are bounded by their streams.
+    let http1 = head.version != Version::HTTP_2;
+    if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = &ctx.route
@@ -106,8 +131,13 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
 pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     ctx.check_deadline()?;
     if head.status.is_informational() && head.status != 101 {
+        ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
+        if ctx.attempt.interim > MAX_INTERIM {
+            return Err(ctx.fail(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR)));
+        }
         return Ok(());
     }
+    check_framing(head, ctx)?;
     let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
@@ -120,6 +150,16 @@ pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         ctx.set_deadline(None);
     }
     Ok(())
+}
+
+/// A response that two readers could end at two places is not passed on, and its connection is not used again. Pingora
+/// refuses lengths that differ and those that are no numbers, and drops a length beside a coding (RFC 9112 §6.3).
+fn check_framing(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    // `chunked` is the only coding that we undo, and nobody applies it twice.
+    let plain = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let clear = codings.next().is_none_or(plain) && codings.next().is_none();
+    if clear { Ok(()) } else { Err(ctx.fail(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR))) }
 }
 
 /// RFC 9110 §7.6.1: what belongs to the connection with the upstream ends there. Pingora does this for requests only.

@@ -5,10 +5,12 @@ use super::Ctx;
 use crate::canonical::{self, PathForm, PathRules};
 use crate::forwarded;
 use crate::rejection::{self, Rejection};
+use crate::respond::LocalResponse;
 use crate::route::{Found, Query};
 use crate::snapshot::Route;
 use bytes::Bytes;
-use http::{Method, Uri, Version, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use pingora::proxy::Session;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,14 +20,26 @@ thread_local! {
     static CANONICAL: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
+/// A request that may go on, or that has its answer already.
+pub enum Admitted {
+    Route(Arc<Route>),
+    Redirect(Box<LocalResponse>),
+}
+
 /// Finds the route of a request or the reason to refuse it. What it learns on the way stays in `ctx` even then, so that
 /// refused requests are logged with all that is known.
-pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Arc<Route>, Rejection> {
+pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection> {
     set_connection_bounds(session, ctx);
     ignore_h2c(session);
     identify(session, ctx);
     ctx.snapshot.identity_headers.remove(session.req_header_mut());
+    if let Some(malformed) = ctx.connection.as_ref().and_then(|connection| connection.malformed) {
+        return Err(Rejection::new(malformed.rejection()));
+    }
     canonicalise(session, ctx)?;
+    if let Some(redirect) = https_redirect(session, ctx) {
+        return Ok(Admitted::Redirect(Box::new(redirect)));
+    }
     let head = session.req_header();
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
@@ -55,10 +69,31 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Arc<Route>, Rejecti
     ctx.route = Some(Arc::clone(&route));
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
     bound_body(session, ctx, route.max_body)?;
-    Ok(route)
+    Ok(Admitted::Route(route))
 }
 
-/// Keep-alive and the pause between two reads of a body, which Pingora leaves unbounded.
+/// Where a listener that only redirects sends this request: the same URL over https. 308 keeps the method and the body (RFC
+/// 9110 §15.4.9), so that an API client that got the scheme wrong finds out without losing anything.
+fn https_redirect(session: &Session, ctx: &Ctx) -> Option<LocalResponse> {
+    let port = ctx.connection.as_ref()?.listener.settings().redirect_to_https?;
+    let head = session.req_header();
+    let already = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"https");
+    if ctx.request.peer_trusted && head.headers.get("x-forwarded-proto").is_some_and(already) {
+        return None;
+    }
+    let host = Some(ctx.request.host.as_str()).filter(|host| !host.is_empty())?;
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let target = if target == "*" { "/" } else { target };
+    let location = match port {
+        443 => format!("https://{host}{target}"),
+        port => format!("https://{host}:{port}{target}"),
+    };
+    let mut headers = HeaderMap::with_capacity(1);
+    headers.insert(header::LOCATION, location.parse().ok()?);
+    Some(LocalResponse { status: StatusCode::PERMANENT_REDIRECT, headers, body: Bytes::new() })
+}
+
+/// Keep-alive, which Pingora leaves unbounded.
 fn set_connection_bounds(session: &mut Session, ctx: &Ctx) {
     let Some(connection) = &ctx.connection else { return };
     let settings = connection.listener.settings();
@@ -67,7 +102,8 @@ fn set_connection_bounds(session: &mut Session, ctx: &Ctx) {
         let seconds = settings.keepalive_timeout.as_secs_f64().ceil() as u64;
         session.set_keepalive(Some(seconds).filter(|seconds| *seconds > 0));
     }
-    session.set_read_timeout(Some(settings.body_timeout));
+    // The transport knows how long a client may be waited for (`listener::patience`), and ends what takes longer.
+    session.set_read_timeout(None);
 }
 
 /// An offer to go on in HTTP/2 is ignored, as RFC 9113 §3.1 allows, and not passed on: an upstream that took it up would get
@@ -128,7 +164,17 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
                 head.uri.path_and_query().map(|path| Some(Uri::from(path.clone()))).ok_or_else(invalid)
             }
             PathForm::Canonical => Ok(None),
-            PathForm::Rewritten => path.parse::<Uri>().map(Some).map_err(|_| invalid()),
+            PathForm::Rewritten => {
+                let target = path.parse::<PathAndQuery>().map_err(|_| invalid())?;
+                let mut parts = http::uri::Parts::default();
+                // HTTP/2 has its host nowhere else.
+                if head.version == Version::HTTP_2 {
+                    parts.scheme = head.uri.scheme().cloned();
+                    parts.authority = head.uri.authority().cloned();
+                }
+                parts.path_and_query = Some(target);
+                Uri::from_parts(parts).map(Some).map_err(|_| invalid())
+            }
         }
     })?;
     if let Some(target) = rewritten {

@@ -9,6 +9,7 @@ use notify::{RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -37,9 +38,15 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
     loop {
         // Anew each time: a change can bring in files and directories that were not part of the configuration before.
         let loaded = reloader.origin.load(&reloader.registry);
-        *names.lock() = loaded.files.iter().filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
+        let certificates = reloader.gateway.snapshot().files.clone();
+        let files = loaded.files.iter().chain(&certificates);
+        *names.lock() = files.filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
         let mut fresh = false;
-        for directory in loaded.directories {
+        let beside = certificates
+            .iter()
+            .filter_map(|file| file.parent())
+            .map(|directory| if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() });
+        for directory in loaded.directories.into_iter().chain(beside) {
             // An include pattern may name a directory that does not exist yet; it is looked for again after each change.
             if directory.is_dir() && watched.insert(directory.clone()) {
                 watcher.watch(&directory, RecursiveMode::NonRecursive)?;

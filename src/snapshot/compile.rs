@@ -2,21 +2,24 @@
 
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
+use crate::config::{AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig};
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
 use crate::limit::Stores;
-use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
+use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
+use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
 use crate::upstream::{Upstream, UpstreamConfig};
+use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a snapshot is compiled with besides its configuration.
@@ -29,7 +32,9 @@ pub struct CompileParts<'a> {
 
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
-    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
+    let mut files = Vec::new();
+    let listeners: Vec<_> = config.listeners.values().map(|entry| listener(entry, parts, &mut files, d)).collect();
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
@@ -50,7 +55,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
         consumers,
-        listeners: config.listeners.values().map(listener).collect(),
+        listeners: listeners.into_iter().collect::<Option<_>>()?,
+        files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
         identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
@@ -63,9 +69,16 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
 
 type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
-fn upstream(entry: &Entry<UpstreamConfig>, parts: &CompileParts<'_>) -> (Arc<str>, Arc<Upstream>) {
+fn upstream(
+    entry: &Entry<UpstreamConfig>,
+    parts: &CompileParts<'_>,
+    read: &mut Vec<PathBuf>,
+    d: &mut Diagnostics,
+) -> (Arc<str>, Arc<Upstream>) {
     let name = entry.name.value.as_str();
-    (name.into(), Upstream::build(name, &entry.value, parts.state, parts.clock))
+    // `None` where it should be something has left an error behind, so that nothing of this is ever used.
+    let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
+    (name.into(), Upstream::build(name, &entry.value, tls, parts.state, parts.clock))
 }
 
 /// Compiles routes. Each gets its own copies of the filters of the chains that it uses.
@@ -234,10 +247,34 @@ fn router(config: &Config, d: &mut Diagnostics) -> Option<Router> {
     }
 }
 
-fn listener(entry: &Entry<ListenerConfig>) -> ListenerPlan {
+fn listener(
+    entry: &Entry<ListenerConfig>,
+    parts: &CompileParts<'_>,
+    read: &mut Vec<PathBuf>,
+    d: &mut Diagnostics,
+) -> Option<ListenerPlan> {
     let config = &entry.value;
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let tolerance = |pause: &Located<Duration>, rate: u64| Tolerance { pause: pause.get(), rate };
+    let http2 = match config.http2.value {
+        Http2::Off => Http2Mode::Off,
+        Http2::On => Http2Mode::Tls,
+        Http2::Cleartext => Http2Mode::Cleartext,
+    };
+    let tls = match &config.tls {
+        None => None,
+        Some(tls) => {
+            let listener = entry.name.value.as_str();
+            let http2 = http2 == Http2Mode::Tls;
+            let server = ServerParts { listener, state: parts.state, now: parts.clock.wall(), http2 };
+            Some(ServerTls::build(tls, &server, &mut Files { d, read })?)
+        }
+    };
+    let balancers = |proxy: &Located<ProxyProtocolConfig>| {
+        let from: Vec<_> = proxy.from.iter().map(|network| network.value).collect();
+        Arc::new(TrustedProxies::new(&from))
+    };
     let settings = ListenerSettings {
         head: HeadLimits {
             max_header: bytes(config.max_header.value.0),
@@ -248,11 +285,21 @@ fn listener(entry: &Entry<ListenerConfig>) -> ListenerPlan {
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),
         keepalive_requests: Some(config.keepalive_requests).filter(|most| *most > 0),
-        body_timeout: config.body_timeout.get(),
+        io: IoBounds {
+            body: tolerance(&config.body_timeout, config.min_body_rate.0),
+            write: tolerance(&config.write_timeout, config.min_write_rate.0),
+            tunnel: tolerance(&config.tunnel_timeout, 0),
+        },
+        http2,
+        http2_max_streams: config.http2_max_streams.value,
+        tls,
+        redirect_to_https: config.redirect_to_https.value.then_some(config.https_port),
+        proxy_protocol: config.proxy_protocol.as_ref().map(balancers),
         max_connections: count(config.max_connections.value),
         max_connections_per_address: config.max_connections_per_address.as_ref().map(|most| most.value),
     };
-    ListenerPlan { name: entry.name.value.as_str().into(), address: config.address.value.clone(), settings: Arc::new(settings) }
+    let address = config.address.value.clone();
+    Some(ListenerPlan { name: entry.name.value.as_str().into(), address, settings: Arc::new(settings) })
 }
 
 /// The writer belongs to the output, not to the snapshot: lines of requests that began before a reload are not lost.

@@ -5,6 +5,7 @@
 
 use super::address::Address;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::tls::UpstreamTlsConfig;
 use crate::value::{Duration, Located};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, value::MapAccessDeserializer};
@@ -51,6 +52,31 @@ pub struct UpstreamConfig {
     /// How endpoints that are written as names are looked up.
     #[serde(default)]
     pub resolve: ResolveConfig,
+    /// What is spoken with the endpoints. gRPC needs HTTP/2. Upgrades such as WebSocket use HTTP/1.1 where the endpoint may
+    /// speak either. Default `"http1"`.
+    #[serde(default)]
+    pub protocol: Located<Protocol>,
+    /// How many requests may share one HTTP/2 connection at once, 1 to 10000, default 100. Further ones open another.
+    #[serde(default = "max_streams")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_streams: Located<u16>,
+    /// TLS to the endpoints, health checks over HTTP included.
+    pub tls: Option<Located<UpstreamTlsConfig>>,
+}
+
+/// What is spoken with endpoints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, with or without `tls`.
+    #[default]
+    Http1,
+    /// HTTP/2 over TLS, and nothing else.
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+    /// HTTP/2 where the endpoint agrees to it in the TLS handshake, else HTTP/1.1.
+    Auto,
 }
 
 /// One endpoint as written: `"127.0.0.1:3001"`, or `{ address = "127.0.0.1:3001", weight = 2 }`.
@@ -226,6 +252,9 @@ impl Default for ResolveConfig {
     }
 }
 
+fn max_streams() -> Located<u16> {
+    Located::nowhere(100)
+}
 fn attempts() -> Located<u8> {
     Located::nowhere(2)
 }
@@ -317,9 +346,38 @@ impl UpstreamConfig {
         }
         within(&self.resolve.interval, Duration::from_secs(1), Duration::from_secs(86_400), d);
         within(&self.resolve.timeout, Duration::from_millis(1), Duration::from_secs(60), d);
+        if !(1..=10_000).contains(&self.max_streams.value) {
+            d.error(self.max_streams.span.clone(), format!("`max_streams` is {}", self.max_streams.value))
+                .label("must be from 1 to 10000");
+        }
+        self.check_protocol(d);
         if !(1..=ATTEMPTS_MAX).contains(&usize::from(*self.attempts)) {
             d.error(self.attempts.span.clone(), format!("`attempts` is {}", self.attempts.value))
                 .label(format!("must be from 1 to {ATTEMPTS_MAX}"));
+        }
+    }
+
+    fn check_protocol(&self, d: &mut Diagnostics) {
+        if let Some(tls) = &self.tls {
+            tls.check(d);
+        }
+        let span = self.protocol.span.clone();
+        match (self.protocol.value, &self.tls) {
+            (Protocol::H2, None) => {
+                d.error(span, "`h2` needs `tls`").help("write protocol = \"h2c\" for HTTP/2 without TLS");
+            }
+            (Protocol::Auto, None) => {
+                d.error(span, "`auto` needs `tls`")
+                    .label("the protocol is agreed on in the TLS handshake")
+                    .help("write protocol = \"http1\" or \"h2c\"");
+            }
+            (Protocol::H2c, Some(tls)) => {
+                let found = d.error(span, "`h2c` is HTTP/2 without TLS").help("write protocol = \"h2\"");
+                if let Some(span) = tls.span.clone() {
+                    found.related(span, "this upstream has TLS");
+                }
+            }
+            _ => {}
         }
     }
 

@@ -4,8 +4,10 @@
 //! that checks, the ring of the balancer and `/status` all go by it.
 
 use super::Upstream;
-use super::config::{HealthConfig, StatusRange};
+use super::config::{HealthConfig, Protocol, StatusRange};
+use super::peer::Link;
 use crate::clock::SharedClock;
+use crate::tls::ClientTls;
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +19,20 @@ use std::time::{Duration, Instant};
 pub enum Definition {
     /// The endpoint accepts a connection.
     Tcp,
-    /// The endpoint answers `GET path` with an expected status.
-    Http { path: Box<str>, host: Box<str>, expect: StatusRange },
+    /// The endpoint answers `GET path` with an expected status, in the protocol that requests use.
+    Http { path: Box<str>, host: Box<str>, expect: StatusRange, http2: bool, tls: Option<Arc<ClientTls>> },
 }
 
 impl Definition {
-    pub(super) fn new(config: &HealthConfig, written: &str) -> Self {
+    pub(super) fn new(config: &HealthConfig, written: &str, link: &Link) -> Self {
         match &config.path {
             None => Definition::Tcp,
             Some(path) => Definition::Http {
                 path: path.value.as_str().into(),
                 host: config.host.as_ref().map_or(written, |host| host.value.as_str()).into(),
                 expect: config.expect.as_ref().map_or(StatusRange::SUCCESS, |expect| expect.value),
+                http2: matches!(link.protocol, Protocol::H2 | Protocol::H2c),
+                tls: link.tls.clone(),
             },
         }
     }

@@ -4,9 +4,12 @@
 //! `ProxyHttp::upstream_peer` demands, and allocates nothing else: the server name and the map of extra headers are
 //! empty, and everything else is plain data.
 
+use super::config::Protocol;
 use super::endpoint::Endpoint;
+use crate::tls::ClientTls;
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Timeouts of one attempt. Pingora's own defaults are to wait for ever.
@@ -18,28 +21,67 @@ pub(super) struct Timeouts {
     pub idle: Duration,
 }
 
-/// The peer for plain HTTP/1.1 to `address`. Built from a socket address, because `HttpPeer::new` with a name resolves it
-/// while blocking.
+/// How endpoints are spoken to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Link {
+    pub protocol: Protocol,
+    pub max_streams: usize,
+    pub tls: Option<Arc<ClientTls>>,
+}
+
+/// The peer for `address`. Built from a socket address, because `HttpPeer::new` with a name resolves it while blocking.
 ///
 /// `group` keeps the connections of upstreams apart in Pingora's pool, whose key knows an address but not what is
 /// configured about it.
-pub(super) fn prepare(address: SocketAddr, group: u64, timeouts: &Timeouts) -> HttpPeer {
-    let mut peer = HttpPeer::new(address, false, String::new());
+pub(super) fn prepare(address: SocketAddr, group: u64, timeouts: &Timeouts, link: &Link) -> HttpPeer {
+    let sni = link.tls.as_ref().map_or_else(String::new, |tls| tls.sni.clone());
+    let mut peer = HttpPeer::new(address, link.tls.is_some(), sni);
     peer.group_key = group;
     peer.options.connection_timeout = Some(timeouts.connect);
     peer.options.total_connection_timeout = Some(timeouts.connect);
     peer.options.read_timeout = Some(timeouts.read);
     peer.options.write_timeout = Some(timeouts.write);
     peer.options.idle_timeout = Some(timeouts.idle);
+    if let Some(tls) = &link.tls {
+        peer.options.ca = tls.ca.clone();
+        peer.options.verify_cert = !tls.insecure;
+        peer.options.verify_hostname = !tls.insecure;
+        peer.client_cert_key = tls.cert.clone();
+    }
+    match link.protocol {
+        Protocol::Http1 => peer.options.set_http_version(1, 1),
+        Protocol::H2 | Protocol::H2c => peer.options.set_http_version(2, 2),
+        Protocol::Auto => peer.options.set_http_version(2, 1),
+    }
+    peer.options.max_h2_streams = link.max_streams.max(1);
     peer
 }
 
-/// The pool group of an upstream: FNV-1a of its name, so that a reload finds the connections that it left.
-pub(super) fn group_of(upstream: &str) -> u64 {
-    upstream.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+/// The pool group of an upstream: FNV-1a of its name and of what its connections are made with beyond what Pingora's pool
+/// looks at, so that a reload finds the connections that it left, and no others.
+pub(super) fn group_of(upstream: &str, link: &Link) -> u64 {
+    let mut text = upstream.to_owned();
+    if link.protocol != Protocol::Http1 {
+        text.push_str(&format!(" {:?}", link.protocol));
+    }
+    if let Some(tls) = &link.tls {
+        text.push(' ');
+        text.push_str(&tls.identity);
+    }
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 impl Endpoint {
+    /// The peer for an upgrade. It is HTTP/1.1 whatever else is spoken with the endpoint, and reads for as long as the tunnel
+    /// lives: the client's side knows how long that is.
+    pub fn tunnel_peer(&self, remaining: Option<Duration>) -> Box<HttpPeer> {
+        let mut peer = self.http_peer(remaining);
+        peer.options.set_http_version(1, 1);
+        peer.options.read_timeout = None;
+        peer.options.write_timeout = self.peer.options.write_timeout;
+        peer
+    }
+
     /// The peer for one attempt. With `remaining`, the time that the request has left, no step waits longer than that.
     pub fn http_peer(&self, remaining: Option<Duration>) -> Box<HttpPeer> {
         let mut peer = Box::new(self.peer.clone());
@@ -90,7 +132,7 @@ mod tests {
 
     #[test]
     fn upstreams_do_not_share_connections() {
-        assert_ne!(group_of("a"), group_of("b"));
-        assert_eq!(group_of("a"), 0xaf63_dc4c_8601_ec8c, "the published test vector of FNV-1a");
+        assert_ne!(group_of("a", &Link::default()), group_of("b", &Link::default()));
+        assert_eq!(group_of("a", &Link::default()), 0xaf63_dc4c_8601_ec8c, "the published test vector of FNV-1a");
     }
 }

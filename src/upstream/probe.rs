@@ -7,16 +7,24 @@
 //! is left when the future is dropped.
 
 use super::health::{CheckError, Definition};
+use crate::tls::ClientTls;
 use bytes::Bytes;
 use http::header;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// The most of a response's body that is read, in bytes: enough for what health pages say, so that the endpoint sees an
 /// orderly end and not a reset.
@@ -36,8 +44,12 @@ pub(super) async fn check(address: SocketAddr, definition: &Definition, limit: D
         })?;
         match definition {
             Definition::Tcp => Ok(started.elapsed()),
-            Definition::Http { path, host, expect } => {
-                let status = exchange(stream, path, host, started, deadline).await?;
+            Definition::Http { path, host, expect, http2, tls } => {
+                let question = Question { path, host, http2: *http2, started, deadline };
+                let status = match tls {
+                    None => exchange(stream, &question, "http").await?,
+                    Some(tls) => exchange(secure(stream, tls, *http2).await?, &question, "https").await?,
+                };
                 if expect.contains(status.code) { Ok(status.after) } else { Err(CheckError::Status(status.code)) }
             }
         }
@@ -50,20 +62,55 @@ struct Answer {
     after: Duration,
 }
 
-async fn exchange(stream: TcpStream, path: &str, host: &str, started: Instant, deadline: Instant) -> Result<Answer, CheckError> {
-    let request = http::Request::get(path)
-        .header(header::HOST, host)
-        .header(header::USER_AGENT, concat!("gatewright/", env!("CARGO_PKG_VERSION"), " (health check)"))
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|_| CheckError::Protocol)?;
+/// What is asked, and how long there is for it.
+struct Question<'a> {
+    path: &'a str,
+    host: &'a str,
+    http2: bool,
+    started: Instant,
+    deadline: Instant,
+}
+
+/// The TLS that requests use, its verification included: an endpoint whose certificate does not pass is not healthy.
+async fn secure(stream: TcpStream, tls: &ClientTls, http2: bool) -> Result<TlsStream<TcpStream>, CheckError> {
+    let name = ServerName::try_from(tls.sni.clone()).map_err(|_| CheckError::Connect)?;
+    let mut config = ClientConfig::clone(&tls.config);
+    config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|_| CheckError::Connect)
+}
+
+async fn exchange<T>(stream: T, question: &Question<'_>, scheme: &str) -> Result<Answer, CheckError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let request = http::Request::get(question.path)
+        .header(header::USER_AGENT, concat!("gatewright/", env!("CARGO_PKG_VERSION"), " (health check)"));
+    if question.http2 {
+        let target = format!("{scheme}://{}{}", question.host, question.path);
+        let request = request.uri(target).body(Empty::<Bytes>::new()).map_err(|_| CheckError::Protocol)?;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let handshake = builder.max_header_list_size(HEAD_MAX as u32).handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|_| CheckError::Protocol)?;
+        return converse(sender.send_request(request), connection, question).await;
+    }
+    let request = request.header(header::HOST, question.host).header(header::CONNECTION, "close");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|_| CheckError::Protocol)?;
     let handshake = http1::Builder::new().max_buf_size(HEAD_MAX).handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(|_| CheckError::Protocol)?;
+    converse(sender.send_request(request), connection, question).await
+}
+
+/// The response to a request, on a connection that is polled with it.
+async fn converse<R, C>(response: R, connection: C, question: &Question<'_>) -> Result<Answer, CheckError>
+where
+    R: Future<Output = hyper::Result<http::Response<Incoming>>>,
+    C: Future<Output = hyper::Result<()>>,
+{
     let talk = async {
-        let response = sender.send_request(request).await.map_err(|_| CheckError::Protocol)?;
-        let answer = Answer { code: response.status().as_u16(), after: started.elapsed() };
+        let response = response.await.map_err(|_| CheckError::Protocol)?;
+        let answer = Answer { code: response.status().as_u16(), after: question.started.elapsed() };
         // The status has decided; whatever becomes of the body does not change it.
-        let _ = timeout_at(deadline, Limited::new(response.into_body(), BODY_MAX).collect()).await;
+        let _ = timeout_at(question.deadline, Limited::new(response.into_body(), BODY_MAX).collect()).await;
         Ok(answer)
     };
     // Polled side by side and not spawned, so that dropping this future closes the connection.
@@ -85,7 +132,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(10);
 
     fn http(path: &str) -> Definition {
-        Definition::Http { path: path.into(), host: "orders:80".into(), expect: StatusRange::SUCCESS }
+        Definition::Http { path: path.into(), host: "orders:80".into(), expect: StatusRange::SUCCESS, http2: false, tls: None }
     }
 
     /// A server for one connection: reads a request head, answers `bytes`, and waits for the other side to close.

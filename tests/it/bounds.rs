@@ -153,3 +153,58 @@ fn client_that_sends_too_much_can_read_why() {
         }
     }
 }
+
+/// A listener with these lines in front of one origin.
+fn bounded(origin: &Origin, lines: &str) -> Gateway {
+    let listener = format!("[listeners.http]\naddress = \"127.0.0.1:0\"\n{lines}");
+    Gateway::start(&(listener + &everything_to(&[origin], "")))
+}
+
+fn cut(gateway: &Gateway, reason: &str) -> f64 {
+    gateway.metric("gatewright_listener_connections_cut_total", &[("reason", reason)])
+}
+
+#[test]
+fn body_that_drips_is_408_however_it_drips() {
+    let origin = Origin::start("a");
+    for (lines, framing) in [
+        ("body_timeout = \"500ms\"\n", "content-length: 100000\r\n"),
+        ("body_timeout = \"500ms\"\n", "transfer-encoding: chunked\r\n"),
+    ] {
+        let gateway = bounded(&origin, lines);
+        let mut client = Client::connect(gateway.http());
+        let started = Instant::now();
+        client.send(format!("POST / HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n"));
+        // Each piece comes well within the time that one pause may take.
+        let piece = if framing.starts_with("content") { "x" } else { "1\r\nx\r\n" };
+        eventually("cut off", SOON, || {
+            client.send(piece);
+            client.closed_or_answered(Duration::from_millis(50))
+        });
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+        let answer = client.response();
+        assert_eq!((answer.status, answer.code().as_str(), answer.keep_alive), (408, "request_timeout", false));
+        eventually("it is counted", SOON, || cut(&gateway, "slow_body") == 1.0);
+        let without = bounded(&origin, &format!("{lines}min_body_rate = \"0B\"\n"));
+        let mut client = Client::connect(without.http());
+        client.send("POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 30\r\n\r\n");
+        for _ in 0..30 {
+            std::thread::sleep(Duration::from_millis(50));
+            client.send("x");
+        }
+        assert_eq!(client.response().status, 200, "without a rate only pauses count");
+    }
+}
+
+#[test]
+fn client_that_does_not_read_is_cut_off() {
+    let origin = Origin::start("a");
+    origin.answer(Answer::InfiniteBody);
+    let gateway = bounded(&origin, "write_timeout = \"500ms\"\n");
+    let mut client = Client::connect(gateway.http());
+    client.send(request("GET", "/", &[], b""));
+    eventually("it is counted", SOON, || cut(&gateway, "slow_reader") == 1.0);
+    eventually("its place is given back", SOON, || {
+        gateway.metric("gatewright_listener_connections_active", &[("listener", "http")]) == 0.0
+    });
+}

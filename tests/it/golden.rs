@@ -138,3 +138,21 @@ fn a_wrong_command_line_exits_2() {
     assert_eq!(text(&version.stdout), concat!("gatewright ", env!("CARGO_PKG_VERSION"), "\n"));
     assert_eq!(version.status.code(), Some(0));
 }
+
+#[test]
+fn the_tls_example_is_valid_where_its_certificates_are() {
+    let authority = crate::support::tls::Authority::new();
+    let dir = tempfile::tempdir().unwrap();
+    let tls = dir.path().join("tls");
+    fs::create_dir(&tls).unwrap();
+    for name in ["www", "wildcard", "gateway"] {
+        authority.issue(&["www.example.com"]).write(&tls, name);
+    }
+    for name in ["partners", "internal"] {
+        fs::write(tls.join(format!("{name}.pem")), &authority.pem).unwrap();
+    }
+    let file = dir.path().join("tls.toml");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/tls.toml"), &file).unwrap();
+    let output = gatewright(&["check", "-c", file.to_str().unwrap()]);
+    assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("", Some(0)));
+}

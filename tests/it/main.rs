@@ -4,16 +4,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod access_log;
+mod activation;
+mod answers;
 mod auth;
 mod bounds;
 mod custom_filter;
 mod golden;
+mod grpc;
 mod headers;
+mod http2;
 mod keepalive;
 mod limits;
 mod malformed;
 mod metrics;
 mod problem;
+mod proxy_protocol;
 mod reload;
 mod rolling;
 mod routing;
@@ -21,4 +26,6 @@ mod status;
 mod stop;
 mod support;
 mod systemd;
+mod tls;
 mod upstreams;
+mod websocket;

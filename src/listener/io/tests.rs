@@ -1,13 +1,38 @@
 use super::*;
+use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::net::UnixStream;
 
 const LIMITS: HeadLimits = HeadLimits { max_header: 4096, max_headers: 16, max_uri: 1024, allow_underscores: false };
+const TOLERANCE: Tolerance = Tolerance { pause: Duration::from_millis(200), rate: 100_000 };
+const BOUNDS: IoBounds = IoBounds { body: TOLERANCE, write: TOLERANCE, tunnel: Tolerance { rate: 0, ..TOLERANCE } };
 const SOON: Duration = Duration::from_secs(5);
 
-fn pair() -> (UnixStream, EdgeIo<UnixStream>) {
+fn watched() -> (UnixStream, EdgeIo<UnixStream>, Arc<Found>) {
     let (client, server) = UnixStream::pair().unwrap();
     let digest = SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(&server));
-    (client, EdgeIo::new(server, digest))
+    let faults = Arc::new(Found::default());
+    (client, EdgeIo::new(server, digest, None, BOUNDS, faults.clone()), faults)
+}
+
+/// The last fault that was reported.
+#[derive(Default)]
+struct Found(AtomicU8);
+
+impl Faults for Found {
+    fn report(&self, fault: Fault) {
+        self.0.store(fault as u8, Ordering::Relaxed);
+    }
+}
+
+impl Found {
+    fn is(&self, fault: Fault) -> bool {
+        self.0.load(Ordering::Relaxed) == fault as u8
+    }
+}
+
+fn pair() -> (UnixStream, EdgeIo<UnixStream>) {
+    let (client, io, _) = watched();
+    (client, io)
 }
 
 async fn head(io: &mut EdgeIo<UnixStream>) -> Vec<u8> {
@@ -111,4 +136,83 @@ async fn a_head_has_one_deadline_however_it_drips() {
     assert!(matches!(result, Err(HeadError::Timeout)), "{:?}", result.map(|(_, bytes)| bytes));
     drop(io);
     drip.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_drips_is_found_out() {
+    let (mut client, mut io, faults) = watched();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n").await.unwrap();
+    head(&mut io).await;
+    let drip = tokio::spawn(async move {
+        while client.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let read = async {
+        loop {
+            if let Err(error) = io.read(&mut [0; 64]).await {
+                return error;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, read).await.unwrap().kind(), io::ErrorKind::TimedOut);
+    assert!(faults.is(Fault::SlowBody));
+    drop(io);
+    drip.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_found_out() {
+    let (mut client, mut io, faults) = watched();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    head(&mut io).await;
+    let write = async {
+        loop {
+            if let Err(error) = io.write_all(&[b'x'; 4096]).await {
+                return error;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(SOON, write).await.unwrap().kind(), io::ErrorKind::TimedOut);
+    assert!(faults.is(Fault::SlowReader));
+}
+
+const UPGRADE: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+
+#[tokio::test]
+async fn nothing_comes_through_between_an_upgrade_and_its_101() {
+    let (mut client, mut io, faults) = watched();
+    client.write_all(UPGRADE).await.unwrap();
+    head(&mut io).await;
+    client.write_all(b"early").await.unwrap();
+    let read = tokio::time::timeout(SOON, io.read(&mut [0; 64])).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert!(faults.is(Fault::EarlyBytes));
+
+    let (mut client, mut io) = pair();
+    client.write_all(&[UPGRADE, b"early"].concat()).await.unwrap();
+    assert!(io.wait().await.unwrap());
+    let refused = io.read_head(&LIMITS, SOON).await;
+    assert!(matches!(refused, Err(HeadError::Malformed(Malformed::EarlyUpgradeBytes))));
+}
+
+#[tokio::test]
+async fn a_tunnel_is_open_both_ways_and_ends_when_both_are_silent() {
+    let (mut client, mut io, faults) = watched();
+    client.write_all(UPGRADE).await.unwrap();
+    head(&mut io).await;
+    io.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
+    io.flush().await.unwrap();
+    client.write_all(b"frame").await.unwrap();
+    let mut buffer = [0; 64];
+    assert_eq!(io.read(&mut buffer).await.unwrap(), 5);
+    // One direction is enough to keep it open.
+    for _ in 0..10 {
+        io.write_all(b"frame").await.unwrap();
+        let silent = tokio::time::timeout(Duration::from_millis(50), io.read(&mut buffer)).await;
+        assert!(silent.is_err(), "{silent:?}");
+    }
+    let ended = tokio::time::timeout(SOON, io.read(&mut buffer)).await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert!(faults.is(Fault::IdleTunnel));
 }

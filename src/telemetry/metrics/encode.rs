@@ -5,7 +5,9 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+use super::{
+    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics,
+};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -22,6 +24,15 @@ pub struct LogSample {
     /// The label `log`: `gateway`, `access`.
     pub log: &'static str,
     pub stats: WriterStats,
+}
+
+/// A certificate of a listener.
+#[derive(Debug, Clone)]
+pub struct CertificateSample {
+    pub listener: String,
+    /// The path of its file as written.
+    pub certificate: String,
+    pub not_after: SystemTime,
 }
 
 /// The counters of one kind of filter on one route.
@@ -42,6 +53,7 @@ pub struct MetricsView<'a> {
     pub endpoints: Vec<EndpointSample>,
     pub limits: LimitsSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
+    pub certificates: Vec<CertificateSample>,
     pub gateway: &'a GatewayMetrics,
     pub logs: Vec<LogSample>,
     /// [`crate::telemetry::logger::LoggerHandle::suppressed`].
@@ -60,6 +72,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     endpoints(&mut page, &view.endpoints);
     limits(&mut page, &view.limits);
     listeners(&mut page, &view.listeners);
+    certificates(&mut page, &view.certificates);
     gateway(&mut page, view.gateway);
     logs(&mut page, view);
     process(&mut page, &view.process);
@@ -168,14 +181,27 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     each(page, &t::CONNECTIONS_ACCEPTED, listeners, ListenerMetrics::accepted);
     each(page, &t::CONNECTIONS_ACTIVE, listeners, ListenerMetrics::active);
-    for (metric, malformed) in [(&t::CONNECTIONS_REFUSED, false), (&t::MALFORMED, true)] {
+    type Which = fn(&ListenerMetrics) -> &Reasons;
+    let by_reason: [(_, Which); 3] = [
+        (&t::CONNECTIONS_REFUSED, |metrics| &metrics.refused),
+        (&t::MALFORMED, |metrics| &metrics.malformed),
+        (&t::CONNECTIONS_CUT, |metrics| &metrics.cut),
+    ];
+    for (metric, which) in by_reason {
         let mut family = page.family(metric);
         for (listener, metrics) in listeners {
-            let reasons = if malformed { &metrics.malformed } else { &metrics.refused };
+            let reasons = which(metrics);
             for (reason, count) in reasons.counts().filter(|(_, count)| *count > 0) {
                 family.sample(&[listener, reason], count);
             }
         }
+    }
+}
+
+fn certificates(page: &mut Page, certificates: &[CertificateSample]) {
+    let mut family = page.family(&t::CERTIFICATE_EXPIRY);
+    for sample in certificates {
+        family.sample(&[&sample.listener, &sample.certificate], unix(sample.not_after));
     }
 }
 

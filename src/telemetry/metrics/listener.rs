@@ -36,15 +36,22 @@ pub struct ListenerMetrics {
     pub refused: Reasons,
     /// Requests that were not understood, whichever rejection answered them.
     pub malformed: Reasons,
+    /// Connections ended in the middle of something because of how the client behaved.
+    pub cut: Reasons,
 }
 
 impl ListenerMetrics {
-    pub fn new(refusals: &'static [&'static str], malformations: &'static [&'static str]) -> Self {
+    pub fn new(
+        refusals: &'static [&'static str],
+        malformations: &'static [&'static str],
+        faults: &'static [&'static str],
+    ) -> Self {
         ListenerMetrics {
             accepted: Counter::default(),
             active: Gauge::default(),
             refused: Reasons::new(refusals),
             malformed: Reasons::new(malformations),
+            cut: Reasons::new(faults),
         }
     }
 
@@ -69,7 +76,7 @@ mod tests {
 
     #[test]
     fn reasons_count_under_their_names_and_unknown_ones_as_other() {
-        let metrics = ListenerMetrics::new(&["cap", "tls"], &[]);
+        let metrics = ListenerMetrics::new(&["cap", "tls"], &[], &[]);
         metrics.refused.count(1);
         metrics.refused.count(2);
         metrics.refused.count(usize::MAX);
@@ -80,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_open_until_its_guard_falls() {
-        let metrics = ListenerMetrics::new(&[], &[]);
+        let metrics = ListenerMetrics::new(&[], &[], &[]);
         let guard = metrics.accept();
         assert_eq!((metrics.accepted(), metrics.active()), (1, 1));
         drop(guard);

@@ -105,6 +105,10 @@ metrics! {
         "Connections that were closed before their first request";
     MALFORMED = Counter "gatewright_listener_malformed_requests_total" ["listener", "reason"]
         "Requests that were not valid or not unambiguous HTTP";
+    CONNECTIONS_CUT = Counter "gatewright_listener_connections_cut_total" ["listener", "reason"]
+        "Connections that were ended in the middle of something because the client was too slow or spoke out of turn";
+    CERTIFICATE_EXPIRY = Gauge "gatewright_tls_certificate_expiry_timestamp_seconds" ["listener", "certificate"]
+        "When the certificate of the listener expires, in Unix time, by the path of its file; the days left are this less time(), over 86400";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]
         "Reloads by result, success or failure";
     LAST_RELOAD_OK = Gauge "gatewright_config_last_reload_successful" []

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod gateway;
+pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;
@@ -13,6 +14,7 @@ pub mod origin;
 pub mod raw;
 pub mod redis;
 mod selftest;
+pub mod tls;
 
 pub use gateway::Gateway;
 pub use load::Load;

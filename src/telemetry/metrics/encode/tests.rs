@@ -24,10 +24,11 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     upstream.response_time.observe(Duration::from_millis(7));
     upstream.connect_failures.increment();
     upstream.retries.add(3);
-    let listener = Arc::new(ListenerMetrics::new(&["too_many_connections"], &["bad_header"]));
+    let listener = Arc::new(ListenerMetrics::new(&["too_many_connections"], &["bad_header"], &["slow_body"]));
     drop(listener.accept());
     listener.refused.count(0);
     listener.malformed.count(0);
+    listener.cut.count(0);
     let endpoint = EndpointSample {
         upstream: "orders".into(),
         endpoint: "[::1]:3001".into(),
@@ -57,6 +58,11 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             shield_refused: Some(4),
         },
         listeners: vec![("http".into(), listener)],
+        certificates: vec![CertificateSample {
+            listener: "https".into(),
+            certificate: "a \"b\".pem".into(),
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045),
+        }],
         gateway,
         logs: vec![LogSample { log: "gateway", stats }, LogSample { log: "access", stats }],
         log_suppressed: 4,
@@ -93,6 +99,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         endpoints: Vec::new(),
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
+        certificates: Vec::new(),
         gateway: &gateway,
         logs: Vec::new(),
         log_suppressed: 0,

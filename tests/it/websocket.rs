@@ -1,0 +1,214 @@
+//! Upgrades: what goes through a tunnel, what must not, and how it ends.
+
+use crate::support::raw::{Client, request};
+use crate::support::{Gateway, SOON, eventually};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// An origin that grants every upgrade at once and then echoes what comes; `refuses` has it answer 200.
+struct Tunnels {
+    address: SocketAddr,
+    heads: Arc<parking_lot::Mutex<Vec<String>>>,
+    early: Arc<AtomicUsize>,
+}
+
+fn tunnels(refuses: bool, delay: Duration) -> Tunnels {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (heads, early) = (Arc::new(parking_lot::Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let (seen, bytes) = (heads.clone(), early.clone());
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let (seen, bytes) = (seen.clone(), bytes.clone());
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") {
+                    if stream.read(&mut byte).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    head.push(byte[0]);
+                }
+                seen.lock().push(String::from_utf8(head).unwrap());
+                if !delay.is_zero() {
+                    stream.set_read_timeout(Some(delay)).unwrap();
+                    bytes.fetch_add(stream.read(&mut [0; 64]).unwrap_or(0), Ordering::SeqCst);
+                    stream.set_read_timeout(None).unwrap();
+                }
+                let answer: &[u8] = if refuses {
+                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno"
+                } else {
+                    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n"
+                };
+                let _ = stream.write_all(answer);
+                let mut buffer = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..read]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Tunnels { address, heads, early }
+}
+
+fn gateway(origin: &Tunnels, listener: &str) -> Gateway {
+    Gateway::start(&format!(
+        "[listeners.http]\naddress = \"127.0.0.1:0\"\n{listener}\n[upstreams.app]\nendpoints = [\"{}\"]\ntimeouts = {{ read = \"1s\" }}\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\ntimeouts = {{ request = \"2s\" }}\n\
+         filters = [{{ request_headers = {{ set = {{ x-filtered = \"yes\" }} }} }}]\n",
+        origin.address
+    ))
+}
+
+fn upgrade() -> Vec<u8> {
+    let headers = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    request("GET", "/chat", &headers, b"")
+}
+
+/// Reads the 101; panics with what came instead.
+fn switched(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        let read = stream.read(&mut byte).unwrap();
+        assert!(read == 1, "ended after {:?}", String::from_utf8_lossy(&head));
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    head
+}
+
+fn tunnel(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.write_all(&upgrade()).unwrap();
+    switched(&mut stream);
+    stream
+}
+
+fn echo(stream: &mut TcpStream, text: &[u8]) {
+    stream.write_all(text).unwrap();
+    let mut back = vec![0; text.len()];
+    stream.read_exact(&mut back).unwrap();
+    assert_eq!(back, text);
+}
+
+#[test]
+fn a_tunnel_carries_bytes_both_ways_and_outlives_every_request_timeout() {
+    let origin = tunnels(false, Duration::ZERO);
+    let gateway = gateway(&origin, "");
+    let mut stream = tunnel(gateway.http());
+    let head = origin.heads.lock()[0].to_ascii_lowercase();
+    for line in ["upgrade: websocket\r\n", "connection: upgrade\r\n", "sec-websocket-key: ", "x-filtered: yes\r\n"] {
+        assert!(head.contains(line), "{line} in {head}");
+    }
+    echo(&mut stream, b"\x81\x05hello");
+    // Longer than the read timeout of the upstream and the deadline of the route.
+    std::thread::sleep(Duration::from_millis(3_500));
+    echo(&mut stream, b"still here");
+    echo(&mut stream, &vec![b'x'; 200_000][..1_000]);
+    drop(stream);
+    gateway.logged("the tunnel", |line| line["status"] == 101);
+}
+
+#[test]
+fn an_upgrade_that_is_granted_at_once_is_a_tunnel_every_time() {
+    // cloudflare/pingora#946: a 101 that came before the end of the empty request body ended the tunnel.
+    let origin = tunnels(false, Duration::ZERO);
+    let gateway = gateway(&origin, "");
+    for n in 0..300 {
+        let mut stream = tunnel(gateway.http());
+        echo(&mut stream, format!("frame {n}").as_bytes());
+    }
+}
+
+#[test]
+fn bytes_before_the_101_are_a_bad_request_and_reach_no_origin() {
+    let origin = tunnels(false, Duration::from_millis(500));
+    let gateway = gateway(&origin, "");
+    // With the head: nothing is sent upstream at all.
+    let mut client = Client::connect(gateway.http());
+    let answer = client.send([upgrade(), b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n".to_vec()].concat()).response();
+    assert_eq!((answer.status, answer.keep_alive), (400, false));
+    assert!(origin.heads.lock().is_empty());
+    // After it, while the upgrade is under way.
+    let mut client = Client::connect(gateway.http());
+    client.send(upgrade());
+    eventually("the upgrade is under way", SOON, || origin.heads.lock().len() == 1);
+    let answer = client.send("GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n").response();
+    assert_eq!((answer.status, answer.code().as_str(), answer.keep_alive), (400, "request_malformed", false));
+    assert!(client.read_until_closed().is_empty());
+    assert_eq!(origin.early.load(Ordering::SeqCst), 0);
+    let cut = gateway.metric("gatewright_listener_connections_cut_total", &[("reason", "early_upgrade_bytes")]);
+    assert_eq!(cut, 2.0);
+}
+
+#[test]
+fn a_refused_upgrade_is_a_response_like_any_other() {
+    let origin = tunnels(true, Duration::ZERO);
+    let gateway = gateway(&origin, "");
+    let mut client = Client::connect(gateway.http());
+    assert_eq!(client.send(upgrade()).response().text(), "no");
+}
+
+#[test]
+fn a_tunnel_in_which_nothing_moves_is_closed() {
+    let origin = tunnels(false, Duration::ZERO);
+    let gateway = gateway(&origin, "tunnel_timeout = \"1s\"");
+    let mut stream = tunnel(gateway.http());
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(400));
+        echo(&mut stream, b"alive");
+    }
+    let quiet = Instant::now();
+    let ended = stream.read(&mut [0; 16]);
+    assert!(matches!(ended, Ok(0) | Err(_)) && quiet.elapsed() < Duration::from_secs(8), "{ended:?} {:?}", quiet.elapsed());
+    let cut = || gateway.metric("gatewright_listener_connections_cut_total", &[("reason", "idle_tunnel")]);
+    eventually("it is counted", SOON, || cut() == 1.0);
+}
+
+#[test]
+fn events_arrive_one_by_one_as_they_are_sent() {
+    // The origin sends an event, waits until the test has seen it, and sends the next.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = Tunnels { address: listener.local_addr().unwrap(), heads: Arc::default(), early: Arc::default() };
+    let (next, wait) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+        let mut n = 0;
+        while wait.recv().is_ok() {
+            n += 1;
+            let event = format!("data: {n}\n\n");
+            stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes()).unwrap();
+        }
+    });
+    let gateway = gateway(&origin, "");
+    let mut stream = TcpStream::connect(gateway.http()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(&request("GET", "/events", &[], b"")).unwrap();
+    let mut seen = Vec::new();
+    for n in 1..=5 {
+        next.send(()).unwrap();
+        let wanted = format!("data: {n}\n\n");
+        while !String::from_utf8_lossy(&seen).contains(&wanted) {
+            let mut buffer = [0; 1024];
+            let read = stream.read(&mut buffer).unwrap();
+            assert!(read > 0, "ended before event {n}");
+            seen.extend_from_slice(&buffer[..read]);
+        }
+    }
+}
