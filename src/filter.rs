@@ -85,6 +85,16 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
+    /// Whether a request that it lets through may have an [identity](crate::identity) that it had not before.
+    fn establishes_identity(&self) -> bool {
+        false
+    }
+
+    /// Whether it decides by the identity, so that a filter that establishes one must stand before it.
+    fn needs_identity(&self) -> bool {
+        false
+    }
+
     /// Decides whether the request may go on. The request head is canonical by now; change nothing in it that is meant
     /// for the upstream: do that in [`Filter::on_upstream_request`], where a client's `Connection` header can no longer
     /// have it removed.

@@ -28,6 +28,11 @@ codes! {
     REQUEST_MALFORMED = 400, "request_malformed", "The request is not valid HTTP or is ambiguous";
     PATH_INVALID = 400, "path_invalid", "The request path is not in a form that can be read in one way only";
     HOST_INVALID = 400, "host_invalid", "The Host of the request is missing or invalid";
+    CREDENTIAL_DUPLICATE = 400, "credential_duplicate", "The request has more than one credential where one is expected";
+    CREDENTIAL_MISSING = 401, "credential_missing", "This needs a credential and the request has none";
+    CREDENTIAL_INVALID = 401, "credential_invalid", "The credential of the request is not valid";
+    FORBIDDEN = 403, "forbidden", "The credential of the request does not permit this";
+    ADDRESS_FORBIDDEN = 403, "address_forbidden", "Requests from this address are not permitted here";
     ROUTE_NOT_FOUND = 404, "route_not_found", "No route matches this request";
     METHOD_NOT_ALLOWED = 405, "method_not_allowed", "This path does not allow this method";
     REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
@@ -39,6 +44,7 @@ codes! {
     UPSTREAM_CONNECT_FAILED = 502, "upstream_connect_failed", "The service behind the gateway could not be reached";
     UPSTREAM_RESET = 502, "upstream_reset", "The service behind the gateway closed the connection before it answered";
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
+    AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
     UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";
     DEADLINE_EXCEEDED = 504, "deadline_exceeded", "The request took longer than this route allows";
     VERSION_NOT_SUPPORTED = 505, "version_not_supported", "This gateway speaks HTTP/1.0, HTTP/1.1 and HTTP/2";
@@ -53,13 +59,15 @@ pub struct Rejection {
     pub retry_after: Option<Duration>,
     /// Sent as `Allow`.
     pub allow: Option<HeaderValue>,
+    /// Sent as `WWW-Authenticate`: what a 401 asks for (RFC 9110 section 11.6.1).
+    pub www_authenticate: Option<HeaderValue>,
     /// Close the connection afterwards: what follows on it cannot be trusted or is not worth reading.
     pub close: bool,
 }
 
 impl Rejection {
     pub const fn new(code: &'static Code) -> Self {
-        Rejection { code, retry_after: None, allow: None, close: false }
+        Rejection { code, retry_after: None, allow: None, www_authenticate: None, close: false }
     }
 
     pub fn retry_after(mut self, wait: Duration) -> Self {
@@ -69,6 +77,11 @@ impl Rejection {
 
     pub fn allow(mut self, methods: HeaderValue) -> Self {
         self.allow = Some(methods);
+        self
+    }
+
+    pub fn www_authenticate(mut self, challenge: HeaderValue) -> Self {
+        self.www_authenticate = Some(challenge);
         self
     }
 

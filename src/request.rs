@@ -1,5 +1,6 @@
 //! What is known about one request, in the form in which filters and logs use it.
 
+use crate::identity::Identity;
 use crate::route::Params;
 use arrayvec::ArrayString;
 use std::net::IpAddr;
@@ -43,8 +44,8 @@ pub struct RequestCtx {
     pub route: Option<Arc<str>>,
     /// The path parameters of the route: places in the canonical path of the session's request head.
     pub params: Params,
-    /// The name of the consumer, once an authentication filter has established one.
-    pub consumer: Option<Arc<str>>,
+    /// Who the request is from, once an authentication filter has established it.
+    pub identity: Option<Arc<Identity>>,
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
@@ -64,7 +65,7 @@ impl RequestCtx {
             host: ArrayString::new(),
             route: None,
             params: Params::default(),
-            consumer: None,
+            identity: None,
             started,
             deadline: None,
             extensions: http::Extensions::new(),
@@ -86,7 +87,7 @@ impl RequestCtx {
             host: ArrayString::from("example.com").unwrap(),
             route: None,
             params: Params::default(),
-            consumer: None,
+            identity: None,
             started: Instant::now(),
             deadline: None,
             extensions: http::Extensions::new(),

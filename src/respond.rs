@@ -45,6 +45,9 @@ pub async fn reject(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) 
     if let Some(allow) = &rejection.allow {
         head.insert_header(header::ALLOW, allow.clone())?;
     }
+    if let Some(challenge) = &rejection.www_authenticate {
+        head.insert_header(header::WWW_AUTHENTICATE, challenge.clone())?;
+    }
     let close = rejection.close;
     ctx.rejection = Some(rejection);
     write(session, ctx, head, body, close).await

@@ -10,6 +10,7 @@ mod fixed;
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
 
+use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
 use crate::listener::ListenerPlan;
@@ -30,6 +31,7 @@ pub struct Snapshot {
     /// Counts the requests that no route takes.
     pub unrouted: Arc<RouteMetrics>,
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub consumers: Arc<Consumers>,
     pub listeners: Vec<ListenerPlan>,
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.

@@ -167,7 +167,7 @@ impl Part {
             Part::Fact(Fact::RequestId) => out.write_str(&ctx.id),
             Part::Fact(Fact::ClientIp) => write!(out, "{}", ctx.client),
             Part::Fact(Fact::Route) => out.write_str(ctx.route.as_deref().ok_or(fmt::Error)?),
-            Part::Fact(Fact::Consumer) => out.write_str(ctx.consumer.as_deref().ok_or(fmt::Error)?),
+            Part::Fact(Fact::Consumer) => out.write_str(&ctx.identity.as_ref().ok_or(fmt::Error)?.name),
             Part::Fact(Fact::Host) => out.write_str(&ctx.host),
             Part::Fact(Fact::Scheme) => out.write_str(ctx.scheme.as_str()),
             Part::Fact(Fact::Path) => out.write_str(path),
@@ -193,6 +193,7 @@ impl fmt::Write for Bounded<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Identity;
     use crate::route::{Found, MatchConfig, Query, RouteEntry, Router};
     use proptest::prelude::*;
 
@@ -217,7 +218,7 @@ mod tests {
     fn facts_of_the_request_stand_in_their_places() {
         let mut ctx = RequestCtx::for_test();
         ctx.route = Some("orders".into());
-        ctx.consumer = Some("acme".into());
+        ctx.identity = Some(Identity::for_test("acme"));
         let id = ctx.id;
         assert_eq!(render("${request_id}-${client_ip}", &ctx, "/"), Some(format!("{id}-192.0.2.7")));
         let all = "${scheme}://${host} ${route}/${consumer}";
@@ -263,7 +264,7 @@ mod tests {
         let template = Template::compile("<${consumer}>").unwrap();
         let kept: Vec<HeaderValue> = (0..5_000)
             .map(|n| {
-                ctx.consumer = Some(format!("consumer-{n}").into());
+                ctx.identity = Some(Identity::for_test(&format!("consumer-{n}")));
                 template.render(&ctx, "/").unwrap()
             })
             .collect();
@@ -274,7 +275,7 @@ mod tests {
         #[test]
         fn no_byte_of_a_request_gets_out_of_its_field(text in any::<String>()) {
             let mut ctx = RequestCtx::for_test();
-            ctx.consumer = Some(text.as_str().into());
+            ctx.identity = Some(Identity::for_test(&text));
             let value = Template::compile("a${consumer}b").unwrap().render(&ctx, "/");
             let unsafe_byte = text.bytes().any(|b| b != b'\t' && (b < 32 || b == 127));
             prop_assert_eq!(value.is_none(), unsafe_byte || text.len() + 2 > MAX_VALUE);

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use gatewright::clock::{SharedClock, SystemClock};
+use gatewright::consumer::Consumer;
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
 use gatewright::filter::{BuildContext, Chain, Filter, Registry};
+use gatewright::identity::Identity;
 use gatewright::request::{RequestCtx, Scheme};
 use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
 use gatewright::state::StatePool;
@@ -37,6 +39,7 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
         state: &StatePool::new(),
         clock: &clock,
         upstreams: &BTreeMap::new(),
+        consumers: &Arc::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };
@@ -66,13 +69,18 @@ fn session() -> Session {
     })
 }
 
+fn identity() -> Identity {
+    let consumer = Arc::new(Consumer { name: "acme".into(), enabled: true, ..Consumer::default() });
+    Identity::of(&consumer, "api_key", "api_key:3f2a9c01".into())
+}
+
 fn context() -> RequestCtx {
     let client = [192, 0, 2, 7].into();
     RequestCtx {
         id: arrayvec::ArrayString::from("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         host: arrayvec::ArrayString::from("api.example.com").unwrap(),
         route: Some("orders".into()),
-        consumer: Some("acme".into()),
+        identity: Some(Arc::new(identity())),
         ..RequestCtx::new(client, Scheme::Https, Instant::now())
     }
 }

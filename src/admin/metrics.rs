@@ -2,7 +2,9 @@
 
 use super::Admin;
 use crate::listener::ListenerState;
-use crate::telemetry::metrics::{self, EndpointSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics};
+use crate::telemetry::metrics::{
+    self, AuthMetrics, AuthSample, EndpointSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+};
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ pub fn exposition(admin: &Admin) -> String {
     }
     metrics::encode(&MetricsView {
         routes: routes.chain([unrouted]).collect(),
+        auth: auth(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
@@ -30,6 +33,18 @@ pub fn exposition(admin: &Admin) -> String {
         log_suppressed: admin.reloader.logger.suppressed(),
         process: ProcessSample::read(),
     })
+}
+
+fn auth(admin: &Admin) -> Vec<AuthSample> {
+    let live = admin.state.live::<AuthMetrics>().into_iter();
+    let mut samples: Vec<AuthSample> = live
+        .filter_map(|(key, metrics)| {
+            let (route, filter) = key.split_once('/')?;
+            Some(AuthSample { route: route.to_owned(), filter: filter.to_owned(), metrics })
+        })
+        .collect();
+    samples.sort_by(|a, b| (&a.route, &a.filter).cmp(&(&b.route, &b.filter)));
+    samples
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

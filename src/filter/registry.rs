@@ -2,8 +2,10 @@
 
 use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
+use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::state::StatePool;
+use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
 use crate::value::Located;
 use schemars::{Schema, SchemaGenerator};
@@ -45,12 +47,19 @@ pub struct BuildContext<'a> {
     pub clock: &'a SharedClock,
     /// The upstreams of the snapshot that is being compiled.
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// Who may call.
+    pub consumers: &'a Arc<Consumers>,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
 }
 
 impl BuildContext<'_> {
+    /// Where the decisions of the filter are counted. Filters of one name on one route count together.
+    pub fn auth_metrics(&self, filter: &'static str) -> Arc<AuthMetrics> {
+        self.state.get_or_create(&format!("{}/{filter}", self.route), AuthMetrics::default)
+    }
+
     /// The directory of the configuration file that the filter is written in: what relative paths in it start from.
     pub fn directory(&self) -> PathBuf {
         let source = self.diagnostics.source(self.span.file);

@@ -81,7 +81,7 @@ mod tests {
             "/u/{id}",
         )
         .await;
-        ctx.consumer = Some("acme".into());
+        ctx.identity = Some(crate::identity::Identity::for_test("acme"));
         let mut head = session.req_header().clone();
         filter.on_upstream_request(&session, &mut head, &mut ctx).unwrap();
         let id = format!("x-id: {}", ctx.id);

@@ -39,6 +39,7 @@ pub fn build<C: FilterConfig>(table: &str) -> Result<C::Filter, Problem> {
         state: &Arc::new(StatePool::default()),
         clock: &clock,
         upstreams: &BTreeMap::new(),
+        consumers: &Arc::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

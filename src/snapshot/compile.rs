@@ -3,6 +3,7 @@
 use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
 use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
+use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
@@ -27,7 +28,8 @@ pub struct CompileParts<'a> {
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
-    let builder = RouteBuilder { config, upstreams: &upstreams, parts };
+    let consumers = Arc::new(Consumers::default());
+    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -42,6 +44,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         routes: routes.into_iter().collect::<Option<_>>()?,
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
+        consumers,
         listeners: config.listeners.values().map(listener).collect(),
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
@@ -61,6 +64,7 @@ fn upstream(entry: &Entry<UpstreamConfig>, parts: &CompileParts<'_>) -> (Arc<str
 struct RouteBuilder<'a> {
     config: &'a Config,
     upstreams: &'a Upstreams,
+    consumers: &'a Arc<Consumers>,
     parts: &'a CompileParts<'a>,
 }
 
@@ -137,7 +141,15 @@ impl RouteBuilder<'_> {
     fn filter(&self, spec: &FilterSpec, route: &str, d: &mut Diagnostics) -> Option<Arc<dyn Filter>> {
         let span = spec.span.clone();
         let CompileParts { state, clock, .. } = self.parts;
-        let mut cx = BuildContext { route, state, clock, upstreams: self.upstreams, diagnostics: d, span: span.clone() };
+        let mut cx = BuildContext {
+            route,
+            state,
+            clock,
+            upstreams: self.upstreams,
+            consumers: self.consumers,
+            diagnostics: d,
+            span: span.clone(),
+        };
         let problem = match (spec.build)(&mut cx) {
             Ok(filter) => return Some(filter),
             Err(problem) => problem,

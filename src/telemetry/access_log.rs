@@ -3,8 +3,8 @@
 //! ```json
 //! {"time":"2026-01-02T03:04:05.678901Z","request_id":"0198…","listener":"https","client":"192.0.2.7","method":"GET",
 //!  "host":"api.example.com","path":"/orders/7","protocol":"HTTP/2","route":"orders","upstream":"orders",
-//!  "endpoint":"10.0.0.4:3001","consumer":"acme","status":200,"bytes_in":0,"bytes_out":512,"duration":0.012345,
-//!  "upstream_time":0.010210,"connect_time":0.000312,"attempts":1,"reused":false,"user_agent":"curl/8.5.0"}
+//!  "endpoint":"10.0.0.4:3001","consumer":"acme","credential":"api_key:3f2a9c01","status":200,"bytes_in":0,
+//!  "bytes_out":512,"duration":0.012345,"upstream_time":0.010210,"connect_time":0.000312,"attempts":1,"reused":false,"user_agent":"curl/8.5.0"}
 //! ```
 //!
 //! [`FIELDS`] names every field. A field that has no value is left out. The query of the target is not logged unless
@@ -52,6 +52,8 @@ pub struct AccessRecord<'a> {
     pub upstream: Option<&'a str>,
     pub endpoint: Option<SocketAddr>,
     pub consumer: Option<&'a str>,
+    /// The id of the credential, never the credential itself.
+    pub credential: Option<&'a str>,
     /// `None` if no response was sent.
     pub status: Option<u16>,
     /// The code of the rejection, if the gateway answered by one.
@@ -92,6 +94,7 @@ impl<'a> AccessRecord<'a> {
             upstream: None,
             endpoint: None,
             consumer: None,
+            credential: None,
             status: None,
             rejection: None,
             error: None,
@@ -126,7 +129,8 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("route", "The route that matched"),
     ("upstream", "The upstream that the route chose"),
     ("endpoint", "The address of the endpoint that was tried last"),
-    ("consumer", "The consumer that the request was authenticated as"),
+    ("consumer", "The consumer that the request was authenticated as, or the subject of a token without consumer"),
+    ("credential", "The id of the credential that proved it; never the credential itself"),
     ("status", "The status of the response; absent if none was sent"),
     ("rejection", "The code of the rejection, if the gateway answered in place of the upstream"),
     ("error", "What failed in transport, if anything did"),
@@ -226,6 +230,7 @@ fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>, with_query: bool) {
     text(out, key!("upstream"), record.upstream.map(str::as_bytes), SHORT_MAX);
     shown(out, key!("endpoint"), record.endpoint.as_ref());
     text(out, key!("consumer"), record.consumer.map(str::as_bytes), SHORT_MAX);
+    text(out, key!("credential"), record.credential.map(str::as_bytes), SHORT_MAX);
     if let Some(status) = record.status {
         number(out, key!("status"), status.into());
     }

@@ -11,6 +11,7 @@
 //! OpenMetrics only, where a counter's `TYPE` line lacks the `_total` of its samples, which `promtool check metrics`
 //! refuses, and each of its metrics would be an allocation behind a lock in a family of labels.
 
+mod auth;
 mod encode;
 mod gateway;
 mod label;
@@ -19,7 +20,8 @@ mod route;
 mod table;
 mod upstream;
 
-pub use encode::{CONTENT_TYPE, LogSample, MetricsView, encode};
+pub use auth::{AuthMetrics, AuthOutcome};
+pub use encode::{AuthSample, CONTENT_TYPE, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use listener::{ListenerMetrics, Reasons};

@@ -22,6 +22,7 @@ fn full<'a>(bytes: &'a [u8], text: &'a str) -> AccessRecord<'a> {
         upstream: Some(text),
         endpoint: Some("[fe80::1]:3001".parse().unwrap()),
         consumer: Some(text),
+        credential: Some(text),
         status: Some(502),
         rejection: Some(text),
         error: Some(text),

@@ -5,7 +5,7 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{EndpointSample, GatewayMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+use super::{AuthMetrics, EndpointSample, GatewayMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -24,10 +24,20 @@ pub struct LogSample {
     pub stats: WriterStats,
 }
 
+/// The counters of one kind of filter on one route.
+#[derive(Debug, Clone)]
+pub struct AuthSample {
+    pub route: String,
+    pub filter: String,
+    pub metrics: Arc<AuthMetrics>,
+}
+
 /// Everything that a scrape shows. A name must stand only once in its list: Prometheus refuses a series that is there twice.
 #[derive(Debug)]
 pub struct MetricsView<'a> {
     pub routes: Vec<(String, Arc<RouteMetrics>)>,
+    /// Sorted, so that pages can be compared.
+    pub auth: Vec<AuthSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
@@ -44,6 +54,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     let series = view.routes.len() * 2 + view.upstreams.len() * 3 + view.endpoints.len() + view.listeners.len();
     let mut page = Page { out: String::with_capacity(8 << 10 | series.saturating_mul(1 << 10)) };
     routes(&mut page, &view.routes);
+    auth(&mut page, &view.auth);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
     listeners(&mut page, &view.listeners);
@@ -70,6 +81,15 @@ fn routes(page: &mut Page, routes: &[(String, Arc<RouteMetrics>)]) {
         }
     }
     each(page, &t::HTTP_IN_FLIGHT, routes, RouteMetrics::in_flight);
+}
+
+fn auth(page: &mut Page, samples: &[AuthSample]) {
+    let mut family = page.family(&t::AUTH);
+    for AuthSample { route, filter, metrics } in samples {
+        for (outcome, count) in metrics.outcomes().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, filter, outcome], count);
+        }
+    }
 }
 
 fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {

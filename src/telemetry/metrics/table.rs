@@ -49,6 +49,8 @@ metrics! {
         "Answers that the gateway made instead of the upstream, by their stable code";
     HTTP_IN_FLIGHT = Gauge "gatewright_http_requests_in_flight" ["route"]
         "Requests that are under way now";
+    AUTH = Counter "gatewright_auth_total" ["route", "filter", "outcome"]
+        "Decisions about who may pass, by the filter that made them and how they ended";
     UPSTREAM_REQUESTS = Counter "gatewright_upstream_requests_total" ["upstream", "class"]
         "Attempts at endpoints, retries included, by the class of the status that came back; class none: no response came";
     UPSTREAM_RESPONSE_TIME = Histogram "gatewright_upstream_response_time_seconds" ["upstream"]

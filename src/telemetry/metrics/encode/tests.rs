@@ -1,4 +1,4 @@
-use super::super::{METRICS, Method, NO_ROUTE};
+use super::super::{AuthOutcome, METRICS, Method, NO_ROUTE};
 use super::*;
 use crate::rejection;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,9 +40,12 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         checks_failed: 1,
         last_check: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
     };
+    let auth = AuthMetrics::default();
+    auth.count(AuthOutcome::Accepted);
     let stats = WriterStats { records: 5, dropped: 1, bytes: 500, write_errors: 1 };
     MetricsView {
         routes: vec![("a \"quoted\\\" \n route ü".into(), route), (NO_ROUTE.into(), Arc::default())],
+        auth: vec![AuthSample { route: "orders".into(), filter: "api_key".into(), metrics: auth.into() }],
         upstreams: vec![("orders".into(), upstream)],
         endpoints: vec![
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
@@ -80,6 +83,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
     let gateway = GatewayMetrics::default();
     let exposition = encode(&MetricsView {
         routes: vec![("r".into(), Arc::default())],
+        auth: vec![AuthSample { route: "r".into(), filter: "jwt".into(), metrics: Arc::default() }],
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
         listeners: Vec::new(),

@@ -1,0 +1,96 @@
+//! Consumers: who calls, with which credentials, in which tier.
+//!
+//! [`Consumers`] is built once for each snapshot and answers every look-up in constant time, however many there are. Keys
+//! and passwords are only known as hashes.
+
+use crate::identity::Identity;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Who calls.
+#[derive(Debug, Default)]
+pub struct Consumer {
+    pub name: Arc<str>,
+    pub tier: Option<Arc<Tier>>,
+    pub roles: Arc<[Arc<str>]>,
+    /// Free text for people and templates; means nothing to the gateway.
+    pub metadata: BTreeMap<String, String>,
+    /// A consumer that is not enabled is refused by whatever credential, exactly as if it were unknown.
+    pub enabled: bool,
+}
+
+/// Named limits that consumers share.
+#[derive(Debug)]
+pub struct Tier {
+    pub name: Arc<str>,
+}
+
+/// One credential of a consumer, with the identity that it proves.
+#[derive(Debug)]
+pub struct Credential {
+    pub identity: Arc<Identity>,
+    pub consumer: Arc<Consumer>,
+    pub not_before: Option<SystemTime>,
+    pub expires: Option<SystemTime>,
+}
+
+/// Why a credential that is known does not count. For metrics and logs only: clients are told the same in every case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unusable {
+    NotYet,
+    Expired,
+    Disabled,
+}
+
+impl Credential {
+    /// Whether it counts at `now`: from `not_before` on, before `expires`, and while the consumer is enabled.
+    pub fn check(&self, now: SystemTime) -> Result<(), Unusable> {
+        if !self.consumer.enabled {
+            Err(Unusable::Disabled)
+        } else if self.not_before.is_some_and(|start| now < start) {
+            Err(Unusable::NotYet)
+        } else if self.expires.is_some_and(|end| now >= end) {
+            Err(Unusable::Expired)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// All consumers of a snapshot, by whatever a request can name them by.
+#[derive(Debug, Default)]
+pub struct Consumers {
+    by_name: Map<Arc<str>, Arc<Consumer>>,
+    /// Subjects that one issuer alone may vouch for, by issuer and subject.
+    by_issuer: Map<Arc<str>, Map<Arc<str>, Credential>>,
+    /// Subjects that every issuer may vouch for.
+    by_subject: Map<Arc<str>, Credential>,
+}
+
+impl Consumers {
+    pub fn get(&self, name: &str) -> Option<&Arc<Consumer>> {
+        self.by_name.get(name)
+    }
+
+    /// The credential `{ jwt = { subject = "..." } }` for a token of the issuer `[jwt.ISSUER]`. One that names the issuer goes
+    /// before one that does not.
+    pub fn by_jwt_subject(&self, issuer: &str, subject: &str) -> Option<&Credential> {
+        let own = self.by_issuer.get(issuer).and_then(|subjects| subjects.get(subject));
+        own.or_else(|| self.by_subject.get(subject))
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Consumer>> {
+        self.by_name.values()
+    }
+}

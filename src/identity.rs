@@ -1,0 +1,63 @@
+//! Who a request is from, as far as it has been proved.
+//!
+//! Authentication filters (`api_key`, `jwt`, `basic`) establish an [`Identity`]; what comes after them (`require`, limits,
+//! the access log, headers for the upstream) reads it and asks nobody again. It is immutable and shared: credentials from
+//! the configuration have theirs made when the snapshot is compiled, so that a request costs a counter and no allocation.
+
+use crate::consumer::Consumer;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// Who the request is from. Holds no secret, so that any part of it may be logged or sent upstream.
+#[derive(Debug)]
+pub struct Identity {
+    /// The configured consumer, if the credential belongs to one.
+    pub consumer: Option<Arc<Consumer>>,
+    /// The consumer's name, or the subject of a token that belongs to no consumer.
+    pub name: Arc<str>,
+    /// What proved it, for logs and limits, never a secret: `api_key:3f2a9c01`, `jwt:main:SUBJECT`, `basic:USERNAME`.
+    pub credential: Arc<str>,
+    /// The kind of credential: `api_key`, `jwt`, `basic`.
+    pub method: &'static str,
+    /// What it may do: those of the consumer, and those that a token grants where the issuer is allowed to.
+    pub roles: Arc<[Arc<str>]>,
+    /// What a token was issued for (RFC 6749 section 3.3); empty for other credentials.
+    pub scopes: Arc<[Arc<str>]>,
+    /// The tier whose limits apply.
+    pub tier: Option<Arc<str>>,
+    /// The verified claims of a token.
+    pub claims: Option<Arc<Map<String, Value>>>,
+}
+
+impl Identity {
+    /// The identity that a credential of a configured consumer proves.
+    pub fn of(consumer: &Arc<Consumer>, method: &'static str, credential: Arc<str>) -> Self {
+        Identity {
+            consumer: Some(Arc::clone(consumer)),
+            name: Arc::clone(&consumer.name),
+            credential,
+            method,
+            roles: Arc::clone(&consumer.roles),
+            scopes: Arc::default(),
+            tier: consumer.tier.as_ref().map(|tier| Arc::clone(&tier.name)),
+            claims: None,
+        }
+    }
+
+    pub fn has_role(&self, role: &str) -> bool {
+        self.roles.iter().any(|held| **held == *role)
+    }
+
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes.iter().any(|held| **held == *scope)
+    }
+}
+
+#[cfg(test)]
+impl Identity {
+    /// An identity of a consumer that is in no configuration.
+    pub fn for_test(name: &str) -> Arc<Self> {
+        let consumer = Arc::new(Consumer { name: name.into(), enabled: true, ..Consumer::default() });
+        Arc::new(Identity::of(&consumer, "api_key", "api_key:00000000".into()))
+    }
+}
