@@ -8,6 +8,7 @@
 mod chain;
 mod header_edits;
 mod health;
+mod jwt;
 mod redirect;
 mod registry;
 mod request_headers;

@@ -10,6 +10,7 @@ use crate::clock::SharedClock;
 use crate::config::{self, Loaded};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
+use crate::jwt::KeySupervisor;
 use crate::listener::Listeners;
 use crate::proxy::Gateway;
 use crate::snapshot::{self, CompileParts, Snapshot};
@@ -88,6 +89,7 @@ pub struct Reloader {
     pub state: Arc<StatePool>,
     pub clock: SharedClock,
     pub supervisor: std::sync::OnceLock<Supervisor>,
+    pub keys: std::sync::OnceLock<KeySupervisor>,
     pub logger: LoggerHandle,
     /// One reload at a time. Held over awaits, which is why it is an async lock; the request path never takes it.
     pub busy: tokio::sync::Mutex<()>,
@@ -163,6 +165,9 @@ impl Reloader {
         self.listeners.commit(prepared, &self.state);
         if let Some(supervisor) = self.supervisor.get() {
             supervisor.reconcile(snapshot.upstreams.values());
+        }
+        if let Some(keys) = self.keys.get() {
+            keys.reconcile(snapshot.issuers.jobs());
         }
         self.state.sweep();
     }

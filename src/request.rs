@@ -46,6 +46,8 @@ pub struct RequestCtx {
     pub params: Params,
     /// Who the request is from, once an authentication filter has established it.
     pub identity: Option<Arc<Identity>>,
+    /// A filter has taken a secret out of the query: the query as it was received must not be logged.
+    pub query_had_secret: bool,
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
@@ -66,6 +68,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            query_had_secret: false,
             started,
             deadline: None,
             extensions: http::Extensions::new(),
@@ -88,6 +91,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            query_had_secret: false,
             started: Instant::now(),
             deadline: None,
             extensions: http::Extensions::new(),

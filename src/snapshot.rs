@@ -13,6 +13,7 @@ pub use fixed::Fixed;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
+use crate::jwt::Issuers;
 use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub unrouted: Arc<RouteMetrics>,
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
     pub consumers: Arc<Consumers>,
+    /// Whose tokens count.
+    pub issuers: Issuers,
     pub listeners: Vec<ListenerPlan>,
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.

@@ -8,6 +8,7 @@ use gatewright::clock::{SharedClock, SystemClock};
 use gatewright::consumer::Consumer;
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
 use gatewright::filter::{BuildContext, Chain, Filter, Registry};
+use gatewright::jwt::Issuers;
 use gatewright::identity::Identity;
 use gatewright::request::{RequestCtx, Scheme};
 use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
@@ -40,6 +41,7 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
         clock: &clock,
         upstreams: &BTreeMap::new(),
         consumers: &Arc::default(),
+        issuers: &Issuers::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };

@@ -60,11 +60,11 @@ pub fn load_text(name: &str, text: &str, registry: &Registry, env: &dyn Fn(&str)
 
 /// Whether a section holds named entries (`[routes.NAME]`).
 pub(super) fn is_named(section: &str) -> bool {
-    matches!(section, "listeners" | "upstreams" | "chains" | "routes")
+    matches!(section, "listeners" | "jwt" | "upstreams" | "chains" | "routes")
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 7] = ["server", "admin", "log", "listeners", "upstreams", "chains", "routes"];
+pub(super) const SECTIONS: [&str; 8] = ["server", "admin", "log", "listeners", "jwt", "upstreams", "chains", "routes"];
 
 /// What is written for one name, with its own list of filters if it has one.
 pub(super) trait Section: DeserializeOwned {
@@ -74,6 +74,7 @@ pub(super) trait Section: DeserializeOwned {
 
 impl Section for super::ListenerConfig {}
 impl Section for crate::upstream::UpstreamConfig {}
+impl Section for crate::jwt::IssuerConfig {}
 impl Section for ChainConfig {
     const FILTERS: bool = true;
     fn set_filters(&mut self, filters: Filters) {
@@ -302,6 +303,7 @@ impl<'i> FileReader<'_, 'i> {
                 "admin" => self.singleton("admin", &key, value, &mut config.admin),
                 "log" => self.singleton("log", &key, value, &mut config.log),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
+                "jwt" => self.named("jwt", value, &mut config.jwt),
                 "upstreams" => self.named("upstreams", value, &mut config.upstreams),
                 "chains" => self.named("chains", value, &mut config.chains),
                 "routes" => self.named("routes", value, &mut config.routes),

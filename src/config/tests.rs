@@ -410,6 +410,7 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "admin" => error::<AdminConfig>(value),
         "log" => error::<LogConfig>(value),
         "listeners" => error::<ListenerConfig>(inner(&value)),
+        "jwt" => error::<crate::jwt::IssuerConfig>(inner(&value)),
         "upstreams" => error::<crate::upstream::UpstreamConfig>(inner(&value)),
         "chains" => error::<ChainConfig>(inner(&value)),
         "routes" => error::<RouteConfig>(inner(&value)),

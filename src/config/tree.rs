@@ -1,6 +1,7 @@
 //! The root of the tree.
 
 use super::{AdminConfig, ChainConfig, ListenerConfig, LogConfig, RouteConfig, ServerConfig};
+use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -47,6 +48,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Addresses that accept connections.
     pub listeners: Named<ListenerConfig>,
+    /// Issuers of tokens.
+    pub jwt: Named<IssuerConfig>,
     /// Groups of endpoints that requests are sent to.
     pub upstreams: Named<UpstreamConfig>,
     /// Lists of filters that many routes share.

@@ -23,11 +23,15 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         config.log.check(d);
     }
     names("listener", &config.listeners, d);
+    names("issuer", &config.jwt, d);
     names("upstream", &config.upstreams, d);
     names("chain", &config.chains, d);
     names("route", &config.routes, d);
     for (_, listener) in config.listeners.iter().filter(|(name, _)| intact("listeners", name)) {
         listener.check(d);
+    }
+    for (_, issuer) in config.jwt.iter().filter(|(name, _)| intact("jwt", name)) {
+        issuer.check(&issuer.name, d);
     }
     for (_, upstream) in config.upstreams.iter().filter(|(name, _)| intact("upstreams", name)) {
         upstream.check(&upstream.name, d);

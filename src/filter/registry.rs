@@ -4,6 +4,7 @@ use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::jwt::Issuers;
 use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
@@ -20,11 +21,18 @@ pub struct Problem {
     pub message: String,
     pub span: Option<Span>,
     pub help: Option<String>,
+    /// It follows from something that has been reported.
+    pub reported: bool,
 }
 
 impl Problem {
     pub fn new(message: impl Into<String>) -> Self {
-        Problem { message: message.into(), span: None, help: None }
+        Problem { message: message.into(), span: None, help: None, reported: false }
+    }
+
+    /// The filter depends on something that could not be built either, which has been reported.
+    pub fn reported() -> Self {
+        Problem { reported: true, ..Problem::new("") }
     }
 
     /// Points at the text of `value`.
@@ -49,6 +57,8 @@ pub struct BuildContext<'a> {
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
     /// Who may call.
     pub consumers: &'a Arc<Consumers>,
+    /// Whose tokens count.
+    pub issuers: &'a Issuers,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
@@ -117,6 +127,7 @@ impl Registry {
             .with::<super::respond::RespondConfig>()
             .with::<super::redirect::RedirectConfig>()
             .with::<super::health::HealthConfig>()
+            .with::<super::jwt::JwtConfig>()
     }
 
     /// Adds a filter. A name that exists already is replaced, so that a custom filter can stand in for a built-in one.

@@ -3,6 +3,7 @@
 use super::{BuildContext, FilterConfig, Problem};
 use crate::clock::{SharedClock, SystemClock};
 use crate::diagnostic::{Diagnostics, FileId, Span};
+use crate::jwt::Issuers;
 use crate::request::RequestCtx;
 use crate::route::{Found, MatchConfig, Query, RouteEntry, Router};
 use crate::state::StatePool;
@@ -40,6 +41,7 @@ pub fn build<C: FilterConfig>(table: &str) -> Result<C::Filter, Problem> {
         clock: &clock,
         upstreams: &BTreeMap::new(),
         consumers: &Arc::default(),
+        issuers: &Issuers::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

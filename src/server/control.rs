@@ -2,6 +2,7 @@
 
 use super::Ready;
 use crate::admin::{self, Admin, AdminSocket};
+use crate::jwt::KeySupervisor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reloader};
 use crate::systemd;
@@ -46,6 +47,12 @@ impl Service for Control {
         let supervisor = Supervisor::new(tokio::runtime::Handle::current(), Arc::new(SystemResolver));
         supervisor.reconcile(snapshot.upstreams.values());
         if self.reloader.supervisor.set(supervisor).is_err() {
+            log::error!("the control service was started twice");
+            return;
+        }
+        let keys = KeySupervisor::new(tokio::runtime::Handle::current());
+        keys.reconcile(snapshot.issuers.jobs());
+        if self.reloader.keys.set(keys).is_err() {
             log::error!("the control service was started twice");
             return;
         }

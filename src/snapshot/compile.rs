@@ -7,6 +7,7 @@ use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
+use crate::jwt::Issuers;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -29,7 +30,8 @@ pub struct CompileParts<'a> {
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
     let consumers = Arc::new(Consumers::default());
-    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, parts };
+    let issuers = Issuers::build(config.jwt.values().map(|entry| (&entry.name, &entry.value)), parts.state, parts.clock, d);
+    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -45,6 +47,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
         consumers,
+        issuers,
         listeners: config.listeners.values().map(listener).collect(),
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
@@ -65,6 +68,7 @@ struct RouteBuilder<'a> {
     config: &'a Config,
     upstreams: &'a Upstreams,
     consumers: &'a Arc<Consumers>,
+    issuers: &'a Issuers,
     parts: &'a CompileParts<'a>,
 }
 
@@ -147,11 +151,13 @@ impl RouteBuilder<'_> {
             clock,
             upstreams: self.upstreams,
             consumers: self.consumers,
+            issuers: self.issuers,
             diagnostics: d,
             span: span.clone(),
         };
         let problem = match (spec.build)(&mut cx) {
             Ok(filter) => return Some(filter),
+            Err(problem) if problem.reported => return None,
             Err(problem) => problem,
         };
         let span = problem.span.unwrap_or(span);
