@@ -143,7 +143,10 @@ fn json(status: StatusCode, body: String) -> Answer {
 /// `@` for the admin listener's.
 const TRY: &[(&str, &str)] = &[
     ("A route over three origins, in turn: call it a few times and watch `origin` (c has twice the weight)", "curl -s http://%/"),
-    ("What the origin sees: request id, Forwarded, Via, and the prefix /api stripped", "curl -s http://%/api/orders?page=2"),
+    (
+        "What the origin sees: request id, X-Forwarded-For, Via, and the prefix /api stripped",
+        "curl -s 'http://%/api/orders?page=2'",
+    ),
     ("A body there and back", "curl -s -d 'hello' http://%/echo"),
     ("An answer that the gateway makes itself", "curl -si http://%/hello"),
     ("A redirect", "curl -si http://%/old/page"),

@@ -11,7 +11,7 @@ use crate::config::{self, Loaded};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
 use crate::jwt::KeySupervisor;
-use crate::listener::Listeners;
+use crate::listener::{Listeners, Prepared};
 use crate::proxy::Gateway;
 use crate::snapshot::{self, CompileParts, Snapshot};
 use crate::state::StatePool;
@@ -73,6 +73,19 @@ impl Outcome {
     }
 }
 
+/// A configuration that is ready to be swapped in.
+struct Next {
+    snapshot: Snapshot,
+    listeners: Prepared,
+    level: log::LevelFilter,
+    /// Rendered.
+    warnings: String,
+}
+
+/// How long a start or a reload waits for names that are looked up for the first time. Without it the first requests to
+/// them would be refused; a name that takes longer must not hold up the rest.
+pub const SETTLE: Duration = Duration::from_secs(2);
+
 /// The last reload, for `/status`.
 #[derive(Debug, Clone)]
 pub struct LastReload {
@@ -105,9 +118,9 @@ impl Reloader {
         crate::systemd::reloading();
         let begun = Instant::now();
         let this = Arc::clone(self);
-        let work = tokio::task::spawn_blocking(move || this.load_and_swap());
-        let outcome = match work.await {
-            Ok(outcome) => outcome,
+        let outcome = match tokio::task::spawn_blocking(move || this.prepare()).await {
+            Ok(Ok(next)) => self.install(*next).await,
+            Ok(Err(refused)) => refused,
             Err(e) => Outcome::Refused {
                 report: format!("error: the reload did not finish: {e}\n"),
                 diagnostics: serde_json::json!([{ "severity": "error", "message": e.to_string() }]),
@@ -133,43 +146,51 @@ impl Reloader {
         outcome
     }
 
-    fn load_and_swap(&self) -> Outcome {
+    /// Everything that can fail.
+    fn prepare(&self) -> Result<Box<Next>, Outcome> {
         let Loaded { config, mut diagnostics, hash, .. } = self.origin.load(&self.registry);
         let parts = CompileParts { state: &self.state, clock: &self.clock, dry: false };
         self.fixed.compare(&config, &mut diagnostics);
         let Some(snapshot) = snapshot::compile(&config, &hash, &parts, &mut diagnostics) else {
-            return refused(&diagnostics);
+            return Err(refused(&diagnostics));
         };
-        let prepared = match self.listeners.prepare(&snapshot.listeners) {
-            Ok(prepared) => prepared,
+        let listeners = match self.listeners.prepare(&snapshot.listeners) {
+            Ok(listeners) => listeners,
             Err(errors) => {
                 for error in errors {
                     let span = config.listeners.get(&*error.listener).and_then(|entry| entry.value.address.span.clone());
                     diagnostics.error(span, error.to_string());
                 }
-                return refused(&diagnostics);
+                return Err(refused(&diagnostics));
             }
         };
-        let unchanged = self.gateway.snapshot().hash == snapshot.hash;
-        self.install(snapshot, prepared);
-        self.logger.set_level(config.log.level.into());
         let warnings = if diagnostics.list.is_empty() { String::new() } else { diagnostics.render(false) };
-        Outcome::Applied { hash, unchanged, warnings }
+        Ok(Box::new(Next { snapshot, listeners, level: config.log.level.into(), warnings }))
     }
 
-    /// Order matters: new listeners must not serve the old snapshot's routes, and health checks of new endpoints begin
-    /// only when the snapshot that wants them is in place.
-    fn install(&self, snapshot: Snapshot, prepared: crate::listener::Prepared) {
+    /// Nothing here can fail. Order matters: names of new endpoints are looked up before requests need them, and new
+    /// listeners must not serve the old snapshot's routes.
+    async fn install(&self, next: Next) -> Outcome {
+        let Next { snapshot, listeners, level, warnings } = next;
         let snapshot = Arc::new(snapshot);
-        self.gateway.swap(Arc::clone(&snapshot));
-        self.listeners.commit(prepared, &self.state);
-        if let Some(supervisor) = self.supervisor.get() {
-            supervisor.reconcile(snapshot.upstreams.values());
-        }
         if let Some(keys) = self.keys.get() {
             keys.reconcile(snapshot.issuers.jobs());
         }
+        if let Some(supervisor) = self.supervisor.get() {
+            supervisor.reconcile(snapshot.upstreams.values());
+            supervisor.settle(SETTLE).await;
+        }
+        let hash = snapshot.hash.clone();
+        let unchanged = self.gateway.snapshot().hash == hash;
+        self.gateway.swap(Arc::clone(&snapshot));
+        self.listeners.commit(listeners, &self.state);
+        self.logger.set_level(level);
+        // For rotation: whoever moved the file away asks for a reload, as with any daemon.
+        if let Some(access_log) = &snapshot.access_log {
+            access_log.writer().reopen();
+        }
         self.state.sweep();
+        Outcome::Applied { hash, unchanged, warnings }
     }
 }
 

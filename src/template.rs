@@ -9,6 +9,7 @@
 
 use crate::arena::with_arena;
 use crate::request::RequestCtx;
+use crate::value::Secret;
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
 use std::fmt::{self, Write as _};
@@ -101,6 +102,13 @@ impl Template {
             }
         }
         Ok(Template(Inner::Parts(parts.into())))
+    }
+
+    /// A secret, taken as it is. None if it cannot stand in a header. Marked as sensitive, so that HTTP/2 does not index it.
+    pub fn secret(secret: &Secret) -> Option<Self> {
+        let mut value = HeaderValue::from_str(secret.expose()).ok()?;
+        value.set_sensitive(true);
+        Some(Template(Inner::Fixed(value)))
     }
 
     /// The value for one request, or none: see the module. `path` is the canonical path that the route was found by.

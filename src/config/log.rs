@@ -52,7 +52,8 @@ impl From<Level> for log::LevelFilter {
 pub struct AccessLogConfig {
     /// How a line is written.
     pub format: AccessFormat,
-    /// Where the lines go: `"stdout"`, `"stderr"`, `"off"`, or `"file:/path"`, to which they are appended.
+    /// Where the lines go: `"stdout"`, `"stderr"`, `"off"`, or `"file:/path"`, to which they are appended. Every reload opens the
+    /// file anew, so that it can be rotated.
     pub output: Located<AccessOutput>,
     /// The share of requests that are written, from 0% to 100%.
     pub sample: Percent,

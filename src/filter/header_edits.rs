@@ -6,20 +6,21 @@
 use super::Problem;
 use crate::request::RequestCtx;
 use crate::template::{Template, TemplateError};
-use crate::value::Located;
+use crate::value::{Located, TextOrSecret};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The most fields that one filter edits.
 const MAX_EDITS: usize = 64;
 
 /// The three tables as written. `remove` is done first, then `set`, then `add`.
 pub(super) struct EditsConfig {
-    pub set: BTreeMap<String, Located<String>>,
-    pub add: BTreeMap<String, Located<String>>,
+    pub set: BTreeMap<String, Located<TextOrSecret>>,
+    pub add: BTreeMap<String, Located<TextOrSecret>>,
     pub remove: Vec<Located<String>>,
 }
 
@@ -65,7 +66,8 @@ head!(RequestHeader);
 head!(ResponseHeader);
 
 impl EditsConfig {
-    pub fn build(self) -> Result<Edits, Problem> {
+    /// `directory` is where relative paths of secrets start.
+    pub fn build(self, directory: &Path) -> Result<Edits, Problem> {
         let count = self.set.len().saturating_add(self.add.len()).saturating_add(self.remove.len());
         if count == 0 {
             return Err(Problem::new("this filter changes nothing").help("give it `set`, `add` or `remove`, or take it out"));
@@ -81,12 +83,12 @@ impl EditsConfig {
             }
             remove.push(name);
         }
-        let set = fields(&self.set, "set")?;
+        let set = fields(&self.set, "set", directory)?;
         if let Some((field, text)) = set.iter().zip(self.set.values()).find(|(field, _)| remove.contains(&field.name)) {
             let problem = Problem::new(format!("`{}` is both removed and set", field.name)).at(text);
             return Err(problem.help("`set` alone replaces what was there"));
         }
-        Ok(Edits { remove: remove.into(), set: set.into(), add: fields(&self.add, "add")?.into() })
+        Ok(Edits { remove: remove.into(), set: set.into(), add: fields(&self.add, "add", directory)?.into() })
     }
 }
 
@@ -111,14 +113,24 @@ impl Edits {
     }
 }
 
-fn fields(table: &BTreeMap<String, Located<String>>, what: &str) -> Result<Vec<Field>, Problem> {
+fn fields(table: &BTreeMap<String, Located<TextOrSecret>>, what: &str, directory: &Path) -> Result<Vec<Field>, Problem> {
     let mut fields: Vec<Field> = Vec::new();
     for (text, value) in table {
         let name = parse_name(text, value)?;
         if fields.iter().any(|known| known.name == name) {
             return Err(Problem::new(format!("`{name}` stands twice in `{what}`, in two spellings")).at(value));
         }
-        let compiled = Template::compile(value).map_err(|error| Problem::from(error).at(value))?;
+        let compiled = match &value.value {
+            TextOrSecret::Text(text) => Template::compile(text).map_err(|error| Problem::from(error).at(value))?,
+            TextOrSecret::Source(source) => {
+                let secret = source.resolve(directory).map_err(|why| Problem::new(why).at(value))?;
+                Template::secret(&secret).ok_or_else(|| {
+                    Problem::new("the secret cannot stand in a header")
+                        .at(value)
+                        .help("it has a line break or a control byte in it")
+                })?
+            }
+        };
         fields.push(Field { name, spelling: Bytes::copy_from_slice(text.as_bytes()), value: compiled });
     }
     Ok(fields)
@@ -131,7 +143,7 @@ impl From<TemplateError> for Problem {
 }
 
 /// The name, if filters may edit it. `place` is what a problem points at.
-pub(super) fn parse_name(text: &str, place: &Located<String>) -> Result<HeaderName, Problem> {
+pub(super) fn parse_name<T>(text: &str, place: &Located<T>) -> Result<HeaderName, Problem> {
     let name =
         HeaderName::from_bytes(text.as_bytes()).map_err(|_| Problem::new(format!("`{text}` is not a header name")).at(place))?;
     match reserved(&name) {

@@ -3,7 +3,7 @@
 use super::header_edits::{Edits, EditsConfig};
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem};
 use crate::request::RequestCtx;
-use crate::value::Located;
+use crate::value::{Located, TextOrSecret};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use schemars::JsonSchema;
@@ -18,12 +18,13 @@ use std::collections::BTreeMap;
 pub struct ResponseHeadersConfig {
     /// Fields to set, name to value; replaces what was there. A value may hold `${request_id}`, `${client_ip}`, `${route}`,
     /// `${consumer}`, `${host}`, `${scheme}`, `${path}` (as the client asked, before any rewrite) and `${path.NAME}` (a param of
-    /// the route's path); `$$` is a dollar sign. When a request has no such thing (no consumer is known), or the value would
+    /// the route's path); `$$` is a dollar sign. Instead of text, a value can be a secret: `{ file = "..." }`,
+    /// `{ env = "NAME" }` or `{ credential = "name" }`, taken as it is. When a request has no such thing (no consumer is known), or the value would
     /// be longer than 2,048 bytes, the field is removed instead. Default: none.
-    pub set: BTreeMap<String, Located<String>>,
+    pub set: BTreeMap<String, Located<TextOrSecret>>,
     /// Fields to add beside those of the same name, name to value as in `set`. Left out where `set` would remove.
     /// Default: none.
-    pub add: BTreeMap<String, Located<String>>,
+    pub add: BTreeMap<String, Located<TextOrSecret>>,
     /// Names of fields to remove, every occurrence. Done before `set` and `add`. Default: none.
     pub remove: Vec<Located<String>>,
 }
@@ -36,8 +37,8 @@ impl FilterConfig for ResponseHeadersConfig {
     const NAME: &'static str = "response_headers";
     type Filter = ResponseHeaders;
 
-    fn build(self, _: &mut BuildContext<'_>) -> Result<ResponseHeaders, Problem> {
-        let edits = EditsConfig { set: self.set, add: self.add, remove: self.remove }.build()?;
+    fn build(self, cx: &mut BuildContext<'_>) -> Result<ResponseHeaders, Problem> {
+        let edits = EditsConfig { set: self.set, add: self.add, remove: self.remove }.build(&cx.directory())?;
         Ok(ResponseHeaders { edits })
     }
 }

@@ -26,6 +26,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 const READ_CHUNK: usize = 4 << 10;
 /// Writes up to this many bytes wait for the flush that follows them.
 const WRITE_BUFFER: usize = 16 << 10;
+/// How long, and for how many bytes, a connection that is closed early goes on reading.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 1 << 20;
 
 thread_local! {
     /// One read buffer for each worker: what a connection that turned out to have nothing to read gave back.
@@ -167,27 +170,29 @@ impl<T: Transport> EdgeIo<T> {
         Ok(Some((head, bytes)))
     }
 
-    /// Writes an answer that no session exists for, and ends the connection in a way that lets the client read it: our
-    /// side is closed first, then what still comes in is read and dropped for a moment. Closing at once would make the
-    /// kernel send a reset that can overtake the answer.
+    /// Writes an answer that no session exists for, and ends the connection in a way that lets the client read it.
     pub async fn answer_and_close(mut self, answer: &[u8]) {
-        const LINGER: Duration = Duration::from_secs(2);
-        const LINGER_BYTES: usize = 256 << 10;
         let close = async {
             self.transport.write_all(answer).await?;
             self.transport.shutdown().await?;
-            let mut scratch = [0_u8; 4096];
-            let mut dropped = 0_usize;
-            while dropped < LINGER_BYTES {
-                match self.transport.read(&mut scratch).await? {
-                    0 => break,
-                    n => dropped = dropped.saturating_add(n),
-                }
-            }
-            io::Result::Ok(())
+            self.linger().await
         };
         // The client's problem from here on: an error or a timeout only means that it will not read the answer.
-        let _ = tokio::time::timeout(LINGER, close).await;
+        let _ = pingora_timeout::timeout(LINGER, close).await;
+    }
+
+    /// Our side is closed; what still comes in is read and dropped for a moment. To close at once would make the kernel
+    /// send a reset, which can overtake the answer that the client has not read yet.
+    async fn linger(&mut self) -> io::Result<()> {
+        let mut scratch = [0_u8; 4096];
+        let mut dropped = 0_usize;
+        while dropped < LINGER_BYTES {
+            match self.transport.read(&mut scratch).await? {
+                0 => break,
+                n => dropped = dropped.saturating_add(n),
+            }
+        }
+        Ok(())
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -308,6 +313,10 @@ impl<T: Transport> Shutdown for EdgeIo<T> {
     async fn shutdown(&mut self) {
         // An error here is the client's connection being gone, which is what was asked for.
         let _ = AsyncWriteExt::shutdown(self).await;
+        if self.remaining != Remaining::Exactly(0) {
+            // The request was answered before it had arrived in full, or cannot be told from one that was.
+            let _ = pingora_timeout::timeout(LINGER, self.linger()).await;
+        }
     }
 }
 
@@ -338,3 +347,6 @@ impl<T> GetSocketDigest for EdgeIo<T> {
         Some(Arc::clone(&self.digest))
     }
 }
+
+#[cfg(test)]
+mod tests;

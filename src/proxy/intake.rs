@@ -58,7 +58,8 @@ fn set_connection_bounds(session: &mut Session, ctx: &Ctx) {
     let settings = connection.listener.settings();
     // Only bound it where the client wants it at all: HTTP/1.0 without `keep-alive`, and `close`, stay as they are.
     if session.get_keepalive().is_some() {
-        session.set_keepalive(Some(settings.keepalive_timeout.as_secs().max(1)));
+        let seconds = settings.keepalive_timeout.as_secs_f64().ceil() as u64;
+        session.set_keepalive(Some(seconds).filter(|seconds| *seconds > 0));
     }
     session.set_read_timeout(Some(settings.body_timeout));
 }

@@ -4,7 +4,7 @@ use super::Ready;
 use crate::admin::{self, Admin, AdminSocket};
 use crate::jwt::KeySupervisor;
 use crate::readiness::Readiness;
-use crate::reload::{self, Reloader};
+use crate::reload::{self, Reloader, SETTLE};
 use crate::systemd;
 use crate::upstream::{Supervisor, SystemResolver};
 use async_trait::async_trait;
@@ -46,6 +46,7 @@ impl Service for Control {
         let snapshot = self.reloader.gateway.snapshot();
         let supervisor = Supervisor::new(tokio::runtime::Handle::current(), Arc::new(SystemResolver));
         supervisor.reconcile(snapshot.upstreams.values());
+        supervisor.settle(SETTLE).await;
         if self.reloader.supervisor.set(supervisor).is_err() {
             log::error!("the control service was started twice");
             return;

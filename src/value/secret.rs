@@ -74,6 +74,16 @@ impl SecretSource {
     }
 }
 
+/// Says which of the two it is and no more: even what is written in place may be meant to be secret.
+impl fmt::Debug for TextOrSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TextOrSecret::Text(_) => f.write_str("Text(..)"),
+            TextOrSecret::Source(source) => source.fmt(f),
+        }
+    }
+}
+
 impl TextOrSecret {
     /// The text, or the secret read as by [`SecretSource::resolve`].
     pub fn resolve(&self, base: &Path) -> Result<Secret, String> {

@@ -134,3 +134,22 @@ fn connections_of_one_address_are_capped() {
         Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).is_ok_and(|r| r.status == 200)
     });
 }
+
+#[test]
+fn client_that_sends_too_much_can_read_why() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&("[server]\nmax_body = \"64KiB\"\n".to_owned() + &everything_to(&[&origin], "")));
+    for framing in ["content-length: 900000", "transfer-encoding: chunked"] {
+        for _ in 0..10 {
+            let mut client = Client::connect(gateway.http());
+            client.send(format!("POST / HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n\r\n"));
+            // All of it before reading anything, as simple clients do.
+            for _ in 0..9 {
+                let piece = "x".repeat(100_000);
+                client.send(if framing.starts_with('t') { format!("186a0\r\n{piece}\r\n") } else { piece });
+            }
+            let response = client.read().unwrap_or_else(|e| panic!("{framing}: {e:?}"));
+            assert_eq!((response.status, response.header("connection")), (413, Some("close")), "{framing}");
+        }
+    }
+}

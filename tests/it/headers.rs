@@ -127,3 +127,37 @@ fn response_filters_edit_answers_of_the_origin() {
     let response = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).unwrap();
     assert_eq!((response.header("x-id"), response.header("content-type")), (response.header("x-request-id"), None));
 }
+
+#[test]
+fn secrets_from_file_environment_and_credential_reach_the_origin_and_no_log() {
+    let origin = Origin::start("a");
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("token"), "canary-from-credential\n").unwrap();
+    let filters = "filters = [{ request_headers = { set = { x-a = { file = \"secret.txt\" }, x-b = { env = \"UPSTREAM_TOKEN\" }, \
+                   x-c = { credential = \"token\" } } } }]\n";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "canary-from-file").unwrap();
+    let filters = filters.replace("secret.txt", file.path().to_str().unwrap());
+    let environment =
+        [("UPSTREAM_TOKEN", "canary-from-environment"), ("CREDENTIALS_DIRECTORY", directory.path().to_str().unwrap())];
+    let gateway = Gateway::start_with_environment(&(everything_to(&[&origin], "") + &filters), &environment);
+    assert_eq!(send(gateway.http(), "GET", "/", &[], b"").status, 200);
+    let request = origin.last();
+    assert_eq!(request.header("x-a").as_deref(), Some("canary-from-file"));
+    assert_eq!(request.header("x-b").as_deref(), Some("canary-from-environment"));
+    assert_eq!(request.header("x-c").as_deref(), Some("canary-from-credential"));
+    gateway.logged("the request", |line| line["status"] == 200);
+    let said = format!("{:?}{}{}", gateway.access_log(), gateway.stderr(), gateway.status());
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[test]
+fn both_families_of_forwarding_headers_are_written_on_request() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&("[server]\nforwarded = \"both\"\n".to_owned() + &everything_to(&[&origin], "")));
+    assert_eq!(send(gateway.http(), "GET", "/", &[("forwarded", "for=6.6.6.6")], b"").status, 200);
+    let request = origin.last();
+    assert_eq!(request.header("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+    let forwarded = request.header("forwarded").unwrap();
+    assert!(forwarded.starts_with("for=127.0.0.1;host=") && forwarded.ends_with(";proto=http"), "{forwarded}");
+}

@@ -5,7 +5,9 @@
 
 mod access_log;
 mod bounds;
+mod custom_filter;
 mod golden;
+mod keepalive;
 mod headers;
 mod malformed;
 mod metrics;
@@ -16,4 +18,5 @@ mod routing;
 mod status;
 mod stop;
 mod support;
+mod systemd;
 mod upstreams;

@@ -147,8 +147,6 @@ fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
             }
         }
     }
-    each(page, &t::LISTENER_BYTES_IN, listeners, |metrics| metrics.bytes_in.get());
-    each(page, &t::LISTENER_BYTES_OUT, listeners, |metrics| metrics.bytes_out.get());
 }
 
 fn gateway(page: &mut Page, metrics: &GatewayMetrics) {

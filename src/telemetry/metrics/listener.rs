@@ -36,9 +36,6 @@ pub struct ListenerMetrics {
     pub refused: Reasons,
     /// Requests that were not understood, whichever rejection answered them.
     pub malformed: Reasons,
-    /// Bytes read from and written to connections, after TLS.
-    pub bytes_in: Counter,
-    pub bytes_out: Counter,
 }
 
 impl ListenerMetrics {
@@ -48,8 +45,6 @@ impl ListenerMetrics {
             active: Gauge::default(),
             refused: Reasons::new(refusals),
             malformed: Reasons::new(malformations),
-            bytes_in: Counter::default(),
-            bytes_out: Counter::default(),
         }
     }
 

@@ -83,10 +83,6 @@ metrics! {
         "Connections that were closed before their first request";
     MALFORMED = Counter "gatewright_listener_malformed_requests_total" ["listener", "reason"]
         "Requests that were not valid or not unambiguous HTTP";
-    LISTENER_BYTES_IN = Counter "gatewright_listener_received_bytes_total" ["listener"]
-        "Bytes read from connections, headers included, after TLS";
-    LISTENER_BYTES_OUT = Counter "gatewright_listener_sent_bytes_total" ["listener"]
-        "Bytes written to connections, headers included, before TLS";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]
         "Reloads by result, success or failure";
     LAST_RELOAD_OK = Gauge "gatewright_config_last_reload_successful" []

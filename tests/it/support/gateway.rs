@@ -14,6 +14,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// The binary under test.
+const GATEWRIGHT: &str = env!("CARGO_BIN_EXE_gatewright");
+
 /// How a run of the binary ended.
 #[derive(Debug, Clone)]
 pub struct Ended {
@@ -26,7 +29,7 @@ pub struct Ended {
 /// Runs the binary to its end; panics when that takes longer than 60 s.
 #[track_caller]
 pub fn run(arguments: &[&str]) -> Ended {
-    let mut child = command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command(GATEWRIGHT.as_ref(), arguments).stdout(Stdio::piped()).spawn().unwrap();
     let stdout = collect(child.stdout.take().unwrap());
     let stderr = collect(child.stderr.take().unwrap());
     let status = wait(&mut child, Duration::from_secs(60));
@@ -58,6 +61,23 @@ impl Gateway {
 
     /// Lets `prepare` write more files into the directory of the config before the start.
     pub fn try_start_with(toml: &str, prepare: impl FnOnce(&Path)) -> Result<Gateway, Ended> {
+        Gateway::launch(command(GATEWRIGHT.as_ref(), &[]), toml, prepare)
+    }
+
+    /// The same for another program that is a gateway, such as one with filters of its own.
+    pub fn try_start_binary(binary: &Path, toml: &str) -> Result<Gateway, Ended> {
+        Gateway::launch(command(binary, &[]), toml, |_| {})
+    }
+
+    /// Starts it with variables in its environment.
+    #[track_caller]
+    pub fn start_with_environment(toml: &str, environment: &[(&str, &str)]) -> Gateway {
+        let mut command = command(GATEWRIGHT.as_ref(), &[]);
+        command.envs(environment.iter().copied());
+        Gateway::launch(command, toml, |_| {}).unwrap_or_else(|ended| panic!("did not start: {ended:?}"))
+    }
+
+    fn launch(mut command: Command, toml: &str, prepare: impl FnOnce(&Path)) -> Result<Gateway, Ended> {
         let directory = tempfile::tempdir().unwrap();
         prepare(directory.path());
         let toml = complete(toml, directory.path());
@@ -65,7 +85,7 @@ impl Gateway {
         let parsed: toml::Table = toml.parse().unwrap_or_else(|e| panic!("the test's TOML: {e}"));
         let admin = Admin::parse(parsed["admin"]["listen"].as_str().unwrap());
         let config = directory.path().join("gatewright.toml");
-        let mut child = command(&["run", "-c", config.to_str().unwrap()]).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = command.args(["run", "-c", config.to_str().unwrap()]).stdout(Stdio::null()).spawn().unwrap();
         let stderr = collect(child.stderr.take().unwrap());
         let mut gateway = Gateway { child, admin, directory, stderr };
         let end = Instant::now() + Duration::from_secs(60);
@@ -245,8 +265,8 @@ fn complete(toml: &str, directory: &Path) -> String {
     text
 }
 
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gatewright"));
+fn command(binary: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary);
     command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
     command
 }

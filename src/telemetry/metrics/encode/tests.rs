@@ -28,7 +28,6 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     drop(listener.accept());
     listener.refused.count(0);
     listener.malformed.count(0);
-    listener.bytes_in.add(100);
     let endpoint = EndpointSample {
         upstream: "orders".into(),
         endpoint: "[::1]:3001".into(),
