@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod key;
 mod reload;
 mod run;
 mod schema;
@@ -44,6 +45,7 @@ enum Verb {
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
     Schema(schema::SchemaArgs),
+    Key(key::KeyArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -78,6 +80,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
+        Verb::Key(args) => key::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

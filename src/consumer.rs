@@ -1,10 +1,24 @@
 //! Consumers: who calls, with which credentials, in which tier.
 //!
 //! [`Consumers`] is built once for each snapshot and answers every look-up in constant time, however many there are. Keys
-//! and passwords are only known as hashes.
+//! and passwords are only known as hashes. What is needed to admit a request, its identity included, is made here, so that
+//! a request with a good key costs one hash of the key, one look-up and one counter.
+
+mod build;
+pub mod config;
+mod digest;
+mod password;
+#[cfg(test)]
+mod tests;
+
+pub use config::{ConsumerConfig, TierConfig, is_role};
+pub use digest::KeyDigest;
+#[cfg(test)]
+pub(crate) use password::cheap as cheap_password;
+pub use password::{PASSWORD_MAX, PasswordHash};
 
 use crate::identity::Identity;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,12 +41,19 @@ pub struct Tier {
 }
 
 /// One credential of a consumer, with the identity that it proves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Credential {
     pub identity: Arc<Identity>,
     pub consumer: Arc<Consumer>,
     pub not_before: Option<SystemTime>,
     pub expires: Option<SystemTime>,
+}
+
+/// A name and password.
+#[derive(Debug)]
+pub struct BasicUser {
+    pub credential: Credential,
+    pub password: PasswordHash,
 }
 
 /// Why a credential that is known does not count. For metrics and logs only: clients are told the same in every case.
@@ -64,10 +85,14 @@ type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 #[derive(Debug, Default)]
 pub struct Consumers {
     by_name: Map<Arc<str>, Arc<Consumer>>,
+    by_key: Map<KeyDigest, Credential>,
+    by_username: Map<Arc<str>, BasicUser>,
     /// Subjects that one issuer alone may vouch for, by issuer and subject.
     by_issuer: Map<Arc<str>, Map<Arc<str>, Credential>>,
     /// Subjects that every issuer may vouch for.
     by_subject: Map<Arc<str>, Credential>,
+    tiers: BTreeMap<Arc<str>, Arc<Tier>>,
+    roles: BTreeSet<Arc<str>>,
 }
 
 impl Consumers {
@@ -75,11 +100,44 @@ impl Consumers {
         self.by_name.get(name)
     }
 
+    /// The credential of an API key, by its digest.
+    pub fn by_api_key(&self, key: &KeyDigest) -> Option<&Credential> {
+        self.by_key.get(key)
+    }
+
+    /// The credential `{ basic = { username = "..." } }`.
+    pub fn by_username(&self, username: &str) -> Option<&BasicUser> {
+        self.by_username.get(username)
+    }
+
     /// The credential `{ jwt = { subject = "..." } }` for a token of the issuer `[jwt.ISSUER]`. One that names the issuer goes
     /// before one that does not.
     pub fn by_jwt_subject(&self, issuer: &str, subject: &str) -> Option<&Credential> {
         let own = self.by_issuer.get(issuer).and_then(|subjects| subjects.get(subject));
         own.or_else(|| self.by_subject.get(subject))
+    }
+
+    /// The hash of someone's password, if anyone has one.
+    pub fn any_password(&self) -> Option<&PasswordHash> {
+        self.by_username.values().next().map(|user| &user.password)
+    }
+
+    pub fn tier(&self, name: &str) -> Option<&Arc<Tier>> {
+        self.tiers.get(name)
+    }
+
+    pub fn tiers(&self) -> impl Iterator<Item = &Arc<Tier>> + Clone {
+        self.tiers.values()
+    }
+
+    /// Whether any consumer has the role.
+    pub fn has_role(&self, role: &str) -> bool {
+        self.roles.contains(role)
+    }
+
+    /// Every role that some consumer has, in the order of their names.
+    pub fn roles(&self) -> impl Iterator<Item = &str> + Clone {
+        self.roles.iter().map(|role| &**role)
     }
 
     pub fn len(&self) -> usize {
@@ -90,7 +148,8 @@ impl Consumers {
         self.by_name.is_empty()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Consumer>> {
+    /// In no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Consumer>> + Clone {
         self.by_name.values()
     }
 }

@@ -156,6 +156,19 @@ impl Diagnostics {
     }
 }
 
+/// The known name that is most like `wrong`, if one is like it at all.
+pub fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // Transposed letters count once, and long names may differ in more places than short ones.
+    let length = wrong.chars().count();
+    let bound = (length / 3).max(1);
+    known
+        .filter(|name| name.chars().count().abs_diff(length) <= bound)
+        .map(|name| (strsim::damerau_levenshtein(&wrong.to_lowercase(), &name.to_lowercase()), name))
+        .filter(|(distance, _)| *distance <= bound)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
 /// Line and column of a byte offset, both from 1; columns count characters. An offset beyond the end is the end.
 fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..floor(text, offset)).unwrap_or_default();

@@ -5,13 +5,19 @@
 //! [`Registry::builtin`]. The doc comments of the config struct are its reference page and its JSON Schema. Filters from
 //! other crates are registered the same way, see `examples/custom_filter.rs`.
 
+mod any_of;
+mod api_key;
+mod auth;
+mod basic;
 mod chain;
 mod header_edits;
 mod health;
+mod ip_allow;
 mod jwt;
 mod redirect;
 mod registry;
 mod request_headers;
+mod require;
 mod respond;
 mod response_headers;
 mod rewrite;
@@ -24,6 +30,7 @@ pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
 use crate::rejection::Rejection;
 use crate::request::RequestCtx;
 use crate::respond::LocalResponse;
+use crate::value::Located;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use schemars::JsonSchema;
@@ -96,6 +103,21 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
+    /// Whether it may give an identity roles that no configured consumer has, such as those of a token's claims.
+    fn grants_roles(&self) -> bool {
+        false
+    }
+
+    /// The roles that it asks for and that no configured consumer has: a mistake, unless a filter before it grants roles.
+    fn unknown_roles(&self) -> &[Located<String>] {
+        &[]
+    }
+
+    /// Whether [`Filter::on_request`] may return [`Step::Wait`].
+    fn may_wait(&self) -> bool {
+        true
+    }
+
     /// Decides whether the request may go on. The request head is canonical by now; change nothing in it that is meant
     /// for the upstream: do that in [`Filter::on_upstream_request`], where a client's `Connection` header can no longer
     /// have it removed.
@@ -117,6 +139,12 @@ pub trait FilterConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// The name in `filters = [{ NAME = { ... } }]`.
     const NAME: &'static str;
     type Filter: Filter;
+    /// The key of a list of filters within the table. The loader decodes it by the registry, as it does `filters` of a
+    /// route, and hands it over by [`FilterConfig::set_nested`]. Default: there is none.
+    const NESTED: Option<&'static str> = None;
+
+    /// Takes the filters of [`FilterConfig::NESTED`].
+    fn set_nested(&mut self, _filters: Vec<FilterSpec>) {}
 
     /// Checks what serde cannot and compiles the runtime side.
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Self::Filter, Problem>;

@@ -4,6 +4,10 @@
 //! the access log, headers for the upstream) reads it and asks nobody again. It is immutable and shared: credentials from
 //! the configuration have theirs made when the snapshot is compiled, so that a request costs a counter and no allocation.
 
+mod headers;
+
+pub use headers::{IdentityHeaders, write};
+
 use crate::consumer::Consumer;
 use serde_json::{Map, Value};
 use std::sync::Arc;

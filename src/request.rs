@@ -3,6 +3,7 @@
 use crate::identity::Identity;
 use crate::route::Params;
 use arrayvec::ArrayString;
+use http::HeaderValue;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,8 +47,8 @@ pub struct RequestCtx {
     pub params: Params,
     /// Who the request is from, once an authentication filter has established it.
     pub identity: Option<Arc<Identity>>,
-    /// A filter has taken a secret out of the query: the query as it was received must not be logged.
-    pub query_had_secret: bool,
+    /// What a 401 is to ask for (`WWW-Authenticate`), where a filter has let the request pass without an identity.
+    pub challenge: Option<HeaderValue>,
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
@@ -68,7 +69,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
-            query_had_secret: false,
+            challenge: None,
             started,
             deadline: None,
             extensions: http::Extensions::new(),
@@ -91,7 +92,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
-            query_had_secret: false,
+            challenge: None,
             started: Instant::now(),
             deadline: None,
             extensions: http::Extensions::new(),

@@ -13,6 +13,7 @@ pub use fixed::Fixed;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
 use crate::listener::ListenerPlan;
 use crate::route::Router;
@@ -39,6 +40,8 @@ pub struct Snapshot {
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// What a client may not say about itself.
+    pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
     pub via: Via,
     /// `None`: off.

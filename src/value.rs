@@ -3,10 +3,14 @@
 //! Each has one spelling, a reason when it is wrong, and the same JSON Schema as its parser.
 
 mod address;
+mod networks;
 mod secret;
+mod timestamp;
 
 pub use address::Address;
+pub use networks::Networks;
 pub use secret::{SECRET_MAX, Secret, SecretSource, TextOrSecret};
+pub use timestamp::Timestamp;
 
 use crate::diagnostic::{FileId, Span};
 use schemars::{JsonSchema, Schema, SchemaGenerator};

@@ -68,9 +68,14 @@ impl JsonSchema for Filters {
 impl<'i> Decoder<'_, 'i> {
     /// Takes `filters` out of a route or chain and decodes it. Leaves an empty list behind, so that serde does not miss it.
     pub fn filters(&mut self, section: &mut Spanned<DeValue<'i>>) -> Decoded<Filters> {
+        self.list(section, "filters")
+    }
+
+    /// The same for the list behind any key.
+    fn list(&mut self, section: &mut Spanned<DeValue<'i>>, key: &str) -> Decoded<Filters> {
         let mut filters = Decoded { value: Filters::default(), clean: true };
         let DeValue::Table(table) = section.get_mut() else { return filters };
-        let Some(value) = table.get_mut("filters") else { return filters };
+        let Some(value) = table.get_mut(key) else { return filters };
         let range = value.span();
         match std::mem::replace(value.get_mut(), DeValue::Array(Default::default())) {
             DeValue::Array(list) => {
@@ -87,7 +92,7 @@ impl<'i> Decoder<'_, 'i> {
                 self.d
                     .error(span, "expected a list of filters")
                     .label(format!("this is {}", article(other.type_str())))
-                    .help("write filters = [{ NAME = { ... } }, ...]");
+                    .help(format!("write {key} = [{{ NAME = {{ ... }} }}, ...]"));
             }
         }
         filters
@@ -126,7 +131,29 @@ impl<'i> Decoder<'_, 'i> {
             suggest(found, name.get_ref(), "filters", names.into_iter());
             return None;
         };
-        let decoded = self.decode(value, registration.decode)?;
+        let mut value = value;
+        let nested = match registration.nested {
+            Some(key) => self.nested(&mut value, key)?,
+            None => Vec::new(),
+        };
+        let decoded = self.decode(value, |table| (registration.decode_nested)(table, nested.clone()))?;
         decoded.clean.then_some(FilterEntry::Filter(FilterSpec { name: registration.name, span, build: decoded.value }))
+    }
+
+    /// The filters of a list within a filter. `None` if one is wrong: that was reported.
+    fn nested(&mut self, filter: &mut Spanned<DeValue<'i>>, key: &str) -> Option<Vec<FilterSpec>> {
+        let list = self.list(filter, key);
+        let mut specs = Vec::new();
+        let mut clean = list.clean;
+        for entry in list.value.0 {
+            match entry {
+                FilterEntry::Filter(spec) => specs.push(spec),
+                FilterEntry::Use(name) => {
+                    clean = false;
+                    self.d.error(name.span, format!("a chain cannot stand in `{key}`")).help("write its filters here");
+                }
+            }
+        }
+        clean.then_some(specs)
     }
 }

@@ -60,11 +60,12 @@ pub fn load_text(name: &str, text: &str, registry: &Registry, env: &dyn Fn(&str)
 
 /// Whether a section holds named entries (`[routes.NAME]`).
 pub(super) fn is_named(section: &str) -> bool {
-    matches!(section, "listeners" | "jwt" | "upstreams" | "chains" | "routes")
+    matches!(section, "listeners" | "tiers" | "consumers" | "jwt" | "upstreams" | "chains" | "routes")
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 8] = ["server", "admin", "log", "listeners", "jwt", "upstreams", "chains", "routes"];
+pub(super) const SECTIONS: [&str; 10] =
+    ["server", "admin", "log", "listeners", "tiers", "consumers", "jwt", "upstreams", "chains", "routes"];
 
 /// What is written for one name, with its own list of filters if it has one.
 pub(super) trait Section: DeserializeOwned {
@@ -73,6 +74,8 @@ pub(super) trait Section: DeserializeOwned {
 }
 
 impl Section for super::ListenerConfig {}
+impl Section for crate::consumer::ConsumerConfig {}
+impl Section for crate::consumer::TierConfig {}
 impl Section for crate::upstream::UpstreamConfig {}
 impl Section for crate::jwt::IssuerConfig {}
 impl Section for ChainConfig {
@@ -303,6 +306,8 @@ impl<'i> FileReader<'_, 'i> {
                 "admin" => self.singleton("admin", &key, value, &mut config.admin),
                 "log" => self.singleton("log", &key, value, &mut config.log),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
+                "tiers" => self.named("tiers", value, &mut config.tiers),
+                "consumers" => self.named("consumers", value, &mut config.consumers),
                 "jwt" => self.named("jwt", value, &mut config.jwt),
                 "upstreams" => self.named("upstreams", value, &mut config.upstreams),
                 "chains" => self.named("chains", value, &mut config.chains),

@@ -2,9 +2,14 @@
 
 use crate::diagnostic::Diagnostics;
 use crate::forwarded::{ClientHeader, ForwardedHeaders};
+use crate::identity::IdentityHeaders;
 use crate::value::{ByteSize, Cidr, Duration, Located};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// What services behind gateways are known to take identities from.
+const IDENTITY_HEADERS: &[&str] =
+    &["x-consumer-*", "x-credential-*", "x-user-*", "x-auth-request-*", "x-authenticated-*", "x-remote-user", "remote-user"];
 
 /// The process: threads, stopping, and what holds for all listeners and routes.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -41,6 +46,11 @@ pub struct ServerConfig {
     pub upstream_keepalive: Located<u32>,
     /// The largest request body, for routes that do not say. A larger one is answered with 413 `body_too_large`.
     pub max_body: ByteSize,
+    /// Header fields by which services may take who calls from this gateway: a client's copies are removed before anything
+    /// else sees them, from trusted proxies too. Names, or beginnings of names with a `*` at the end; `_` and `-` are the same,
+    /// because many services read them so. `X-Consumer-Name`, `-Roles`, `-Tier` and `X-Credential-Id`, which the gateway writes
+    /// for a request whose consumer is known, are removed in any case. At most 64.
+    pub identity_headers: Vec<Located<String>>,
     /// The name of this gateway in `Via` headers (RFC 9110 section 7.6.3): up to 64 letters, digits and `-_.`.
     pub via: Located<String>,
 }
@@ -97,6 +107,7 @@ impl Default for ServerConfig {
             watch: false,
             upstream_keepalive: Located::nowhere(1024),
             max_body: ByteSize(10 << 20),
+            identity_headers: IDENTITY_HEADERS.iter().map(|name| Located::nowhere((*name).to_owned())).collect(),
             via: Located::nowhere("gatewright".to_owned()),
         }
     }
@@ -110,6 +121,13 @@ impl ServerConfig {
         super::validate::within(&self.grace_period, Duration::from_secs(0)..=Duration::from_secs(3600), d);
         super::validate::within(&self.drain_delay, Duration::from_secs(0)..=Duration::from_secs(600), d);
         super::validate::within(&self.upstream_keepalive, 1..=1_000_000, d);
+        for name in IdentityHeaders::wrong(&self.identity_headers) {
+            d.error(name.span.clone(), format!("`{}` cannot be an identity header", name.value))
+                .help("write a name such as `x-user-id`, or the beginning of names such as `x-user-*`");
+        }
+        if self.identity_headers.len() > 64 {
+            d.error(self.identity_headers.last().and_then(|name| name.span.clone()), "the most identity headers are 64");
+        }
         let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if self.via.is_empty() || self.via.len() > 64 || !self.via.bytes().all(known) {
             d.error(self.via.span.clone(), format!("`{}` cannot stand in a Via header", self.via.value))

@@ -1,22 +1,10 @@
 //! "Did you mean": the nearest of the names that would have been right.
 
+pub(super) use crate::diagnostic::nearest;
 use crate::diagnostic::{Diagnostic, Diagnostics, ERRORS_MAX, Span};
 
 /// The most names that are listed when none is near.
 const LIST_MAX: usize = 24;
-
-/// The known name that is most like `wrong`, if one is like it at all.
-pub(super) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // Transposed letters count once, and long names may differ in more places than short ones.
-    let length = wrong.chars().count();
-    let bound = (length / 3).max(1);
-    known
-        .filter(|name| name.chars().count().abs_diff(length) <= bound)
-        .map(|name| (strsim::damerau_levenshtein(&wrong.to_lowercase(), &name.to_lowercase()), name))
-        .filter(|(distance, _)| *distance <= bound)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name)
-}
 
 /// Gives a finding the nearest name as its label, or the list of names as its help.
 pub(super) fn suggest<'a>(found: &mut Diagnostic, wrong: &str, what: &str, known: impl Iterator<Item = &'a str> + Clone) {

@@ -410,6 +410,8 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "admin" => error::<AdminConfig>(value),
         "log" => error::<LogConfig>(value),
         "listeners" => error::<ListenerConfig>(inner(&value)),
+        "tiers" => error::<crate::consumer::TierConfig>(inner(&value)),
+        "consumers" => error::<crate::consumer::ConsumerConfig>(inner(&value)),
         "jwt" => error::<crate::jwt::IssuerConfig>(inner(&value)),
         "upstreams" => error::<crate::upstream::UpstreamConfig>(inner(&value)),
         "chains" => error::<ChainConfig>(inner(&value)),

@@ -1,6 +1,7 @@
 //! The root of the tree.
 
 use super::{AdminConfig, ChainConfig, ListenerConfig, LogConfig, RouteConfig, ServerConfig};
+use crate::consumer::{ConsumerConfig, TierConfig};
 use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
@@ -48,6 +49,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Addresses that accept connections.
     pub listeners: Named<ListenerConfig>,
+    /// Limits that consumers share.
+    pub tiers: Named<TierConfig>,
+    /// Who calls: roles, tier and credentials.
+    pub consumers: Named<ConsumerConfig>,
     /// Issuers of tokens.
     pub jwt: Named<IssuerConfig>,
     /// Groups of endpoints that requests are sent to.
@@ -62,13 +67,16 @@ impl Config {
     /// `2 listeners, 3 routes, 1 upstream, 0 chains`.
     pub fn summary(&self) -> String {
         let count = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-        [
+        let mut parts = vec![
             count(self.listeners.len(), "listener"),
             count(self.routes.len(), "route"),
             count(self.upstreams.len(), "upstream"),
             count(self.chains.len(), "chain"),
-        ]
-        .join(", ")
+        ];
+        if !self.consumers.is_empty() {
+            parts.push(count(self.consumers.len(), "consumer"));
+        }
+        parts.join(", ")
     }
 }
 

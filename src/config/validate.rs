@@ -23,12 +23,20 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         config.log.check(d);
     }
     names("listener", &config.listeners, d);
+    names("tier", &config.tiers, d);
+    names("consumer", &config.consumers, d);
     names("issuer", &config.jwt, d);
     names("upstream", &config.upstreams, d);
     names("chain", &config.chains, d);
     names("route", &config.routes, d);
     for (_, listener) in config.listeners.iter().filter(|(name, _)| intact("listeners", name)) {
         listener.check(d);
+    }
+    for (_, tier) in config.tiers.iter().filter(|(name, _)| intact("tiers", name)) {
+        tier.check(d);
+    }
+    for (_, consumer) in config.consumers.iter().filter(|(name, _)| intact("consumers", name)) {
+        consumer.check(&consumer.name, d);
     }
     for (_, issuer) in config.jwt.iter().filter(|(name, _)| intact("jwt", name)) {
         issuer.check(&issuer.name, d);
@@ -135,6 +143,15 @@ fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         {
             let known = config.upstreams.keys().map(String::as_str).chain(progress.failed_names("upstreams"));
             dangling(d, upstream.span.clone(), "upstream", upstream, known);
+        }
+    }
+    for consumer in config.consumers.values() {
+        if let Some(tier) = &consumer.tier
+            && !config.tiers.contains_key(&tier.value)
+            && !failed("tiers", tier)
+        {
+            let known = config.tiers.keys().map(String::as_str).chain(progress.failed_names("tiers"));
+            dangling(d, tier.span.clone(), "tier", tier, known);
         }
     }
     let routes = config.routes.values().map(|route| &route.filters);

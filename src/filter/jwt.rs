@@ -40,7 +40,8 @@ const EXPIRED: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_to
 
 /// Lets requests with a valid JSON Web Token pass, as whoever the token names. A request without a token is rejected with
 /// `credential_missing`, one with two with `credential_duplicate`, one with a token that does not count with `token_invalid` or
-/// `token_expired`, and all with `keys_unavailable` while there are no keys to decide by.
+/// `token_expired`, and all with `keys_unavailable` while there are no keys to decide by. Where requests may come without a token, put
+/// it into `any_of`.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JwtConfig {
@@ -57,10 +58,6 @@ pub struct JwtConfig {
     /// One in the query never goes further. Default `true`.
     #[serde(default = "yes")]
     pub forward: bool,
-    /// Whether a request without a token goes on, as nobody. One with a token that does not count is rejected all the same.
-    /// Default `false`.
-    #[serde(default)]
-    pub optional: bool,
     /// Headers for the upstream, name to claim (written as in `claims` of the issuer); up to 32. What the client sent under these
     /// names is removed. Text, numbers, `true` and `false` are written as they are, lists of them with commas between; where the
     /// claim is missing or cannot be written in a header, the header is left out. Default: none.
@@ -121,7 +118,6 @@ pub struct Jwt {
     consumers: Arc<Consumers>,
     sources: Sources,
     forward: bool,
-    optional: bool,
     headers: ClaimHeaders,
     metrics: Arc<AuthMetrics>,
 }
@@ -136,7 +132,6 @@ impl FilterConfig for JwtConfig {
             consumers: Arc::clone(cx.consumers),
             sources: Sources::compile(&self.token)?,
             forward: self.forward,
-            optional: self.optional,
             headers: ClaimHeaders::compile(&self.headers)?,
             metrics: cx.auth_metrics(Self::NAME),
         })
@@ -192,14 +187,22 @@ impl Filter for Jwt {
         true
     }
 
+    fn grants_roles(&self) -> bool {
+        self.issuers.iter().any(|issuer| issuer.grants_roles())
+    }
+
+    fn may_wait(&self) -> bool {
+        self.issuers.iter().any(|issuer| issuer.may_wait())
+    }
+
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
-        let from_query = match self.sources.take_from_query(session, ctx) {
+        let from_query = match self.sources.take_from_query(session) {
             Ok(token) => token,
             Err(Duplicate) => return Step::reject(self.duplicate()),
         };
         let token = match self.sources.find(session.req_header(), from_query.as_deref()) {
             Ok(Some(token)) => token,
-            Ok(None) => return Step::Ready(self.missing()),
+            Ok(None) => return Step::reject(self.missing()),
             Err(Duplicate) => return Step::reject(self.duplicate()),
         };
         match Issuer::verify(&self.issuers, token, &self.consumers, true) {
@@ -235,13 +238,9 @@ impl Jwt {
         Ok(Flow::Continue)
     }
 
-    fn missing(&self) -> Result<Flow, Rejection> {
-        if self.optional {
-            self.metrics.count(AuthOutcome::Anonymous);
-            return Ok(Flow::Continue);
-        }
+    fn missing(&self) -> Rejection {
         self.metrics.count(AuthOutcome::Missing);
-        Err(Rejection::new(&rejection::CREDENTIAL_MISSING).www_authenticate(CHALLENGE))
+        Rejection::new(&rejection::CREDENTIAL_MISSING).www_authenticate(CHALLENGE)
     }
 
     fn duplicate(&self) -> Rejection {

@@ -93,6 +93,10 @@ pub type BuildFn = Arc<dyn Fn(&mut BuildContext<'_>) -> Result<Arc<dyn Filter>, 
 pub struct Registration {
     pub name: &'static str,
     pub decode: fn(ValueDeserializer<'_>) -> Result<BuildFn, Error>,
+    /// The key of the list of filters that stands within it, if one does; see [`FilterConfig::NESTED`].
+    pub nested: Option<&'static str>,
+    /// As `decode`, with the filters of that list.
+    pub decode_nested: fn(ValueDeserializer<'_>, Vec<FilterSpec>) -> Result<BuildFn, Error>,
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
@@ -100,15 +104,18 @@ impl Registration {
     pub fn of<C: FilterConfig + Clone>() -> Self {
         Registration {
             name: C::NAME,
-            decode: |table| {
-                let config = C::deserialize(table)?;
-                Ok(Arc::new(move |cx: &mut BuildContext<'_>| {
-                    config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>)
-                }))
-            },
+            decode: |table| decode::<C>(table, Vec::new()),
+            nested: C::NESTED,
+            decode_nested: decode::<C>,
             schema: |generator| generator.subschema_for::<C>(),
         }
     }
+}
+
+fn decode<C: FilterConfig + Clone>(table: ValueDeserializer<'_>, nested: Vec<FilterSpec>) -> Result<BuildFn, Error> {
+    let mut config = C::deserialize(table)?;
+    config.set_nested(nested);
+    Ok(Arc::new(move |cx: &mut BuildContext<'_>| config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>)))
 }
 
 /// Every filter that this process knows, in the order of the reference.
@@ -121,6 +128,12 @@ impl Registry {
     /// The filters that ship with Gatewright. One line each.
     pub fn builtin() -> Self {
         Registry::default()
+            .with::<super::api_key::ApiKeyConfig>()
+            .with::<super::basic::BasicConfig>()
+            .with::<super::any_of::AnyOfConfig>()
+            .with::<super::require::RequireConfig>()
+            .with::<super::ip_allow::IpAllowConfig>()
+            .with::<super::ip_allow::IpDenyConfig>()
             .with::<super::request_headers::RequestHeadersConfig>()
             .with::<super::response_headers::ResponseHeadersConfig>()
             .with::<super::rewrite::RewriteConfig>()

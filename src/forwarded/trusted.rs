@@ -1,8 +1,7 @@
 //! The proxies whose word is taken, compiled for a fast answer.
 
-use crate::value::Cidr;
+use crate::value::{Cidr, Networks};
 use http::HeaderMap;
-use ipnet::IpNet;
 use std::net::IpAddr;
 
 /// Which header names the client.
@@ -28,30 +27,17 @@ pub(super) enum Believed {
     Forwarded,
 }
 
-/// Networks of trusted proxies. Addresses are compared in canonical form: `::ffff:10.0.0.1` is `10.0.0.1`, and a network
-/// inside `::ffff:0:0/96` is one of IPv4. A wider IPv6 network, `::/0` for example, holds no IPv4 address.
+/// Networks of trusted proxies.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
-    // Disjoint, ascending, both ends inclusive.
-    v4: Box<[(u32, u32)]>,
-    v6: Box<[(u128, u128)]>,
+    networks: Networks,
     header: ClientHeader,
 }
 
 impl TrustedProxies {
     /// Networks may overlap and stand in any order. None at all trusts no one.
     pub fn new(networks: &[Cidr]) -> Self {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for Cidr(network) in networks {
-            match network {
-                IpNet::V4(net) => v4.push((net.network().to_bits(), net.broadcast().to_bits())),
-                IpNet::V6(net) => match (net.network().to_ipv4_mapped(), net.broadcast().to_ipv4_mapped()) {
-                    (Some(first), Some(last)) => v4.push((first.to_bits(), last.to_bits())),
-                    _ => v6.push((net.network().to_bits(), net.broadcast().to_bits())),
-                },
-            }
-        }
-        TrustedProxies { v4: merge(v4), v6: merge(v6), header: ClientHeader::Any }
+        TrustedProxies { networks: Networks::new(networks), header: ClientHeader::Any }
     }
 
     /// With another choice of the header that names the client.
@@ -61,14 +47,11 @@ impl TrustedProxies {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.v4.is_empty() && self.v6.is_empty()
+        self.networks.is_empty()
     }
 
     pub fn contains(&self, address: IpAddr) -> bool {
-        match address.to_canonical() {
-            IpAddr::V4(address) => within(&self.v4, address.to_bits()),
-            IpAddr::V6(address) => within(&self.v6, address.to_bits()),
-        }
+        self.networks.contains(address)
     }
 
     pub(super) fn believed(&self, headers: &HeaderMap) -> Believed {
@@ -80,26 +63,10 @@ impl TrustedProxies {
     }
 }
 
-fn merge<T: Ord + Copy>(mut ranges: Vec<(T, T)>) -> Box<[(T, T)]> {
-    ranges.sort_unstable();
-    let mut merged: Vec<(T, T)> = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some(previous) if first <= previous.1 => previous.1 = previous.1.max(last),
-            _ => merged.push((first, last)),
-        }
-    }
-    merged.into()
-}
-
-fn within<T: Ord>(ranges: &[(T, T)], value: T) -> bool {
-    let after = ranges.partition_point(|(first, _)| *first <= value);
-    after.checked_sub(1).and_then(|at| ranges.get(at)).is_some_and(|(_, last)| value <= *last)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ipnet::IpNet;
     use proptest::prelude::*;
 
     fn cidrs(list: &[&str]) -> Vec<Cidr> {

@@ -162,6 +162,16 @@ impl Issuer {
         self.rules.issuer.as_deref()
     }
 
+    /// Whether a token can bring roles.
+    pub fn grants_roles(&self) -> bool {
+        self.mapping.roles.is_some()
+    }
+
+    /// Whether [`Issuer::verify`] may have to wait for keys.
+    pub fn may_wait(&self) -> bool {
+        matches!(self.keys, Keys::Remote { .. })
+    }
+
     /// Verifies a token of one of `issuers`. Several are told apart by `iss`. Without `may_wait` the answer is never
     /// [`Answer::Wait`].
     pub fn verify(issuers: &[Arc<Issuer>], token: &[u8], consumers: &Consumers, may_wait: bool) -> Answer {

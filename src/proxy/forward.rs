@@ -2,6 +2,7 @@
 
 use super::Ctx;
 use crate::forwarded::{self, ForwardedFacts, Via};
+use crate::identity;
 use crate::rejection::{self, Rejection};
 use http::{HeaderName, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -89,6 +90,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         head.insert_header(forwarded::X_REQUEST_ID, id)?;
     }
     head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    if let Some(identity) = &ctx.request.identity {
+        identity::write(identity, head);
+    }
     if ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }

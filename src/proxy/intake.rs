@@ -24,6 +24,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Arc<Route>, Rejecti
     set_connection_bounds(session, ctx);
     ignore_h2c(session);
     identify(session, ctx);
+    ctx.snapshot.identity_headers.remove(session.req_header_mut());
     canonicalise(session, ctx)?;
     let head = session.req_header();
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {

@@ -4,9 +4,10 @@ use super::{Route, Snapshot, Target};
 use crate::clock::SharedClock;
 use crate::config::{AccessOutput, Config, Entry, FilterEntry, ListenerConfig, RouteConfig};
 use crate::consumer::Consumers;
-use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
+use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
@@ -29,7 +30,9 @@ pub struct CompileParts<'a> {
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts)).collect();
-    let consumers = Arc::new(Consumers::default());
+    let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
+    let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
+    let consumers = Arc::new(Consumers::build(consumers, tiers, d));
     let issuers = Issuers::build(config.jwt.values().map(|entry| (&entry.name, &entry.value)), parts.state, parts.clock, d);
     let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
@@ -51,6 +54,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         listeners: config.listeners.values().map(listener).collect(),
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         access_log,
     })
@@ -77,6 +81,8 @@ impl RouteBuilder<'_> {
         let name = entry.name.value.as_str();
         let mut filters = Vec::new();
         let complete = self.filters(&entry.value.filters, name, 0, d, &mut filters);
+        order(&filters, complete, d);
+        let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => {
                 let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
@@ -116,7 +122,7 @@ impl RouteBuilder<'_> {
         route: &str,
         depth: usize,
         d: &mut Diagnostics,
-        into: &mut Vec<Arc<dyn Filter>>,
+        into: &mut Vec<(FilterSpec, Arc<dyn Filter>)>,
     ) -> bool {
         // Chains that use themselves were reported when the file was read; what follows them round must end all the same.
         if depth > self.config.chains.len() {
@@ -127,7 +133,7 @@ impl RouteBuilder<'_> {
             complete &= match entry {
                 FilterEntry::Filter(spec) => match self.filter(spec, route, d) {
                     Some(filter) => {
-                        into.push(filter);
+                        into.push((spec.clone(), filter));
                         true
                     }
                     None => false,
@@ -160,18 +166,43 @@ impl RouteBuilder<'_> {
             Err(problem) if problem.reported => return None,
             Err(problem) => problem,
         };
-        let span = problem.span.unwrap_or(span);
-        // A chain is built once for each route that uses it; its mistakes are told once.
-        let told = |known: &Diagnostic| {
-            known.message == problem.message && known.primary.as_ref().is_some_and(|(place, _)| *place == span)
-        };
-        if !d.list.iter().any(told) {
-            let diagnostic = d.error(span, problem.message);
-            if let Some(help) = problem.help {
-                diagnostic.help(help);
-            }
-        }
+        once(d, problem.span.unwrap_or(span), problem.message, problem.help);
         None
+    }
+}
+
+/// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
+/// role that nobody can have. With a filter missing that could not be built, nothing is certain.
+fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
+    let (mut identity, mut roles) = (!complete, !complete);
+    for (spec, filter) in filters {
+        if filter.needs_identity() && !identity {
+            let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
+            once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
+        }
+        for role in filter.unknown_roles().iter().filter(|_| !roles) {
+            let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
+            let help = "give it to one of the [consumers], or put a filter before that grants roles";
+            once(
+                d,
+                span,
+                format!("no consumer has the role `{}`, so nobody would be permitted", role.value),
+                Some(help.to_owned()),
+            );
+        }
+        identity |= filter.establishes_identity();
+        roles |= filter.grants_roles();
+    }
+}
+
+/// A chain is built once for each route that uses it; its mistakes are told once.
+fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
+    let told = |known: &Diagnostic| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| *place == span);
+    if !d.list.iter().any(told) {
+        let diagnostic = d.error(span, message);
+        if let Some(help) = help {
+            diagnostic.help(help);
+        }
     }
 }
 

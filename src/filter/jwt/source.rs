@@ -1,7 +1,6 @@
 //! Where a token may stand in a request, and how it is taken out.
 
 use super::Problem;
-use crate::request::RequestCtx;
 use crate::value::Located;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Uri, header};
@@ -72,7 +71,7 @@ impl Sources {
 
     /// Takes the token out of the query, so that no log, cache or upstream ever sees it. A token is all characters that need no
     /// escape (RFC 7515 appendix C), so that it stands there as it is.
-    pub fn take_from_query(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Option<Vec<u8>>, Duplicate> {
+    pub fn take_from_query(&self, session: &mut Session) -> Result<Option<Vec<u8>>, Duplicate> {
         let named = |pair: &str| {
             let name = pair.split_once('=').map_or(pair, |(name, _)| name);
             self.list.iter().any(|source| matches!(source, Source::Query(wanted) if **wanted == *name))
@@ -82,7 +81,6 @@ impl Sources {
         if !query.split('&').any(named) {
             return Ok(None);
         }
-        ctx.query_had_secret = true;
         let mut taken = query.split('&').filter(|pair| named(pair)).map(|pair| pair.split_once('=').map_or("", |(_, value)| value));
         let token = taken.next().map(|token| token.as_bytes().to_vec());
         let duplicate = taken.next().is_some();

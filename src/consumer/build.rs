@@ -1,0 +1,170 @@
+//! From `[consumers.*]` and `[tiers.*]` to [`Consumers`].
+
+use super::config::{CredentialConfig, PasswordConfig};
+use super::{BasicUser, Consumer, ConsumerConfig, Consumers, Credential, Map, Tier, TierConfig};
+use crate::diagnostic::{Diagnostics, Span};
+use crate::identity::Identity;
+use crate::value::Located;
+use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::sync::Arc;
+
+/// The kinds of credential, in access logs, limits and code.
+const API_KEY: &str = "api_key";
+const JWT: &str = "jwt";
+const BASIC: &str = "basic";
+
+impl Consumers {
+    /// Builds the indexes. Credentials that two consumers share are reported with both places: a request that carries one
+    /// could be either's. Names of tiers that do not exist were reported before.
+    pub fn build<'a, C, T>(consumers: C, tiers: T, d: &mut Diagnostics) -> Consumers
+    where
+        C: ExactSizeIterator<Item = (&'a Located<String>, &'a ConsumerConfig)> + Clone,
+        T: Iterator<Item = (&'a str, &'a TierConfig)>,
+    {
+        let mut built = Consumers::default();
+        built.tiers = tiers.map(|(name, _)| Arc::<str>::from(name)).map(|name| (name.clone(), Arc::new(Tier { name }))).collect();
+        built.by_name.reserve(consumers.len());
+        built.by_key.reserve(consumers.len());
+        for (name, config) in consumers.clone() {
+            let consumer = Arc::new(Consumer {
+                name: name.value.as_str().into(),
+                tier: config.tier.as_ref().and_then(|tier| built.tiers.get(tier.as_str())).cloned(),
+                roles: config.roles.iter().map(|role| shared(&mut built.roles, role)).collect(),
+                metadata: config.metadata.clone(),
+                enabled: config.enabled,
+            });
+            for credential in &config.credentials {
+                if let Err((taken, what)) = built.add(&consumer, credential) {
+                    let first = consumers
+                        .clone()
+                        .find(|(name, _)| *name.value == *taken)
+                        .and_then(|(_, first)| first.place_of(credential));
+                    report(d, credential, what, &consumer.name, &taken, first);
+                }
+            }
+            built.by_name.insert(Arc::clone(&consumer.name), consumer);
+        }
+        built
+    }
+
+    /// Fails with the name of the consumer that has the credential already, and what it is.
+    fn add(&mut self, consumer: &Arc<Consumer>, config: &CredentialConfig) -> Result<(), (Arc<str>, String)> {
+        let (not_before, expires) = config.validity();
+        let (not_before, expires) = (not_before.map(|at| at.value.0), expires.map(|at| at.value.0));
+        let credential = |method, id: String| Credential {
+            identity: Arc::new(Identity::of(consumer, method, id.into())),
+            consumer: Arc::clone(consumer),
+            not_before,
+            expires,
+        };
+        match config {
+            CredentialConfig::ApiKey(key) => {
+                let digest = key.sha256.value;
+                let credential = credential(API_KEY, format!("{API_KEY}:{}", digest.short()));
+                insert(&mut self.by_key, digest, credential, "this API key".to_owned())
+            }
+            CredentialConfig::Jwt(jwt) => {
+                let subject: Arc<str> = jwt.subject.as_str().into();
+                let what = format!("the subject `{subject}`");
+                match &jwt.issuer {
+                    Some(issuer) => {
+                        let credential = credential(JWT, format!("{JWT}:{}:{subject}", issuer.value));
+                        insert(self.by_issuer.entry(issuer.as_str().into()).or_default(), subject, credential, what)
+                    }
+                    // Which issuer vouches for it shows with the token; the filter says so in the id that it makes.
+                    None => insert(&mut self.by_subject, Arc::clone(&subject), credential(JWT, format!("{JWT}:{subject}")), what),
+                }
+            }
+            CredentialConfig::Basic(basic) => {
+                let username: Arc<str> = basic.username.as_str().into();
+                let PasswordConfig::Argon2(password) = &basic.password;
+                let credential = credential(BASIC, format!("{BASIC}:{username}"));
+                let user = BasicUser { credential, password: password.value.clone() };
+                insert(&mut self.by_username, Arc::clone(&username), user, format!("the username `{username}`"))
+            }
+        }
+    }
+}
+
+/// What knows whose it is.
+trait Owned {
+    fn owner(&self) -> &Arc<str>;
+}
+
+impl Owned for Credential {
+    fn owner(&self) -> &Arc<str> {
+        &self.consumer.name
+    }
+}
+
+impl Owned for BasicUser {
+    fn owner(&self) -> &Arc<str> {
+        self.credential.owner()
+    }
+}
+
+fn insert<K: Eq + Hash, V: Owned>(map: &mut Map<K, V>, key: K, value: V, what: String) -> Result<(), (Arc<str>, String)> {
+    match map.entry(key) {
+        Entry::Occupied(taken) => Err((Arc::clone(taken.get().owner()), what)),
+        Entry::Vacant(free) => {
+            free.insert(value);
+            Ok(())
+        }
+    }
+}
+
+/// One copy of each role, however many have it.
+fn shared(roles: &mut BTreeSet<Arc<str>>, role: &str) -> Arc<str> {
+    match roles.get(role) {
+        Some(known) => Arc::clone(known),
+        None => {
+            let role: Arc<str> = role.into();
+            roles.insert(Arc::clone(&role));
+            role
+        }
+    }
+}
+
+impl ConsumerConfig {
+    /// Where the first credential that is the same as `other` is written.
+    fn place_of(&self, other: &CredentialConfig) -> Option<Span> {
+        self.credentials.iter().find(|credential| credential.is(other)).and_then(CredentialConfig::span)
+    }
+}
+
+impl CredentialConfig {
+    /// Whether a request could carry one and mean the other.
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (CredentialConfig::ApiKey(a), CredentialConfig::ApiKey(b)) => a.sha256.value == b.sha256.value,
+            (CredentialConfig::Basic(a), CredentialConfig::Basic(b)) => a.username.value == b.username.value,
+            (CredentialConfig::Jwt(a), CredentialConfig::Jwt(b)) => {
+                let issuer = |config: &super::config::JwtCredential| config.issuer.as_ref().map(|issuer| issuer.value.clone());
+                a.subject.value == b.subject.value && issuer(a) == issuer(b)
+            }
+            _ => false,
+        }
+    }
+
+    fn span(&self) -> Option<Span> {
+        match self {
+            CredentialConfig::ApiKey(key) => key.sha256.span.clone(),
+            CredentialConfig::Jwt(jwt) => jwt.subject.span.clone(),
+            CredentialConfig::Basic(basic) => basic.username.span.clone(),
+        }
+    }
+}
+
+fn report(d: &mut Diagnostics, again: &CredentialConfig, what: String, by: &str, taken: &str, first: Option<Span>) {
+    let message = if by == taken {
+        format!("consumer `{by}` has {what} twice")
+    } else {
+        format!("{what} belongs to consumer `{taken}` already")
+    };
+    let found = d.error(again.span(), message);
+    if let Some(first) = first {
+        found.related(first, "first here");
+    }
+}

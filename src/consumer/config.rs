@@ -1,0 +1,217 @@
+//! `[consumers.NAME]` and `[tiers.NAME]`.
+
+use super::digest::KeyDigest;
+use super::password::PasswordHash;
+use crate::diagnostic::Diagnostics;
+use crate::value::{Located, Timestamp};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// The most credentials of one consumer, and the most roles.
+const LIST_MAX: usize = 1_000;
+/// The longest role, in bytes.
+const ROLE_MAX: usize = 128;
+/// The longest subject or username, in bytes.
+pub(super) const SUBJECT_MAX: usize = 255;
+
+/// Who calls: its roles, its tier, and the credentials that prove it.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsumerConfig {
+    /// The tier whose limits apply. Default: none.
+    pub tier: Option<Located<String>>,
+    /// What the consumer may do, as filters `require` it: up to 128 letters, digits and `-_.:/*@` each, at most 1,000.
+    /// Default: none.
+    pub roles: Vec<Located<String>>,
+    /// Free text for people, name to text. The gateway makes nothing of it. Default: none.
+    pub metadata: BTreeMap<String, String>,
+    /// Whether the consumer may call. One that is not enabled is refused just as one that does not exist.
+    pub enabled: bool,
+    /// What proves it, at most 1,000. Several of one kind serve for rotation: the new one is added before the old one goes.
+    /// Default: none.
+    pub credentials: Vec<CredentialConfig>,
+}
+
+/// One credential: a table with exactly one key, its kind.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CredentialConfig {
+    ApiKey(ApiKeyCredential),
+    Jwt(JwtCredential),
+    Basic(BasicCredential),
+}
+
+/// A key, for the filter `api_key`. `gatewright key new NAME` makes one and prints this line.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKeyCredential {
+    /// The SHA-256 hash of the key, 64 hexadecimal digits. The key itself is kept nowhere.
+    pub sha256: Located<KeyDigest>,
+    /// From when on it counts. Default: at once.
+    pub not_before: Option<Located<Timestamp>>,
+    /// When it ceases to count. Default: never.
+    pub expires: Option<Located<Timestamp>>,
+}
+
+/// The subject of tokens, for the filter `jwt`: a token whose `sub` is this belongs to the consumer.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JwtCredential {
+    /// The subject, 1 to 255 bytes, compared exactly.
+    pub subject: Located<String>,
+    /// The issuer, by the name of its `[jwt.NAME]`, that alone may vouch for the subject. Default: every issuer may.
+    pub issuer: Option<Located<String>>,
+    /// From when on it counts, besides what the token says. Default: at once.
+    pub not_before: Option<Located<Timestamp>>,
+    /// When it ceases to count, besides what the token says. Default: never.
+    pub expires: Option<Located<Timestamp>>,
+}
+
+/// A name and a password, for the filter `basic`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BasicCredential {
+    /// The name that is sent with the password, 1 to 255 bytes without a colon (RFC 7617).
+    pub username: Located<String>,
+    /// The password, as its hash.
+    pub password: PasswordConfig,
+    /// From when on it counts. Default: at once.
+    pub not_before: Option<Located<Timestamp>>,
+    /// When it ceases to count. Default: never.
+    pub expires: Option<Located<Timestamp>>,
+}
+
+/// The hash of a password.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PasswordConfig {
+    /// Argon2id in PHC format (`$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH`), with at most 64 MiB of memory, 10 passes and 4
+    /// lanes, because each wrong guess makes the gateway spend as much.
+    Argon2(Located<PasswordHash>),
+}
+
+/// Limits that consumers share by `tier = "NAME"`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TierConfig {
+    /// The limits, each of which must have room for a request. Default: none.
+    pub limits: Vec<TierLimitConfig>,
+}
+
+/// One limit of a tier: either a `rate` or a `quota`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TierLimitConfig {
+    /// So many requests in so much time, such as `"60/1m"`.
+    pub rate: Option<Located<String>>,
+    /// How many requests may come at once beyond the rate. Default: none.
+    pub burst: Option<Located<u32>>,
+    /// So many requests in a window of the calendar, such as `"10_000/1d"`.
+    pub quota: Option<Located<String>>,
+}
+
+impl Default for ConsumerConfig {
+    fn default() -> Self {
+        ConsumerConfig { tier: None, roles: Vec::new(), metadata: BTreeMap::new(), enabled: true, credentials: Vec::new() }
+    }
+}
+
+impl ConsumerConfig {
+    /// Checks what serde cannot.
+    pub fn check(&self, name: &Located<String>, d: &mut Diagnostics) {
+        for (what, count) in [("credentials", self.credentials.len()), ("roles", self.roles.len())] {
+            if count > LIST_MAX {
+                d.error(name.span.clone(), format!("consumer `{}` has {count} {what}, and the most is {LIST_MAX}", name.value));
+            }
+        }
+        for role in &self.roles {
+            check_role(role, d);
+        }
+        for credential in &self.credentials {
+            credential.check(d);
+        }
+    }
+}
+
+/// Roles are listed in one header, separated by commas, so they are kept plain.
+fn check_role(role: &Located<String>, d: &mut Diagnostics) {
+    if !is_role(role) {
+        d.error(role.span.clone(), format!("`{}` cannot be a role", role.value))
+            .help(format!("use up to {ROLE_MAX} letters, digits, and -_.:/*@"));
+    }
+}
+
+/// Whether a text can be a role of a consumer, and be sent upstream in a list of roles.
+pub fn is_role(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/*@".contains(&b);
+    !text.is_empty() && text.len() <= ROLE_MAX && text.bytes().all(plain)
+}
+
+impl CredentialConfig {
+    fn check(&self, d: &mut Diagnostics) {
+        let (not_before, expires) = self.validity();
+        if let (Some(not_before), Some(expires)) = (not_before, expires)
+            && not_before.value >= expires.value
+        {
+            d.error(expires.span.clone(), "the credential ceases to count before it begins to").label("not after `not_before`");
+        }
+        let subject = match self {
+            CredentialConfig::ApiKey(_) => return,
+            CredentialConfig::Jwt(jwt) => &jwt.subject,
+            CredentialConfig::Basic(basic) => &basic.username,
+        };
+        let controls = subject.chars().any(char::is_control);
+        let colon = matches!(self, CredentialConfig::Basic(_)) && subject.contains(':');
+        if subject.is_empty() || subject.len() > SUBJECT_MAX || controls || colon {
+            let what = if matches!(self, CredentialConfig::Basic(_)) { "username" } else { "subject" };
+            let found = d.error(subject.span.clone(), format!("`{}` cannot be a {what}", subject.value));
+            let but = if colon { "without a colon, which ends the name (RFC 7617)" } else { "without control characters" };
+            found.help(format!("use 1 to {SUBJECT_MAX} bytes {but}"));
+        }
+    }
+
+    /// From when and until when it counts.
+    pub(super) fn validity(&self) -> (Option<&Located<Timestamp>>, Option<&Located<Timestamp>>) {
+        match self {
+            CredentialConfig::ApiKey(key) => (key.not_before.as_ref(), key.expires.as_ref()),
+            CredentialConfig::Jwt(jwt) => (jwt.not_before.as_ref(), jwt.expires.as_ref()),
+            CredentialConfig::Basic(basic) => (basic.not_before.as_ref(), basic.expires.as_ref()),
+        }
+    }
+}
+
+impl TierConfig {
+    /// Checks what serde cannot.
+    pub fn check(&self, d: &mut Diagnostics) {
+        for limit in &self.limits {
+            let (text, window) = match (&limit.rate, &limit.quota) {
+                (Some(rate), None) => (rate, "60/1m"),
+                (None, Some(quota)) => (quota, "10_000/1d"),
+                (Some(both), Some(_)) => {
+                    d.error(both.span.clone(), "a limit is a `rate` or a `quota`, not both").help("make it two limits");
+                    continue;
+                }
+                (None, None) => {
+                    let span = limit.burst.as_ref().and_then(|burst| burst.span.clone());
+                    d.error(span, "a limit needs a `rate` or a `quota`").help("such as { rate = \"60/1m\" }");
+                    continue;
+                }
+            };
+            if parse_limit(text).is_none() {
+                d.error(text.span.clone(), format!("`{}` is not a limit", text.value)).help(format!("write it as \"{window}\""));
+            }
+        }
+    }
+}
+
+/// `"10_000/1d"` → so many, in so long.
+fn parse_limit(text: &str) -> Option<(u64, std::time::Duration)> {
+    let (count, window) = text.split_once('/')?;
+    if !count.starts_with(|c: char| c.is_ascii_digit()) || count.ends_with('_') {
+        return None;
+    }
+    let count: u64 = count.replace('_', "").parse().ok()?;
+    let window = window.parse::<crate::value::Duration>().ok()?.get();
+    (count > 0 && !window.is_zero()).then_some((count, window))
+}

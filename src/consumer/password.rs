@@ -1,0 +1,119 @@
+//! Argon2id hashes of passwords (RFC 9106), in PHC string format.
+
+use crate::value::text_value;
+use argon2::{Algorithm, Argon2, Params, PasswordVerifier, Version};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The most memory of one verification, in KiB. Whoever can send a request can make the gateway spend it.
+const MEMORY_MAX: u32 = 64 * 1024;
+/// The most passes over it.
+const PASSES_MAX: u32 = 10;
+/// The most lanes.
+const LANES_MAX: u32 = 4;
+/// The longest password that is looked at, in bytes.
+pub const PASSWORD_MAX: usize = 1024;
+
+/// A hash whose parameters are within bounds. Cloning shares it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PasswordHash(Arc<str>);
+
+text_value!(
+    PasswordHash,
+    "argon2id hash",
+    r"^\$argon2id\$v=19\$.+$",
+    "An argon2id hash in PHC format: $argon2id$v=19$m=19456,t=2,p=1$SALT$HASH"
+);
+
+impl PasswordHash {
+    /// Whether `password` is the one. Takes tens of milliseconds and megabytes, so never call it on an async worker.
+    pub fn verify(&self, password: &[u8]) -> bool {
+        let Ok((hash, argon2)) = parse(&self.0) else { return false };
+        password.len() <= PASSWORD_MAX && argon2.verify_password(password, &hash).is_ok()
+    }
+
+    /// The text of the hash, for keys of caches. Not for logs: guesses could be tried on it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+fn parse(text: &str) -> Result<(argon2::PasswordHash<'_>, Argon2<'static>), String> {
+    let why = |why: &dyn fmt::Display| format!("this is not an argon2id hash in PHC format: {why}");
+    let hash = argon2::PasswordHash::new(text).map_err(|e| why(&e))?;
+    if hash.algorithm != argon2::ARGON2ID_IDENT || hash.version != Some(Version::V0x13.into()) {
+        return Err(why(&"it must begin with $argon2id$v=19$"));
+    }
+    if hash.hash.is_none() || hash.salt.is_none() {
+        return Err(why(&"its salt or its hash is missing"));
+    }
+    let params = Params::try_from(&hash).map_err(|e| why(&e))?;
+    if params.m_cost() > MEMORY_MAX || params.t_cost() > PASSES_MAX || params.p_cost() > LANES_MAX {
+        return Err(format!("the hash costs more than m={MEMORY_MAX},t={PASSES_MAX},p={LANES_MAX}, and every guess would"));
+    }
+    Ok((hash, Argon2::new(Algorithm::Argon2id, Version::V0x13, params)))
+}
+
+impl FromStr for PasswordHash {
+    type Err = String;
+    /// The text is not quoted in the error: someone may have written the password itself.
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse(text)?;
+        Ok(PasswordHash(text.into()))
+    }
+}
+
+/// Required to write defaults; a hash is never one.
+impl fmt::Display for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("$argon2id$…")
+    }
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordHash(…)")
+    }
+}
+
+#[cfg(test)]
+/// A hash with the least cost that there is.
+pub(crate) fn cheap(password: &str) -> String {
+    use argon2::PasswordHasher;
+    let salt = argon2::password_hash::SaltString::encode_b64(b"saltsaltsalt").unwrap();
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, 1, 1, None).unwrap());
+    argon2.hash_password(password.as_bytes(), &salt).unwrap().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_password_itself_verifies() {
+        let hash: PasswordHash = cheap("hunter2").parse().unwrap();
+        assert!(hash.verify(b"hunter2"));
+        for wrong in ["", "hunter", "Hunter2", "hunter2 ", "hunter2\0", &"x".repeat(PASSWORD_MAX + 1)] {
+            assert!(!hash.verify(wrong.as_bytes()), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn hashes_that_are_weak_broken_or_too_dear_are_refused_and_not_repeated() {
+        let good = cheap("x");
+        for wrong in [
+            "hunter2",
+            "",
+            &good.replace("argon2id", "argon2i"),
+            &good.replace("v=19", "v=16"),
+            &good.replace("m=8", "m=1048576"),
+            &good.replace("t=1", "t=1000"),
+            &good.replace("p=1", "p=64"),
+            &good[..good.rfind('$').unwrap()],
+        ] {
+            let error = wrong.parse::<PasswordHash>().unwrap_err();
+            assert!(wrong.is_empty() || !error.contains(wrong), "{error}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! `api_key`: who calls is told by a key, looked up by its hash.
+
+use super::auth::Judge;
+use super::header_edits::parse_name;
+use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
+use crate::arena::with_arena;
+use crate::consumer::{Consumers, KeyDigest};
+use crate::rejection::{self, Rejection};
+use crate::request::RequestCtx;
+use crate::telemetry::metrics::AuthOutcome;
+use crate::value::Located;
+use bytes::BufMut;
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Uri};
+use percent_encoding::percent_decode_str;
+use pingora::http::RequestHeader;
+use pingora::proxy::Session;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The longest key that is looked at, in bytes. A longer one is nobody's.
+const KEY_MAX: usize = 512;
+const DEFAULT_HEADER: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Asks for an API key of one of the `[consumers]`, in a header or in the query. Without a key the answer is 401
+/// `credential_missing`; with one that is unknown, expired, not valid yet or of a consumer that is not enabled, 401
+/// `credential_invalid`, alike in all these cases; with two keys, 400 `credential_duplicate`. The key does not go upstream.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiKeyConfig {
+    /// The header that has the key. Default: `"x-api-key"`, or none where `query` is given.
+    pub header: Option<Located<String>>,
+    /// The parameter of the query that has the key. Keys in URLs end up in histories and in logs of others, so prefer a header.
+    /// The parameter is taken out of the target before anything else sees it. Default: none.
+    pub query: Option<Located<String>>,
+    /// Whether the header goes upstream with its key. Default: false. A key in the query never does.
+    pub forward: bool,
+}
+
+pub struct ApiKey {
+    header: Option<HeaderName>,
+    query: Option<Box<str>>,
+    forward: bool,
+    consumers: Arc<Consumers>,
+    judge: Judge,
+}
+
+impl FilterConfig for ApiKeyConfig {
+    const NAME: &'static str = "api_key";
+    type Filter = ApiKey;
+
+    fn build(self, cx: &mut BuildContext<'_>) -> Result<ApiKey, Problem> {
+        let header = match &self.header {
+            Some(header) => Some(parse_name(header, header)?),
+            None => self.query.is_none().then_some(DEFAULT_HEADER),
+        };
+        if let Some(query) = &self.query {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+            if query.is_empty() || query.len() > 64 || !query.bytes().all(plain) {
+                let problem = Problem::new(format!("`{}` cannot be the parameter of a key", query.value)).at(query);
+                return Err(problem.help("use up to 64 letters, digits and -_.~"));
+            }
+        }
+        if self.forward && header.is_none() {
+            return Err(Problem::new("a key in the query is never forwarded").help("take `forward` out, or use a header"));
+        }
+        let mut challenge = String::from("ApiKey ");
+        let places = [("header", header.as_ref().map(HeaderName::as_str)), ("query", self.query.as_ref().map(|q| q.as_str()))];
+        let places = places.iter().filter_map(|(kind, name)| Some(format!("{kind}=\"{}\"", (*name)?)));
+        challenge.push_str(&places.collect::<Vec<_>>().join(", "));
+        // Names of headers and of parameters hold nothing that a header value cannot.
+        let challenge = HeaderValue::from_str(&challenge).map_err(|_| Problem::new("this makes no challenge"))?;
+        Ok(ApiKey {
+            header,
+            query: self.query.map(|query| query.value.into()),
+            forward: self.forward,
+            consumers: Arc::clone(cx.consumers),
+            judge: Judge::new(Self::NAME, challenge, cx),
+        })
+    }
+}
+
+impl Filter for ApiKey {
+    fn phases(&self) -> Phases {
+        Phases::REQUEST.and(Phases::UPSTREAM_REQUEST)
+    }
+
+    fn establishes_identity(&self) -> bool {
+        true
+    }
+
+    fn may_wait(&self) -> bool {
+        false
+    }
+
+    fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
+        match self.authenticate(session, ctx) {
+            Ok(()) => Step::CONTINUE,
+            Err(rejection) => Step::reject(rejection),
+        }
+    }
+
+    fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
+        if let Some(header) = &self.header
+            && !self.forward
+        {
+            head.remove_header(header);
+        }
+        Ok(())
+    }
+}
+
+impl ApiKey {
+    fn authenticate(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+        // Taken out before anything is decided: a request that is refused is logged too.
+        let in_query = match &self.query {
+            Some(name) => take_parameter(session, name)?,
+            None => Found::None,
+        };
+        let mut in_header = self.header.iter().flat_map(|name| session.req_header().headers.get_all(name));
+        let digest = match (in_header.next(), in_header.next(), in_query) {
+            (None, None, Found::None) => return Err(self.judge.refuse(AuthOutcome::Missing)),
+            (Some(value), None, Found::None) => digest(value.as_bytes()),
+            (None, None, Found::One(digest)) => digest,
+            _ => return Err(self.judge.refuse(AuthOutcome::Duplicate)),
+        };
+        let digest = digest.ok_or_else(|| self.judge.refuse(AuthOutcome::Malformed))?;
+        match self.consumers.by_api_key(&digest) {
+            Some(credential) => self.judge.accept(credential, ctx),
+            None => Err(self.judge.refuse(AuthOutcome::Unknown)),
+        }
+    }
+}
+
+/// `None` for what cannot be a key.
+fn digest(key: &[u8]) -> Option<KeyDigest> {
+    (!key.is_empty() && key.len() <= KEY_MAX).then(|| KeyDigest::of(key))
+}
+
+/// What the query has of the parameter.
+enum Found {
+    None,
+    One(Option<KeyDigest>),
+    Several,
+}
+
+/// Takes every parameter of that name out of the target.
+fn take_parameter(session: &mut Session, name: &str) -> Result<Found, Rejection> {
+    let uri = &session.req_header().uri;
+    let Some(query) = uri.query() else { return Ok(Found::None) };
+    let is_key = |pair: &str| decoded(pair.split_once('=').map_or(pair, |(name, _)| name)) == name.as_bytes();
+    let mut keys = query.split('&').filter(|pair| is_key(pair));
+    let found = match (keys.next(), keys.next()) {
+        (None, _) => return Ok(Found::None),
+        (Some(pair), None) => Found::One(digest(&decoded(pair.split_once('=').map_or("", |(_, value)| value)))),
+        (Some(_), Some(_)) => Found::Several,
+    };
+    let target = with_arena(|out| {
+        out.put_slice(uri.path().as_bytes());
+        let mut before = b'?';
+        for pair in query.split('&').filter(|pair| !is_key(pair)) {
+            out.put_u8(before);
+            out.put_slice(pair.as_bytes());
+            before = b'&';
+        }
+    });
+    // Cannot fail: it is what the target was, less a part. If it could, going on would mean to pass the key on.
+    let failed = |_| Rejection::new(&rejection::PATH_INVALID);
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_maybe_shared(target).map_err(failed)?);
+    let uri = Uri::from_parts(parts).map_err(|_| Rejection::new(&rejection::PATH_INVALID))?;
+    session.req_header_mut().set_uri(uri);
+    Ok(found)
+}
+
+fn decoded(text: &str) -> Cow<'_, [u8]> {
+    percent_decode_str(text).into()
+}
+
+#[cfg(test)]
+mod tests;
