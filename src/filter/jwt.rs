@@ -34,9 +34,9 @@ const RETRY: Duration = Duration::from_secs(2);
 
 // RFC 6750 section 3.1. A request without any credential is told no error, only what is asked for.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer");
-const INVALID_REQUEST: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_request\"");
 const INVALID_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-const EXPIRED: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\", error_description=\"The token has expired\"");
+const EXPIRED: HeaderValue =
+    HeaderValue::from_static("Bearer error=\"invalid_token\", error_description=\"The token has expired\"");
 
 /// Lets requests with a valid JSON Web Token pass, as whoever the token names. A request without a token is rejected with
 /// `credential_missing`, one with two with `credential_duplicate`, one with a token that does not count with `token_invalid` or
@@ -166,7 +166,8 @@ fn issuers(names: &Located<Names>, cx: &BuildContext<'_>) -> Result<Box<[Arc<Iss
                 return Err(problem.help(format!("give [jwt.{name}] an `issuer`, which is what `iss` of its tokens must be")));
             };
             if let Some(other) = issuers.iter().find(|known| known.issuer() == Some(iss)) {
-                let problem = Problem::new(format!("the issuers `{}` and `{name}` have the same `issuer`", other.name())).at(names);
+                let problem =
+                    Problem::new(format!("the issuers `{}` and `{name}` have the same `issuer`", other.name())).at(names);
                 return Err(problem.help("tokens are given to one of them by it"));
             }
         }
@@ -245,7 +246,7 @@ impl Jwt {
 
     fn duplicate(&self) -> Rejection {
         self.metrics.count(AuthOutcome::Duplicate);
-        Rejection::new(&rejection::CREDENTIAL_DUPLICATE).www_authenticate(INVALID_REQUEST)
+        Rejection::new(&rejection::CREDENTIAL_DUPLICATE)
     }
 
     fn refuse(&self, refusal: Refusal) -> Rejection {

@@ -56,7 +56,8 @@ impl Cache {
         let bucket = self.bucket(&entry.fingerprint);
         let same = |known: &Entry| known.fingerprint == entry.fingerprint;
         let dead = |known: &Entry| known.generation != entry.generation || known.window.until <= now;
-        let holds = |place: &&ArcSwapOption<Entry>, which: &dyn Fn(&Entry) -> bool| place.load().as_ref().is_some_and(|e| which(e));
+        let holds =
+            |place: &&ArcSwapOption<Entry>, which: &dyn Fn(&Entry) -> bool| place.load().as_ref().is_some_and(|e| which(e));
         let place = bucket
             .iter()
             .find(|place| holds(place, &same))
@@ -111,7 +112,8 @@ mod tests {
             cache.insert(entry(&n.to_string(), 1, ALWAYS), 0);
             assert_eq!(name(&cache, &n.to_string(), 1, 0), Some(n.to_string()), "the newest is always there");
         }
-        let kept = (0..10_000).filter_map(|n: u32| name(&cache, &n.to_string(), 1, 0).map(|found| assert_eq!(found, n.to_string())));
+        let kept =
+            (0..10_000).filter_map(|n: u32| name(&cache, &n.to_string(), 1, 0).map(|found| assert_eq!(found, n.to_string())));
         let kept = kept.count();
         assert!((200..=256).contains(&kept), "{kept}");
     }

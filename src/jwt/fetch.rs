@@ -39,8 +39,14 @@ pub(super) struct Endpoint {
 /// What came of an attempt that worked.
 pub(super) enum Fetched {
     /// 304: what is known already still holds.
-    Unchanged { max_age: Option<Duration> },
-    Body { bytes: Bytes, etag: Option<HeaderValue>, max_age: Option<Duration> },
+    Unchanged {
+        max_age: Option<Duration>,
+    },
+    Body {
+        bytes: Bytes,
+        etag: Option<HeaderValue>,
+        max_age: Option<Duration>,
+    },
 }
 
 impl Endpoint {
@@ -182,12 +188,17 @@ mod tests {
     #[test]
     fn a_url_names_a_host_and_nothing_secret() {
         let endpoint = Endpoint::parse("https://id.example.com/a/jwks.json?x=1").unwrap();
-        assert_eq!((endpoint.host.as_str(), endpoint.port, endpoint.target.as_str()), ("id.example.com", 443, "/a/jwks.json?x=1"));
+        assert_eq!(
+            (endpoint.host.as_str(), endpoint.port, endpoint.target.as_str()),
+            ("id.example.com", 443, "/a/jwks.json?x=1")
+        );
         assert_eq!(endpoint.to_string(), "https://id.example.com/a/jwks.json?x=1");
         let six = Endpoint::parse("http://[::1]:8080").unwrap();
         assert_eq!((six.host.as_str(), six.port, six.target.as_str(), six.is_local()), ("::1", 8080, "/", true));
         assert!(!Endpoint::parse("http://10.0.0.1/").unwrap().is_local());
-        for wrong in ["", "id.example.com", "file:///etc/passwd", "ftp://a/", "https://", "https://a:b@c/", "/jwks", "https://a b/"] {
+        for wrong in
+            ["", "id.example.com", "file:///etc/passwd", "ftp://a/", "https://", "https://a:b@c/", "/jwks", "https://a b/"]
+        {
             assert!(Endpoint::parse(wrong).is_err(), "{wrong}");
         }
     }

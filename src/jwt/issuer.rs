@@ -1,5 +1,6 @@
 //! An issuer, compiled: from a token's text to an identity.
 
+use super::Refusal;
 use super::cache::{self, Cache, Entry, Fingerprint};
 use super::claims::{ClaimPath, Mapping};
 use super::config::{IssuerConfig, JwksConfig, SecretEncoding};
@@ -9,7 +10,6 @@ use super::remote::{Asked, Generation, RemoteKeys, Ticket};
 use super::rules::{Rules, Window};
 use super::supervisor::Job;
 use super::token::{TOKEN_MAX, Token};
-use super::Refusal;
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::Diagnostics;

@@ -265,7 +265,11 @@ fn check_modulus(n: &[u8]) -> Result<(), String> {
     let significant = n.iter().skip_while(|byte| **byte == 0).count();
     let leading = n.iter().find(|byte| **byte != 0).map_or(0, |byte| byte.leading_zeros());
     let bits = significant.saturating_mul(8).saturating_sub(usize::try_from(leading).unwrap_or(0));
-    if (2048..=8192).contains(&bits) { Ok(()) } else { Err(format!("its modulus has {bits} bits, and 2048 to 8192 are possible")) }
+    if (2048..=8192).contains(&bits) {
+        Ok(())
+    } else {
+        Err(format!("its modulus has {bits} bits, and 2048 to 8192 are possible"))
+    }
 }
 
 /// The keys of one issuer at one time.

@@ -204,7 +204,16 @@ mod tests {
         for good in [json!("api"), json!(["other", "web"])] {
             assert!(check(&rules, json!({ "aud": good })).is_ok(), "{good}");
         }
-        for wrong in [json!("API"), json!("api "), json!("api,web"), json!("ap"), json!(""), json!([]), json!(["apis"]), json!(["api web"])] {
+        for wrong in [
+            json!("API"),
+            json!("api "),
+            json!("api,web"),
+            json!("ap"),
+            json!(""),
+            json!([]),
+            json!(["apis"]),
+            json!(["api web"]),
+        ] {
             assert_eq!(check(&rules, json!({ "aud": wrong })), Err(Refusal::Audience), "{wrong}");
         }
         assert_eq!(check(&rules, json!({})), Err(Refusal::Audience));

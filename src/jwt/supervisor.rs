@@ -58,9 +58,7 @@ impl KeySupervisor {
                 .or_insert(job);
         }
         let mut tasks = self.tasks.lock();
-        tasks.retain(|at, task| {
-            wanted.get(at).is_some_and(|job| (job.refresh, job.timeout) == (task.refresh, task.timeout))
-        });
+        tasks.retain(|at, task| wanted.get(at).is_some_and(|job| (job.refresh, job.timeout) == (task.refresh, task.timeout)));
         for (at, job) in wanted {
             tasks.entry(at).or_insert_with(|| {
                 let _keys = Arc::downgrade(&job.keys);

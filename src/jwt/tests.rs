@@ -23,7 +23,8 @@ fn foreign_rules(fixture: &Value) -> String {
     format!("issuer = {}\naudience = [{}]\n", fixture["issuer"], fixture["audience"])
 }
 
-const ALL: &str = "algorithms = ['HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'EdDSA']\n";
+const ALL: &str =
+    "algorithms = ['HS256', 'HS384', 'HS512', 'RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'EdDSA']\n";
 
 #[test]
 fn no_token_of_another_library_is_refused() {
@@ -144,7 +145,7 @@ fn rfc_7515_a_3_es256() {
 /// Its payload is no JSON, so it is asked of the key set alone.
 #[test]
 fn rfc_8037_a_4_ed25519() {
-    let key = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwI_aPcHURo" }] });
+    let key = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" }] });
     let set = KeySet::jwks(key.to_string().as_bytes(), true).unwrap();
     let signature = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
     let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
@@ -230,7 +231,8 @@ fn empty_and_degenerate_signatures_are_refused() {
         let good = signer.token(&claims());
         let (message, signature) = good.rsplit_once('.').unwrap();
         let length = URL_SAFE_NO_PAD.decode(signature).unwrap().len();
-        let mut candidates = vec![vec![0; length], vec![0xff; length], vec![0; length - 1], vec![0; length + 1], vec![0], vec![1; length]];
+        let mut candidates =
+            vec![vec![0; length], vec![0xff; length], vec![0; length - 1], vec![0; length + 1], vec![0], vec![1; length]];
         candidates.push([order.clone(), order.clone()].concat());
         candidates.push([order.clone(), vec![0; 32]].concat());
         // What DER makes of two zeros.
@@ -455,7 +457,11 @@ fn claims_become_roles_scopes_and_tier() {
     assert_eq!(identity.roles.iter().map(|role| &**role).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(identity.scopes.iter().map(|scope| &**scope).collect::<Vec<_>>(), ["x", "y"]);
     assert_eq!((identity.tier.as_deref(), identity.method), (Some("gold"), "jwt"));
-    for wrong in [json!({ "realm_access": { "roles": "a" }, "plan": 7 }), json!({ "scope": 1 }), json!({ "realm_access": { "roles": [1] } })] {
+    for wrong in [
+        json!({ "realm_access": { "roles": "a" }, "plan": 7 }),
+        json!({ "scope": 1 }),
+        json!({ "realm_access": { "roles": [1] } }),
+    ] {
         assert_eq!(verify(&issuer, &hs256().token(&claims_with(wrong.clone()))).err(), Some(Refusal::WrongType), "{wrong}");
     }
     let must = world.secret_issuer("require_consumer = true");
@@ -471,18 +477,33 @@ fn algorithms_that_do_not_fit_the_keys_are_config_errors() {
     let bad = world.file("bad", "not a key");
     let private = world.file("private.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     for (text, why) in [
-        (format!("algorithms = ['HS256']\npublic_key = {rsa}"), "HS256 does not fit the keys of this issuer: the key is an RSA key, and it needs a secret"),
-        (format!("algorithms = ['RS256', 'ES256']\npublic_key = {rsa}"), "ES256 does not fit the keys of this issuer: the key is an RSA key"),
-        (format!("algorithms = ['RS256']\nsecret = {{ file = {secret} }}"), "RS256 does not fit the keys of this issuer: the key is a secret"),
+        (
+            format!("algorithms = ['HS256']\npublic_key = {rsa}"),
+            "HS256 does not fit the keys of this issuer: the key is an RSA key, and it needs a secret",
+        ),
+        (
+            format!("algorithms = ['RS256', 'ES256']\npublic_key = {rsa}"),
+            "ES256 does not fit the keys of this issuer: the key is an RSA key",
+        ),
+        (
+            format!("algorithms = ['RS256']\nsecret = {{ file = {secret} }}"),
+            "RS256 does not fit the keys of this issuer: the key is a secret",
+        ),
         (format!("algorithms = ['HS384']\nsecret = {{ file = {secret} }}"), "the secret has 32 bytes, and it needs at least 48"),
-        (format!("algorithms = ['ES256', 'RS256']\njwks = {{ file = {set} }}"), "RS256 does not fit the keys of this issuer: no key of the set"),
+        (
+            format!("algorithms = ['ES256', 'RS256']\njwks = {{ file = {set} }}"),
+            "RS256 does not fit the keys of this issuer: the key is a key on the curve P-256",
+        ),
         ("algorithms = ['HS256']\njwks = { url = 'https://id.example.com/' }".into(), "HS256 needs a shared secret"),
         (format!("algorithms = ['RS256']\npublic_key = {bad}"), "it is not a public key"),
         (format!("algorithms = ['RS256']\npublic_key = {private}"), "it is a private key"),
         (format!("algorithms = ['RS256']\njwks = {{ file = {bad} }}"), "it is not JSON"),
         ("algorithms = ['RS256']".into(), "this issuer has no keys"),
         (format!("algorithms = []\npublic_key = {rsa}"), "without algorithms no token can be verified"),
-        (format!("algorithms = ['RS256']\npublic_key = {rsa}\nsecret = {{ file = {secret} }}"), "has both `secret` and `public_key`"),
+        (
+            format!("algorithms = ['RS256']\npublic_key = {rsa}\nsecret = {{ file = {secret} }}"),
+            "has both `secret` and `public_key`",
+        ),
         ("algorithms = ['RS256']\njwks = { url = 'ftp://a/' }".into(), "must begin with https://"),
         (format!("algorithms = ['RS256']\njwks = {{ url = 'https://a/', file = {set} }}"), "either `file` or `url`"),
         (format!("algorithms = ['RS256']\npublic_key = {rsa}\nleeway = '11m'"), "`11m` is not possible here"),

@@ -3,9 +3,9 @@
 //! Base64url is accepted in its canonical form only: no padding, no other alphabet, no stray bits at the end. Otherwise one
 //! signature would be good for several texts, and what is a cache key or a deny-list entry would not be one.
 
+use super::Refusal;
 use super::json;
 use super::keys::Algorithm;
-use super::Refusal;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
@@ -135,7 +135,8 @@ mod tests {
     #[test]
     fn headers_that_mean_trouble_are_refused_for_their_reason() {
         let with = |header: &str| refusal(&format!("{}.e30.c2ln", part(header)));
-        for alg in ["none", "None", "NONE", "nOnE", "hs256", "HS256 ", "HS1", "ES512", "ES256K", "RSA-OAEP", "dir", "", "none\0"] {
+        for alg in ["none", "None", "NONE", "nOnE", "hs256", "HS256 ", "HS1", "ES512", "ES256K", "RSA-OAEP", "dir", "", "none\0"]
+        {
             assert_eq!(with(&serde_json::json!({ "alg": alg }).to_string()), Refusal::Algorithm, "{alg:?}");
         }
         assert_eq!(with(r#"{"alg":"HS256","crit":["exp"]}"#), Refusal::Critical);

@@ -87,7 +87,8 @@ fn listener_may_be_a_unix_socket() {
     let origin = Origin::start("a");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("http.sock");
-    let listener = format!("[listeners.http]\naddress = \"127.0.0.1:0\"\n[listeners.local]\naddress = \"unix:{}\"\n", path.display());
+    let listener =
+        format!("[listeners.http]\naddress = \"127.0.0.1:0\"\n[listeners.local]\naddress = \"unix:{}\"\n", path.display());
     let gateway = Gateway::start(&(listener + &everything_to(&[&origin], "")));
     let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();

@@ -92,7 +92,15 @@ mod tests {
         assert_eq!(text(json!(7)).as_deref(), Some("7"));
         assert_eq!(text(json!(["a", "b c", 1, true])).as_deref(), Some("a,b c,1,true"));
         assert_eq!(text(json!("Zoë")).as_deref(), Some("Zoë"));
-        for no in [json!(null), json!({}), json!([["a"]]), json!(["a,admin"]), json!("a\r\nx-admin: 1"), json!("a\0"), json!("x".repeat(VALUE_MAX + 1))] {
+        for no in [
+            json!(null),
+            json!({}),
+            json!([["a"]]),
+            json!(["a,admin"]),
+            json!("a\r\nx-admin: 1"),
+            json!("a\0"),
+            json!("x".repeat(VALUE_MAX + 1)),
+        ] {
             assert_eq!(text(no.clone()), None, "{no}");
         }
     }

@@ -81,7 +81,8 @@ impl Sources {
         if !query.split('&').any(named) {
             return Ok(None);
         }
-        let mut taken = query.split('&').filter(|pair| named(pair)).map(|pair| pair.split_once('=').map_or("", |(_, value)| value));
+        let mut taken =
+            query.split('&').filter(|pair| named(pair)).map(|pair| pair.split_once('=').map_or("", |(_, value)| value));
         let token = taken.next().map(|token| token.as_bytes().to_vec());
         let duplicate = taken.next().is_some();
         let mut target = uri.path().to_owned();
@@ -120,9 +121,12 @@ impl Source {
         match text.split_once(':') {
             None if text.value == "authorization" => Ok(Source::Authorization),
             Some(("header", name)) => {
-                let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(format!("`{name}` is not a header name")))?;
+                let name =
+                    HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(format!("`{name}` is not a header name")))?;
                 match name {
-                    header::AUTHORIZATION => Err(wrong("this header holds more than a token".into()).help("write `authorization`")),
+                    header::AUTHORIZATION => {
+                        Err(wrong("this header holds more than a token".into()).help("write `authorization`"))
+                    }
                     header::COOKIE => Err(wrong("this header holds more than a token".into()).help("write `cookie:NAME`")),
                     name => Ok(Source::Header(name)),
                 }

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod origin;
 pub mod raw;
 mod selftest;
+pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;
