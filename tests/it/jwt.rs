@@ -18,7 +18,7 @@ fn now() -> u64 {
 }
 
 fn claims() -> Value {
-    json!({ "sub": "alice", "exp": now() + 600, "realm_access": { "roles": ["orders:write"] } })
+    json!({ "sub": "alice", "exp": now() + 600, "org": "acme", "realm_access": { "roles": ["orders:write"] } })
 }
 
 /// A gateway that sends everything with a token of `[jwt.main]` to the origin; `filter` is the filter's table.
@@ -47,17 +47,18 @@ fn refused(status: u16, code: &str) -> (u16, String) {
 fn a_token_opens_the_route_and_tells_the_origin_who_it_is() {
     let origin = Origin::start("a");
     let jwt = "algorithms = ['HS256']\nsecret = { file = 'secret' }\nclaims = { roles = 'realm_access.roles' }";
-    let headers = "headers = { X-User = 'sub', x-roles = 'realm_access.roles' }";
+    let headers = "headers = { X-User = 'sub', tenant = 'org', x-roles = 'realm_access.roles' }";
     let toml = config(&origin, jwt, &format!("{{ issuer = 'main', {headers} }}"))
         .replace("} }]", "} }, { require = { roles = ['orders:write'] } }]");
     let gateway = start(&toml, |dir| std::fs::write(dir.join("secret"), format!("{SECRET}\n")).unwrap());
     let signer = Signer::hs256("k", SECRET.as_bytes());
     let token = signer.token(&claims());
     let bearer = format!("Bearer {token}");
-    let spoofed = [("authorization", bearer.as_str()), ("x-user", "admin"), ("x-roles", "admin"), ("connection", "x-roles")];
+    let spoofed = [("authorization", bearer.as_str()), ("x-user", "admin"), ("x-roles", "admin"), ("tenant", "evil"), ("connection", "tenant")];
     assert_eq!(send(gateway.http(), "GET", "/a", &spoofed, b"").status, 200);
     let seen = origin.last();
     assert_eq!((seen.header_all("x-user"), seen.header_all("x-roles")), (vec!["alice".into()], vec!["orders:write".into()]));
+    assert_eq!(seen.header_all("tenant"), ["acme"], "`Connection` takes nothing away that we write");
     assert_eq!(seen.header("authorization").as_deref(), Some(bearer.as_str()), "forwarded unless told otherwise");
     let line = gateway.logged("the request", |line| line["consumer"] == "alice");
     assert_eq!(line["credential"], "jwt:main:alice");
