@@ -41,6 +41,7 @@ pub mod state;
 pub mod systemd;
 pub mod telemetry;
 pub mod template;
+pub mod text;
 pub mod upstream;
 pub mod value;
 

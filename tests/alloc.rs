@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use gatewright::clock::{SharedClock, SystemClock};
-use gatewright::consumer::Consumer;
+use gatewright::consumer::{Consumer, ConsumerConfig, Consumers, KeyDigest};
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
-use gatewright::filter::{BuildContext, Chain, Filter, Registry};
+use gatewright::filter::{BuildContext, Chain, Filter, Flow, Registry};
 use gatewright::identity::Identity;
 use gatewright::jwt::Issuers;
 use gatewright::request::{RequestCtx, Scheme};
@@ -32,6 +32,10 @@ fn allocations<T>(work: impl FnOnce() -> T) -> (u64, T) {
 }
 
 fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
+    filter_for(name, table, &Arc::default())
+}
+
+fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>) -> Arc<dyn Filter> {
     let registration = Registry::builtin().get(name).unwrap();
     let build = (registration.decode)(toml::de::ValueDeserializer::parse(table).unwrap()).unwrap();
     let clock: SharedClock = Arc::new(SystemClock);
@@ -40,7 +44,7 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
         state: &StatePool::new(),
         clock: &clock,
         upstreams: &BTreeMap::new(),
-        consumers: &Arc::default(),
+        consumers,
         issuers: &Issuers::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
@@ -144,6 +148,33 @@ fn a_route_with_five_local_filters_allocates_nothing() {
     ]);
     let runs = runs(&router(&ROUTES), &chain);
     assert_eq!(runs.iter().sum::<u64>(), 0, "{runs:?}");
+}
+
+#[test]
+fn authentication_by_key_and_role_allocates_nothing() {
+    let key = KeyDigest::of(b"elsewhere");
+    let text = format!("roles = ['orders:read']\ncredentials = [{{ api_key = {{ sha256 = '{key}' }} }}]");
+    let config: ConsumerConfig = toml::from_str(&text).unwrap();
+    let name = gatewright::value::Located::nowhere("acme".to_owned());
+    let consumers = [(&name, &config)].into_iter();
+    let consumers = Arc::new(Consumers::build(consumers, std::iter::empty(), &mut Diagnostics::default()));
+    let of = |name, table| filter_for(name, table, &consumers);
+    let chain = Chain::new(&[
+        of("ip_allow", "{ networks = ['10.0.0.0/8', '192.0.2.0/24'] }"),
+        of("ip_deny", "{ networks = ['198.51.100.0/24'] }"),
+        of("api_key", "{ header = 'referer' }"),
+        of("require", "{ roles = ['orders:read'], consumers = ['acme'], methods = { 'orders:read' = ['GET'] } }"),
+    ]);
+    let (mut session, mut ctx) = (session(), context());
+    for round in 0..100 {
+        ctx.identity = None;
+        let (count, ()) = allocations(|| {
+            let flow = pin!(chain.request(&mut session, &mut ctx)).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(flow, Poll::Ready(Ok(Flow::Continue))));
+        });
+        assert_eq!(&*ctx.identity.as_ref().unwrap().name, "acme");
+        assert!(round < 10 || count == 0, "{count} in round {round}");
+    }
 }
 
 /// Pingora copies each name that is not a standard one when it is inserted. That is its cost, and the only one.

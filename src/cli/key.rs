@@ -1,7 +1,7 @@
 //! `gatewright key`: API keys that are made at random and told apart from other text.
 
 use super::Exit;
-use crate::consumer::KeyDigest;
+use crate::consumer::{KeyDigest, PasswordHash};
 use clap::{Args, Subcommand};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::io::{self, Read as _, Write as _};
@@ -30,14 +30,20 @@ enum KeyVerb {
         /// The name of its [consumers.NAME]
         consumer: String,
     },
-    /// Read a key from standard input and print its hash; exits 1 if it has a typo
+    /// Read a key from standard input and print its line of configuration; exits 1 if it has a typo
     Hash,
+    /// Read a password from standard input and print its line of configuration, for the filter `basic`
+    Password {
+        /// The name that is sent with the password
+        username: String,
+    },
 }
 
 pub(super) fn run(args: &KeyArgs) -> io::Result<Exit> {
     match &args.verb {
         KeyVerb::New { consumer } => new(consumer),
         KeyVerb::Hash => hash(),
+        KeyVerb::Password { username } => password(username),
     }
 }
 
@@ -65,11 +71,7 @@ fn new(consumer: &str) -> io::Result<Exit> {
 }
 
 fn hash() -> io::Result<Exit> {
-    let mut text = String::new();
-    if io::stdin().take(INPUT_MAX).read_to_string(&mut text).is_err() {
-        writeln!(io::stderr(), "error: this is not text")?;
-        return Ok(Exit::Failure);
-    }
+    let Some(text) = read()? else { return Ok(Exit::Failure) };
     let key = text.trim_end_matches(['\r', '\n']);
     if key.is_empty() || key.contains(char::is_whitespace) {
         writeln!(io::stderr(), "error: write one key to standard input")?;
@@ -81,6 +83,36 @@ fn hash() -> io::Result<Exit> {
     }
     writeln!(io::stdout(), "{{ api_key = {{ sha256 = \"{}\" }} }}", KeyDigest::of(key.as_bytes()))?;
     Ok(Exit::Success)
+}
+
+fn password(username: &str) -> io::Result<Exit> {
+    if username.is_empty() || username.len() > 255 || username.contains(|c: char| c.is_control() || matches!(c, ':' | '"' | '\\'))
+    {
+        writeln!(io::stderr(), "error: `{}` cannot be a username", username.escape_debug())?;
+        return Ok(Exit::Usage);
+    }
+    let Some(text) = read()? else { return Ok(Exit::Failure) };
+    match PasswordHash::new(text.trim_end_matches(['\r', '\n']).as_bytes()) {
+        Ok(hash) => {
+            let hash = hash.expose();
+            writeln!(io::stdout(), "{{ basic = {{ username = \"{username}\", password = {{ argon2 = \"{hash}\" }} }} }}")?;
+            Ok(Exit::Success)
+        }
+        Err(why) => {
+            writeln!(io::stderr(), "error: {why}")?;
+            Ok(Exit::Failure)
+        }
+    }
+}
+
+/// Standard input; `None`, and an error was written, if it is not text.
+fn read() -> io::Result<Option<String>> {
+    let mut text = String::new();
+    if io::stdin().take(INPUT_MAX).read_to_string(&mut text).is_err() {
+        writeln!(io::stderr(), "error: this is not text")?;
+        return Ok(None);
+    }
+    Ok(Some(text))
 }
 
 /// A new key; `None` if the system has no random numbers.

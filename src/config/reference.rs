@@ -148,7 +148,8 @@ impl<'a> Page<'a> {
     /// Remembers the tables that a value is made of, but for those that the page explains once for all.
     fn inner(&self, key: &str, value: &'a Value, inner: &mut Vec<(String, &'a Value)>) {
         let target = self.resolve(value);
-        if key == "filters" || target.get("title").and_then(Value::as_str).is_some_and(|title| title.ends_with("secret")) {
+        let filter = value.get("$ref").and_then(Value::as_str) == Some(FILTER);
+        if filter || target.get("title").and_then(Value::as_str).is_some_and(|title| title.ends_with("secret")) {
             return;
         }
         if let Some(items) = target.get("items") {

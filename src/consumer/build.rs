@@ -23,8 +23,8 @@ impl Consumers {
         C: ExactSizeIterator<Item = (&'a Located<String>, &'a ConsumerConfig)> + Clone,
         T: Iterator<Item = (&'a str, &'a TierConfig)>,
     {
-        let mut built = Consumers::default();
-        built.tiers = tiers.map(|(name, _)| Arc::<str>::from(name)).map(|name| (name.clone(), Arc::new(Tier { name }))).collect();
+        let tiers = tiers.map(|(name, _)| Arc::<str>::from(name)).map(|name| (Arc::clone(&name), Arc::new(Tier { name })));
+        let mut built = Consumers { tiers: tiers.collect(), ..Consumers::default() };
         built.by_name.reserve(consumers.len());
         built.by_key.reserve(consumers.len());
         for (name, config) in consumers.clone() {

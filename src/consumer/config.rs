@@ -86,7 +86,7 @@ pub struct BasicCredential {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PasswordConfig {
-    /// Argon2id in PHC format (`$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH`), with at most 64 MiB of memory, 10 passes and 4
+    /// As `gatewright key password NAME` prints it: Argon2id in PHC format (`$argon2id$v=19$m=19456,t=2,p=1$SALT$HASH`), with at most 64 MiB of memory, 10 passes and 4
     /// lanes, because each wrong guess makes the gateway spend as much.
     Argon2(Located<PasswordHash>),
 }

@@ -1,7 +1,9 @@
 //! Argon2id hashes of passwords (RFC 9106), in PHC string format.
 
 use crate::value::text_value;
-use argon2::{Algorithm, Argon2, Params, PasswordVerifier, Version};
+use argon2::password_hash::SaltString;
+use argon2::{Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version};
+use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -27,6 +29,19 @@ text_value!(
 );
 
 impl PasswordHash {
+    /// Of a new password, at the cost that OWASP asks for (19 MiB, 2 passes, 1 lane) and with a random salt. The error is a
+    /// sentence without the password.
+    pub fn new(password: &[u8]) -> Result<Self, String> {
+        if password.is_empty() || password.len() > PASSWORD_MAX {
+            return Err(format!("a password has 1 to {PASSWORD_MAX} bytes"));
+        }
+        let mut salt = [0; 16];
+        SystemRandom::new().fill(&mut salt).map_err(|_| "the system has no random numbers")?;
+        let salt = SaltString::encode_b64(&salt).map_err(|e| e.to_string())?;
+        let hash = Argon2::default().hash_password(password, &salt).map_err(|e| e.to_string())?;
+        Ok(PasswordHash(hash.to_string().into()))
+    }
+
     /// Whether `password` is the one. Takes tens of milliseconds and megabytes, so never call it on an async worker.
     pub fn verify(&self, password: &[u8]) -> bool {
         let Ok((hash, argon2)) = parse(&self.0) else { return false };
@@ -80,8 +95,7 @@ impl fmt::Debug for PasswordHash {
 #[cfg(test)]
 /// A hash with the least cost that there is.
 pub(crate) fn cheap(password: &str) -> String {
-    use argon2::PasswordHasher;
-    let salt = argon2::password_hash::SaltString::encode_b64(b"saltsaltsalt").unwrap();
+    let salt = SaltString::encode_b64(b"saltsaltsalt").unwrap();
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, 1, 1, None).unwrap());
     argon2.hash_password(password.as_bytes(), &salt).unwrap().to_string()
 }
@@ -97,6 +111,15 @@ mod tests {
         for wrong in ["", "hunter", "Hunter2", "hunter2 ", "hunter2\0", &"x".repeat(PASSWORD_MAX + 1)] {
             assert!(!hash.verify(wrong.as_bytes()), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_new_hash_is_one_that_the_configuration_takes() {
+        let hash = PasswordHash::new(b"hunter2").unwrap();
+        assert!(hash.expose().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.expose());
+        let read: PasswordHash = hash.expose().parse().unwrap();
+        assert!(read.verify(b"hunter2") && !read.verify(b"hunter3"));
+        assert!(PasswordHash::new(b"").is_err());
     }
 
     #[test]

@@ -51,12 +51,14 @@ pub struct Require {
     all_scopes: Texts,
     consumers: Option<Texts>,
     tiers: Option<Texts>,
-    methods: Option<Box<[(Box<str>, Permitted)]>>,
+    methods: Option<Permissions>,
     unknown_roles: Vec<Located<String>>,
     metrics: Arc<AuthMetrics>,
 }
 
 type Texts = Box<[Box<str>]>;
+/// Which methods each role permits.
+type Permissions = Box<[(Box<str>, Permitted)]>;
 
 enum Permitted {
     All,
@@ -109,10 +111,7 @@ fn texts(list: Vec<Located<String>>) -> Texts {
     list.into_iter().map(|text| text.value.into()).collect()
 }
 
-fn permitted(
-    methods: &BTreeMap<String, Located<Vec<String>>>,
-    roles: &mut Vec<Located<String>>,
-) -> Result<Box<[(Box<str>, Permitted)]>, Problem> {
+fn permitted(methods: &BTreeMap<String, Located<Vec<String>>>, roles: &mut Vec<Located<String>>) -> Result<Permissions, Problem> {
     if methods.is_empty() {
         return Err(Problem::new("`methods` permits no method to anybody").help("take the key out if there is no such condition"));
     }

@@ -14,13 +14,13 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 /// connections can be stale at once when an endpoint restarts.
 const MAX_RESETS: u32 = 3;
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
 /// Picks the endpoint of the next attempt.
 pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
-    let Some(route) = ctx.route.clone() else {
-        return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
-    };
-    let Some(target) = &route.upstream else {
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
     };
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
@@ -48,8 +48,7 @@ pub fn select(ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
-    let Some(route) = ctx.route.clone() else { return error };
-    let Some(target) = &route.upstream else { return error };
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return error };
     target.metrics.connect_failures.increment();
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().count_connect_failure();
@@ -96,7 +95,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
-    if let Some(route) = ctx.route.clone()
+    if let Some(route) = &ctx.route
         && let Err(rejection) = route.chain.upstream_request(session, head, &mut ctx.request)
     {
         return Err(ctx.fail(rejection));
@@ -137,7 +136,7 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     for name in named.collect::<Vec<_>>() {
         head.remove_header(&name);
     }
-    for name in ["connection", "keep-alive", "proxy-connection", "upgrade"] {
+    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
         head.remove_header(name);
     }
 }

@@ -20,8 +20,8 @@
 use super::json::{push_seconds, push_string, push_u64};
 use super::timestamp::{Precision, push_rfc3339};
 use super::writer::Writer;
+use crate::text::{put_ip, put_socket};
 use std::cell::RefCell;
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -218,7 +218,10 @@ fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>, with_query: bool) {
     out.push(b'"');
     text(out, key!("request_id"), Some(record.request_id.as_bytes()), SHORT_MAX);
     text(out, key!("listener"), record.listener.map(str::as_bytes), SHORT_MAX);
-    shown(out, key!("client"), Some(&record.client));
+    out.extend_from_slice(key!("client"));
+    out.push(b'"');
+    put_ip(out, record.client);
+    out.push(b'"');
     text(out, key!("method"), filled(record.method), SHORT_MAX);
     text(out, key!("host"), filled(record.host), TEXT_MAX);
     text(out, key!("path"), filled(path), TEXT_MAX);
@@ -228,7 +231,12 @@ fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>, with_query: bool) {
     text(out, key!("protocol"), filled(record.protocol.as_bytes()), SHORT_MAX);
     text(out, key!("route"), record.route.map(str::as_bytes), SHORT_MAX);
     text(out, key!("upstream"), record.upstream.map(str::as_bytes), SHORT_MAX);
-    shown(out, key!("endpoint"), record.endpoint.as_ref());
+    if let Some(endpoint) = record.endpoint {
+        out.extend_from_slice(key!("endpoint"));
+        out.push(b'"');
+        put_socket(out, endpoint);
+        out.push(b'"');
+    }
     text(out, key!("consumer"), record.consumer.map(str::as_bytes), SHORT_MAX);
     text(out, key!("credential"), record.credential.map(str::as_bytes), SHORT_MAX);
     if let Some(status) = record.status {
@@ -259,15 +267,6 @@ fn text(out: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>, limit: usize) {
         out.extend_from_slice(key);
         push_string(out, value, limit);
     }
-}
-
-/// An address, whose text never needs an escape. Writing to a `Vec` cannot fail and formats on the stack.
-fn shown(out: &mut Vec<u8>, key: &[u8], value: Option<&impl std::fmt::Display>) {
-    let Some(value) = value else { return };
-    out.extend_from_slice(key);
-    out.push(b'"');
-    let _ = write!(out, "{value}");
-    out.push(b'"');
 }
 
 fn number(out: &mut Vec<u8>, key: &[u8], value: u64) {

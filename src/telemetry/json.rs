@@ -114,7 +114,7 @@ pub fn push_padded(out: &mut Vec<u8>, mut number: u64, width: usize) {
         number /= 10;
         used += 1;
     }
-    out.extend(digits.iter().skip(digits.len() - used));
+    out.extend_from_slice(digits.get(digits.len() - used..).unwrap_or_default());
 }
 
 /// Appends a duration as a number of seconds with six decimals: `0.001250`. What is below a microsecond is cut off.

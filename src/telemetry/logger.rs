@@ -31,8 +31,11 @@ pub const MESSAGE_MAX: usize = 8 << 10;
 /// How many lines of one call site are written in a second, unless told otherwise.
 pub const RATE_PER_SECOND: u32 = 10;
 /// Crates (by the start of the target) that say at `info` what an operator has no use for. With the log at `info` they are
-/// heard from `warn` on; at `debug` from `info` on; at `trace` in full.
+/// heard from `warn` on; at `debug` from `info` on; at `trace` in full, but for [`RAW`].
 pub const QUIET: &[&str] = &["h2", "hickory", "hyper", "notify", "pingora", "rustls", "tokio"];
+/// Crates that write requests and responses below `info` as they came, keys and passwords included. At no level are they
+/// heard below it.
+pub const RAW: &[&str] = &["h2", "hyper", "pingora", "rustls"];
 /// Where an `error!` is about one request or connection, hence about a client or an upstream and not about the gateway:
 /// written as a warning. The access log and the metrics tell the same, with the route.
 pub const DEMOTED: &[&str] = &["pingora_proxy", "pingora_cache", "pingora_core::apps", "pingora_core::protocols"];
@@ -244,7 +247,9 @@ fn written_level(level: Level, target: &str) -> Level {
 
 /// The least severe level (as a number) that is written of a target.
 fn threshold(level: usize, target: &str) -> usize {
-    if level == LevelFilter::Trace as usize || !is_of(target, QUIET) {
+    if level == LevelFilter::Trace as usize && is_of(target, RAW) {
+        LevelFilter::Info as usize
+    } else if level == LevelFilter::Trace as usize || !is_of(target, QUIET) {
         level
     } else if level == LevelFilter::Debug as usize {
         LevelFilter::Info as usize

@@ -110,7 +110,9 @@ fn libraries_are_quieter_than_the_gateway() {
     assert_eq!(says(LevelFilter::Info, "gatewright::proxy"), Some(Level::Info));
     assert_eq!(says(LevelFilter::Info, "pingora_core::server"), Some(Level::Warn));
     assert_eq!(says(LevelFilter::Debug, "pingora_core::server"), Some(Level::Info));
-    assert_eq!(says(LevelFilter::Trace, "pingora_core::server"), Some(Level::Trace));
+    assert_eq!(says(LevelFilter::Trace, "pingora_core::server"), Some(Level::Info));
+    assert_eq!(says(LevelFilter::Trace, "notify"), Some(Level::Trace));
+    assert_eq!(says(LevelFilter::Trace, "gatewright::proxy"), Some(Level::Trace));
     assert_eq!(says(LevelFilter::Error, "pingora_core::server"), Some(Level::Error));
     assert_eq!(says(LevelFilter::Off, "gatewright"), None);
 }

@@ -258,9 +258,11 @@ fn complete(toml: &str, directory: &Path) -> String {
     if !has("[listeners.") {
         text.push_str("\n[listeners.http]\naddress = \"127.0.0.1:0\"\n");
     }
+    let access = format!("[log]\naccess = {{ output = \"file:{}\" }}\n", directory.join("access.log").display());
     if !has("[log]") {
-        let path = directory.join("access.log");
-        text.push_str(&format!("\n[log]\naccess = {{ output = \"file:{}\" }}\n", path.display()));
+        text.push_str(&format!("\n{access}"));
+    } else if !has("access = ") {
+        text = text.replacen("[log]\n", &access, 1);
     }
     text
 }
