@@ -3,6 +3,7 @@
 use super::load::Progress;
 use super::suggest::dangling;
 use super::{ChainConfig, Config, Named};
+use crate::consumer::CredentialConfig;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::value::{Address, Located};
 use std::collections::{BTreeMap, HashSet};
@@ -136,6 +137,17 @@ fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     let failed = |section: &'static str, name: &str| {
         !progress.failed.is_empty() && progress.failed.contains_key(&(section, name.to_owned()))
     };
+    let credentials = config.consumers.values().flat_map(|consumer| &consumer.credentials);
+    for credential in credentials {
+        if let CredentialConfig::Jwt(jwt) = credential
+            && let Some(issuer) = &jwt.issuer
+            && !config.jwt.contains_key(&issuer.value)
+            && !failed("jwt", issuer)
+        {
+            let known = config.jwt.keys().map(String::as_str).chain(progress.failed_names("jwt"));
+            dangling(d, issuer.span.clone(), "issuer", issuer, known);
+        }
+    }
     for route in config.routes.values() {
         if let Some(upstream) = &route.upstream
             && !config.upstreams.contains_key(&upstream.value)

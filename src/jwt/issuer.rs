@@ -90,6 +90,14 @@ impl Issuers {
         self.map.keys().map(|name| &**name)
     }
 
+    /// Those whose keys are fetched, in the order of their names.
+    pub fn remote(&self) -> impl Iterator<Item = (&str, &RemoteKeys)> {
+        self.map.values().flatten().filter_map(|issuer| match &issuer.keys {
+            Keys::Fixed(_) => None,
+            Keys::Remote { keys, .. } => Some((&*issuer.name, &**keys)),
+        })
+    }
+
     /// What there is to fetch.
     pub fn jobs(&self) -> impl Iterator<Item = Job> {
         self.map.values().flatten().filter_map(|issuer| match &issuer.keys {

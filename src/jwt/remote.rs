@@ -232,3 +232,82 @@ impl Drop for UnderWay<'_> {
         self.0.ended.send_modify(|count| *count = count.wrapping_add(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const COOLDOWN: Duration = Duration::from_secs(10);
+
+    fn keys() -> (RemoteKeys, Arc<ManualClock>) {
+        let clock = ManualClock::new();
+        // Nobody listens on port 0.
+        (RemoteKeys::new(Endpoint::parse("http://127.0.0.1:0/").unwrap(), None, clock.clone()), clock)
+    }
+
+    fn kind(asked: &Asked) -> &'static str {
+        match asked {
+            Asked::Wait(_) => "wait",
+            Asked::Known => "known",
+            Asked::Unavailable => "unavailable",
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_there_is_one_attempt_for_each_cooldown() {
+        let (keys, clock) = keys();
+        let tickets: Vec<Asked> = (0..100).map(|_| keys.ask(COOLDOWN)).collect();
+        assert!(tickets.iter().all(|asked| kind(asked) == "wait"));
+        keys.attempt(COOLDOWN, COOLDOWN).await;
+        for asked in tickets {
+            let Asked::Wait(ticket) = asked else { panic!() };
+            ticket.wait().await;
+        }
+        assert_eq!((keys.failed.get(), keys.is_failing()), (1, true));
+        assert_eq!(kind(&keys.ask(COOLDOWN)), "unavailable", "the last attempt failed, so nothing is known");
+        clock.advance(COOLDOWN);
+        assert_eq!(kind(&keys.ask(COOLDOWN)), "wait");
+    }
+
+    #[test]
+    fn no_more_wait_than_there_is_room_for() {
+        let (keys, _clock) = keys();
+        let mut tickets: Vec<Asked> = (0..WAITING_MAX).map(|_| keys.ask(COOLDOWN)).collect();
+        assert_eq!(kind(&keys.ask(COOLDOWN)), "unavailable");
+        tickets.pop();
+        assert_eq!(kind(&keys.ask(COOLDOWN)), "wait");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_is_dropped_lets_nobody_wait() {
+        let (keys, clock) = keys();
+        let Asked::Wait(ticket) = keys.ask(COOLDOWN) else { panic!() };
+        let attempt = Box::pin(keys.attempt(COOLDOWN, COOLDOWN));
+        let _ = tokio::time::timeout(Duration::ZERO, attempt).await;
+        ticket.wait().await;
+        clock.advance(COOLDOWN);
+        assert_eq!(kind(&keys.ask(COOLDOWN)), "wait");
+    }
+
+    #[test]
+    fn keys_age_until_they_are_confirmed_and_only_new_ones_count_as_new() {
+        let (keys, clock) = keys();
+        let set = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+        let body = |bytes: &'static [u8]| Fetched::Body { bytes: Bytes::from_static(bytes), etag: None, max_age: None };
+        let number = |keys: &RemoteKeys| keys.current(COOLDOWN).as_ref().map(|generation| generation.number);
+        assert_eq!((keys.age(), number(&keys)), (None, None));
+        keys.take(body(set)).unwrap();
+        assert_eq!((keys.age(), number(&keys)), (Some(Duration::ZERO), Some(1)));
+        clock.advance(COOLDOWN);
+        assert_eq!(number(&keys), Some(1));
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(number(&keys), None, "older than they may be");
+        assert!(keys.take(body(b"garbage")).is_err());
+        assert_eq!(number(&keys), None, "garbage confirms nothing");
+        keys.take(Fetched::Unchanged { max_age: None }).unwrap();
+        assert_eq!(number(&keys), Some(1));
+        keys.take(body(set)).unwrap();
+        assert_eq!(number(&keys), Some(1), "the same keys again");
+    }
+}

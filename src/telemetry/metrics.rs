@@ -21,7 +21,7 @@ mod table;
 mod upstream;
 
 pub use auth::{AuthMetrics, AuthOutcome};
-pub use encode::{AuthSample, CONTENT_TYPE, LogSample, MetricsView, encode};
+pub use encode::{AuthSample, CONTENT_TYPE, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use listener::{ListenerMetrics, Reasons};

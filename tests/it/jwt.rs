@@ -54,7 +54,13 @@ fn a_token_opens_the_route_and_tells_the_origin_who_it_is() {
     let signer = Signer::hs256("k", SECRET.as_bytes());
     let token = signer.token(&claims());
     let bearer = format!("Bearer {token}");
-    let spoofed = [("authorization", bearer.as_str()), ("x-user", "admin"), ("x-roles", "admin"), ("tenant", "evil"), ("connection", "tenant")];
+    let spoofed = [
+        ("authorization", bearer.as_str()),
+        ("x-user", "admin"),
+        ("x-roles", "admin"),
+        ("tenant", "evil"),
+        ("connection", "tenant"),
+    ];
     assert_eq!(send(gateway.http(), "GET", "/a", &spoofed, b"").status, 200);
     let seen = origin.last();
     assert_eq!((seen.header_all("x-user"), seen.header_all("x-roles")), (vec!["alice".into()], vec!["orders:write".into()]));
