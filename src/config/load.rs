@@ -138,6 +138,7 @@ impl<'a> Loader<'a> {
     }
 
     fn finish(mut self) -> Loaded {
+        self.config.jwt_incomplete = self.progress.incomplete || self.progress.failed_names("jwt").next().is_some();
         super::validate::check(&self.config, &self.progress, &mut self.d);
         Loaded {
             config: self.config,

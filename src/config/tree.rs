@@ -55,6 +55,9 @@ pub struct Config {
     pub consumers: Named<ConsumerConfig>,
     /// Issuers of tokens.
     pub jwt: Named<IssuerConfig>,
+    /// Sections of `jwt` could not be read, which has been reported: a name that is missing may be one of them.
+    #[schemars(skip)]
+    pub jwt_incomplete: bool,
     /// Groups of endpoints that requests are sent to.
     pub upstreams: Named<UpstreamConfig>,
     /// Lists of filters that many routes share.

@@ -69,12 +69,16 @@ impl Issuers {
         clock: &SharedClock,
         d: &mut Diagnostics,
     ) -> Self {
-        let incomplete = d.has_errors();
         let build = |(name, config): (&Located<String>, &IssuerConfig)| {
             let issuer = Issuer::build(name, config, state, clock, d);
             (Arc::from(name.value.as_str()), issuer.map(Arc::new))
         };
-        Issuers { map: sections.into_iter().map(build).collect(), incomplete }
+        Issuers { map: sections.into_iter().map(build).collect(), incomplete: false }
+    }
+
+    /// Says whether sections are missing because they could not be read.
+    pub fn incomplete(self, incomplete: bool) -> Self {
+        Issuers { incomplete, ..self }
     }
 
     /// `Err(true)`: there is such a section or may be one, but it is wrong and has been reported. `Err(false)`: there is none.

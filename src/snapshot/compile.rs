@@ -33,7 +33,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
-    let issuers = Issuers::build(config.jwt.values().map(|entry| (&entry.name, &entry.value)), parts.state, parts.clock, d);
+    let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
+    let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
     let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
