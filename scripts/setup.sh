@@ -64,6 +64,8 @@ case ${1-} in
     promtool
     need systemd-analyze systemd
     need shellcheck shellcheck
+    # Tests start their own on a free port; the one that Debian starts on 6379 is not used.
+    need redis-server redis-server
     ;;
   bench)
     build

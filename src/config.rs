@@ -10,6 +10,7 @@ mod admin;
 mod decode;
 mod filters;
 mod interpolate;
+mod limits;
 mod listener;
 mod load;
 mod log;
@@ -27,6 +28,7 @@ mod tests;
 
 pub use admin::AdminConfig;
 pub use filters::{FilterEntry, Filters};
+pub use limits::{LimitsConfig, RedisConfig};
 pub use listener::ListenerConfig;
 pub use load::{DEFAULT_PATH, FILE_MAX, Loaded, load, load_text};
 pub use log::{AccessFormat, AccessLogConfig, AccessOutput, Level, LogConfig};

@@ -27,6 +27,7 @@ pub mod filter;
 pub mod forwarded;
 pub mod identity;
 pub mod jwt;
+pub mod limit;
 pub mod listener;
 pub mod proxy;
 pub mod readiness;

@@ -4,6 +4,7 @@
 //! page lists [`ALL`], and a test keeps the two equal. What is written to the client, and how, is `respond`'s business.
 
 use http::HeaderValue;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One kind of rejection.
@@ -35,16 +36,20 @@ codes! {
     TOKEN_EXPIRED = 401, "token_expired", "The token of the request has expired; get a new one";
     FORBIDDEN = 403, "forbidden", "The credential of the request does not permit this";
     ADDRESS_FORBIDDEN = 403, "address_forbidden", "Requests from this address are not permitted here";
+    TIER_MISSING = 403, "tier_missing", "The limits here are those of a tier, and this request belongs to none";
     ROUTE_NOT_FOUND = 404, "route_not_found", "No route matches this request";
     METHOD_NOT_ALLOWED = 405, "method_not_allowed", "This path does not allow this method";
     REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
     BODY_TOO_LARGE = 413, "body_too_large", "The request body is larger than this route allows";
     URI_TOO_LONG = 414, "uri_too_long", "The request target is longer than this listener allows";
+    RATE_LIMITED = 429, "rate_limited", "Too many requests; try again when Retry-After says";
+    CONCURRENCY_LIMITED = 429, "concurrency_limited", "Too many requests at the same time; try again when one of them is done";
     HEADERS_TOO_LARGE = 431, "headers_too_large", "The request header is larger than this listener allows";
     INTERNAL_ERROR = 500, "internal_error", "The gateway could not process this request";
     UPSTREAM_PROTOCOL_ERROR = 502, "upstream_protocol_error", "The service behind the gateway sent an invalid response";
     UPSTREAM_CONNECT_FAILED = 502, "upstream_connect_failed", "The service behind the gateway could not be reached";
     UPSTREAM_RESET = 502, "upstream_reset", "The service behind the gateway closed the connection before it answered";
+    LIMIT_UNAVAILABLE = 503, "limit_unavailable", "Whether this request is within its limits cannot be told now";
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
     KEYS_UNAVAILABLE = 503, "keys_unavailable", "The keys that tokens are verified with are not available at this moment; try again later";
@@ -64,13 +69,15 @@ pub struct Rejection {
     pub allow: Option<HeaderValue>,
     /// Sent as `WWW-Authenticate`: what a 401 asks for (RFC 9110 section 11.6.1).
     pub www_authenticate: Option<HeaderValue>,
+    /// The limit that was reached: the `limit` member of the problem document. Only characters that need no escape.
+    pub limit: Option<Arc<str>>,
     /// Close the connection afterwards: what follows on it cannot be trusted or is not worth reading.
     pub close: bool,
 }
 
 impl Rejection {
     pub const fn new(code: &'static Code) -> Self {
-        Rejection { code, retry_after: None, allow: None, www_authenticate: None, close: false }
+        Rejection { code, retry_after: None, allow: None, www_authenticate: None, limit: None, close: false }
     }
 
     pub fn retry_after(mut self, wait: Duration) -> Self {
@@ -85,6 +92,11 @@ impl Rejection {
 
     pub fn www_authenticate(mut self, challenge: HeaderValue) -> Self {
         self.www_authenticate = Some(challenge);
+        self
+    }
+
+    pub fn limit(mut self, name: Arc<str>) -> Self {
+        self.limit = Some(name);
         self
     }
 

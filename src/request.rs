@@ -1,6 +1,7 @@
 //! What is known about one request, in the form in which filters and logs use it.
 
 use crate::identity::Identity;
+use crate::limit;
 use crate::route::Params;
 use arrayvec::ArrayString;
 use http::HeaderValue;
@@ -52,6 +53,10 @@ pub struct RequestCtx {
     pub started: Instant,
     /// When the request must have been answered in full.
     pub deadline: Option<Instant>,
+    /// What limits have decided, for the headers of the response.
+    pub limits: limit::Report,
+    /// The places of the request among those under way, given back with it.
+    pub held: limit::concurrency::Held,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
     pub extensions: http::Extensions,
 }
@@ -72,6 +77,8 @@ impl RequestCtx {
             challenge: None,
             started,
             deadline: None,
+            limits: limit::Report::new(),
+            held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
     }
@@ -95,6 +102,8 @@ impl RequestCtx {
             challenge: None,
             started: Instant::now(),
             deadline: None,
+            limits: limit::Report::new(),
+            held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
     }

@@ -127,8 +127,11 @@ fn problem(rejection: &Rejection, id: &str) -> Bytes {
     body.put_slice(br#"","title":""#);
     body.put_slice(code.title.as_bytes());
     // `write_str` to a BytesMut grows it and cannot fail.
-    let _ = write!(body, r#"","status":{},"code":"{}","instance":"{id}"}}"#, code.status, code.code);
-    body.put_slice(b"\n");
+    let _ = write!(body, r#"","status":{},"code":"{}","instance":"{id}""#, code.status, code.code);
+    if let Some(limit) = &rejection.limit {
+        let _ = write!(body, r#","limit":"{limit}""#);
+    }
+    body.put_slice(b"}\n");
     body.freeze()
 }
 

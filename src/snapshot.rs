@@ -6,6 +6,7 @@
 
 mod compile;
 mod fixed;
+mod limits;
 
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
@@ -15,6 +16,8 @@ use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
+use crate::limit::Stores;
+use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
@@ -44,6 +47,10 @@ pub struct Snapshot {
     pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
     pub via: Via,
+    /// What the gateway takes as a whole.
+    pub shield: Option<Arc<Shield>>,
+    /// Where its limits are counted.
+    pub limits: Stores,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }

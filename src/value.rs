@@ -4,11 +4,13 @@
 
 mod address;
 mod networks;
+mod rate;
 mod secret;
 mod timestamp;
 
 pub use address::Address;
 pub use networks::Networks;
+pub use rate::{NUMBER_MAX, Period, Quota, Rate};
 pub use secret::{SECRET_MAX, Secret, SecretSource, TextOrSecret};
 pub use timestamp::Timestamp;
 

@@ -49,6 +49,7 @@ fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>, issuers: &Iss
         upstreams: &BTreeMap::new(),
         consumers,
         issuers,
+        limits: &gatewright::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };
@@ -133,6 +134,30 @@ fn runs(router: &Router, chain: &Chain) -> Vec<u64> {
         count
     };
     (0..1_000).map(|_| run(&mut session, &mut ctx)).skip(100).collect()
+}
+
+/// A key that is known costs nothing; headers are the test below's business.
+#[test]
+fn a_local_limit_allocates_nothing_for_a_known_key() {
+    let chain = Chain::new(&[
+        filter(
+            "rate_limit",
+            "{ by = ['address', 'route'], limits = [{ rate = '1000000/1s' }, { quota = '1000000/1d' }], headers = 'off' }",
+        ),
+        filter(
+            "rate_limit",
+            "{ by = ['consumer', 'header:user-agent'], limits = [{ rate = '60000/1s', algorithm = 'sliding_window' }], headers = 'off' }",
+        ),
+        filter("rate_limit", "{ by = 'route', limits = [{ rate = '1/1h' }], shadow = true }"),
+    ]);
+    let (mut session, mut ctx) = (session(), context());
+    for run in 0..1_000 {
+        let (count, refused) = allocations(|| {
+            let flow = pin!(chain.request(&mut session, &mut ctx)).poll(&mut Context::from_waker(Waker::noop()));
+            !matches!(flow, Poll::Ready(Ok(_)))
+        });
+        assert!(!refused && (count == 0 || run == 0), "{count} allocations in run {run}");
+    }
 }
 
 const ROUTES: [&str; 3] = [

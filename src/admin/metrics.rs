@@ -4,7 +4,8 @@ use super::Admin;
 use crate::jwt::RemoteKeys;
 use crate::listener::ListenerState;
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, EndpointSample, KeySample, LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, EndpointSample, KeySample, LimitMetrics, LimitsSample, LogSample, MetricsView, NO_ROUTE, RouteMetrics,
+    UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -27,6 +28,7 @@ pub fn exposition(admin: &Admin) -> String {
         routes: routes.chain([unrouted]).collect(),
         auth: auth(admin),
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
+        limits: limits(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
@@ -51,6 +53,25 @@ fn auth(admin: &Admin) -> Vec<AuthSample> {
 
 fn key_sample(issuer: &str, keys: &RemoteKeys) -> KeySample {
     KeySample { issuer: issuer.to_owned(), fetched: keys.fetched.get(), failed: keys.failed.get(), age: keys.age() }
+}
+
+fn limits(admin: &Admin) -> LimitsSample {
+    let snapshot = admin.gateway.snapshot();
+    let live = admin.state.live::<LimitMetrics>().into_iter();
+    let mut limits: Vec<_> = live
+        .filter_map(|(key, metrics)| {
+            let (route, limit) = key.split_once('/')?;
+            Some((route.to_owned(), limit.to_owned(), metrics))
+        })
+        .collect();
+    limits.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    let local = snapshot.limits.live(&admin.state).map(|store| store.stats());
+    LimitsSample {
+        limits,
+        local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
+        redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
+        shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
+    }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

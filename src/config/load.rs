@@ -64,8 +64,8 @@ pub(super) fn is_named(section: &str) -> bool {
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 10] =
-    ["server", "admin", "log", "listeners", "tiers", "consumers", "jwt", "upstreams", "chains", "routes"];
+pub(super) const SECTIONS: [&str; 12] =
+    ["server", "admin", "log", "limits", "redis", "listeners", "tiers", "consumers", "jwt", "upstreams", "chains", "routes"];
 
 /// What is written for one name, with its own list of filters if it has one.
 pub(super) trait Section: DeserializeOwned {
@@ -306,6 +306,8 @@ impl<'i> FileReader<'_, 'i> {
                 }
                 "admin" => self.singleton("admin", &key, value, &mut config.admin),
                 "log" => self.singleton("log", &key, value, &mut config.log),
+                "limits" => self.singleton("limits", &key, value, &mut config.limits),
+                "redis" => self.singleton("redis", &key, value, &mut config.redis),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
                 "tiers" => self.named("tiers", value, &mut config.tiers),
                 "consumers" => self.named("consumers", value, &mut config.consumers),

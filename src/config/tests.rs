@@ -409,6 +409,8 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "server" => error::<ServerConfig>(value),
         "admin" => error::<AdminConfig>(value),
         "log" => error::<LogConfig>(value),
+        "limits" => error::<LimitsConfig>(value),
+        "redis" => error::<RedisConfig>(value),
         "listeners" => error::<ListenerConfig>(inner(&value)),
         "tiers" => error::<crate::consumer::TierConfig>(inner(&value)),
         "consumers" => error::<crate::consumer::ConsumerConfig>(inner(&value)),

@@ -1,6 +1,6 @@
 //! The root of the tree.
 
-use super::{AdminConfig, ChainConfig, ListenerConfig, LogConfig, RouteConfig, ServerConfig};
+use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
 use crate::consumer::{ConsumerConfig, TierConfig};
 use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
@@ -47,6 +47,10 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What is written about the process and about each request.
     pub log: LogConfig,
+    /// What all limits share.
+    pub limits: LimitsConfig,
+    /// The Redis that gateways share.
+    pub redis: RedisConfig,
     /// Addresses that accept connections.
     pub listeners: Named<ListenerConfig>,
     /// Limits that consumers share.

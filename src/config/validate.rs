@@ -23,6 +23,12 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("log", "") {
         config.log.check(d);
     }
+    if intact("limits", "") {
+        config.limits.check(d);
+    }
+    if intact("redis", "") {
+        config.redis.check(d);
+    }
     names("listener", &config.listeners, d);
     names("tier", &config.tiers, d);
     names("consumer", &config.consumers, d);
@@ -33,11 +39,11 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     for (_, listener) in config.listeners.iter().filter(|(name, _)| intact("listeners", name)) {
         listener.check(d);
     }
-    for (_, tier) in config.tiers.iter().filter(|(name, _)| intact("tiers", name)) {
-        tier.check(d);
-    }
     for (_, consumer) in config.consumers.iter().filter(|(name, _)| intact("consumers", name)) {
         consumer.check(&consumer.name, d);
+    }
+    for (_, tier) in config.tiers.iter().filter(|(name, _)| intact("tiers", name)) {
+        tier.check(&tier.name, d);
     }
     for (_, issuer) in config.jwt.iter().filter(|(name, _)| intact("jwt", name)) {
         issuer.check(&issuer.name, d);

@@ -3,6 +3,8 @@
 use super::digest::KeyDigest;
 use super::password::PasswordHash;
 use crate::diagnostic::Diagnostics;
+use crate::limit::LimitConfig;
+use crate::limit::config::compile_all;
 use crate::value::{Located, Timestamp};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -95,20 +97,8 @@ pub enum PasswordConfig {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TierConfig {
-    /// The limits, each of which must have room for a request. Default: none.
-    pub limits: Vec<TierLimitConfig>,
-}
-
-/// One limit of a tier: either a `rate` or a `quota`.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TierLimitConfig {
-    /// So many requests in so much time, such as `"60/1m"`.
-    pub rate: Option<Located<String>>,
-    /// How many requests may come at once beyond the rate. Default: none.
-    pub burst: Option<Located<u32>>,
-    /// So many requests in a window of the calendar, such as `"10_000/1d"`.
-    pub quota: Option<Located<String>>,
+    /// The limits, each of which must have room for a request; up to 8, as in `rate_limit`. Default: none.
+    pub limits: Vec<LimitConfig>,
 }
 
 impl Default for ConsumerConfig {
@@ -183,35 +173,15 @@ impl CredentialConfig {
 
 impl TierConfig {
     /// Checks what serde cannot.
-    pub fn check(&self, d: &mut Diagnostics) {
-        for limit in &self.limits {
-            let (text, window) = match (&limit.rate, &limit.quota) {
-                (Some(rate), None) => (rate, "60/1m"),
-                (None, Some(quota)) => (quota, "10_000/1d"),
-                (Some(both), Some(_)) => {
-                    d.error(both.span.clone(), "a limit is a `rate` or a `quota`, not both").help("make it two limits");
-                    continue;
-                }
-                (None, None) => {
-                    let span = limit.burst.as_ref().and_then(|burst| burst.span.clone());
-                    d.error(span, "a limit needs a `rate` or a `quota`").help("such as { rate = \"60/1m\" }");
-                    continue;
-                }
-            };
-            if parse_limit(text).is_none() {
-                d.error(text.span.clone(), format!("`{}` is not a limit", text.value)).help(format!("write it as \"{window}\""));
+    pub fn check(&self, name: &Located<String>, d: &mut Diagnostics) {
+        if self.limits.is_empty() {
+            return;
+        }
+        if let Err(wrong) = compile_all(&self.limits) {
+            let diagnostic = d.error(wrong.span.or_else(|| name.span.clone()), wrong.message);
+            if let Some(help) = wrong.help {
+                diagnostic.help(help);
             }
         }
     }
-}
-
-/// `"10_000/1d"` → so many, in so long.
-fn parse_limit(text: &str) -> Option<(u64, std::time::Duration)> {
-    let (count, window) = text.split_once('/')?;
-    if !count.starts_with(|c: char| c.is_ascii_digit()) || count.ends_with('_') {
-        return None;
-    }
-    let count: u64 = count.replace('_', "").parse().ok()?;
-    let window = window.parse::<crate::value::Duration>().ok()?.get();
-    (count > 0 && !window.is_zero()).then_some((count, window))
 }

@@ -15,7 +15,6 @@ fn consumers(text: &str) -> (Consumers, Diagnostics) {
     let mut d = Diagnostics::default();
     let named: Vec<_> = tree.consumers.iter().map(|(name, config)| (Located::nowhere(name.clone()), config)).collect();
     named.iter().for_each(|(name, config)| config.check(name, &mut d));
-    tree.tiers.values().for_each(|tier| tier.check(&mut d));
     let tiers = tree.tiers.iter().map(|(name, config)| (name.as_str(), config));
     let built = Consumers::build(named.iter().map(|(name, config)| (name, *config)), tiers, &mut d);
     (built, d)
@@ -110,10 +109,6 @@ fn impossible_values_are_refused_with_a_reason() {
             "[consumers.a]\ncredentials = [{ jwt = { subject = 's', not_before = 2027-01-01, expires = 2027-01-01 } }]",
             "the credential ceases to count before it begins to",
         ),
-        ("[tiers.t]\nlimits = [{ rate = '60/1m', quota = '1/1d' }]", "a limit is a `rate` or a `quota`, not both"),
-        ("[tiers.t]\nlimits = [{ burst = 5 }]", "a limit needs a `rate` or a `quota`"),
-        ("[tiers.t]\nlimits = [{ rate = '0/1m' }]", "`0/1m` is not a limit"),
-        ("[tiers.t]\nlimits = [{ rate = '60/m' }]", "`60/m` is not a limit"),
     ] {
         assert_eq!(wrong(text), message);
     }

@@ -5,6 +5,8 @@ use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::jwt::Issuers;
+use crate::limit::Stores;
+use crate::limit::config::Wrong;
 use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
@@ -47,6 +49,12 @@ impl Problem {
     }
 }
 
+impl From<Wrong> for Problem {
+    fn from(Wrong { message, span, help }: Wrong) -> Self {
+        Problem { message, span, help, reported: false }
+    }
+}
+
 /// What a filter may use while it is compiled.
 pub struct BuildContext<'a> {
     /// The route that the filter is compiled for.
@@ -59,6 +67,8 @@ pub struct BuildContext<'a> {
     pub consumers: &'a Arc<Consumers>,
     /// Whose tokens count.
     pub issuers: &'a Issuers,
+    /// Where limits are counted.
+    pub limits: &'a Stores,
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
@@ -134,6 +144,8 @@ impl Registry {
             .with::<super::require::RequireConfig>()
             .with::<super::ip_allow::IpAllowConfig>()
             .with::<super::ip_allow::IpDenyConfig>()
+            .with::<super::rate_limit::RateLimitConfig>()
+            .with::<super::concurrency::ConcurrencyConfig>()
             .with::<super::request_headers::RequestHeadersConfig>()
             .with::<super::response_headers::ResponseHeadersConfig>()
             .with::<super::rewrite::RewriteConfig>()

@@ -7,17 +7,14 @@ use super::deadline::{Backstop, DeadlineCell};
 use super::io::{EdgeIo, HeadError, Transport};
 use super::stage::Stage;
 use super::{Edge, ListenerState, MALFORMED_TIMEOUT};
-use crate::proxy::Gateway;
 use crate::rejection::{self, Rejection};
 use crate::request::Scheme;
 use crate::respond;
-use pingora::apps::{HttpServerApp, ReusedHttpStream};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
-use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use std::net::{IpAddr, Ipv4Addr};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -97,7 +94,7 @@ pub async fn serve<T: Transport>(
         }
         let mut session = ServerSession::new_http1(Box::new(io));
         session.set_pipelined_prefix(bytes);
-        let request = CURRENT.scope(Arc::clone(&connection), begin(&edge.app, session, shutdown));
+        let request = CURRENT.scope(Arc::clone(&connection), edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
         connection.deadline.set(None);
         let Some((stream, _)) = reusable.map(|stream| stream.consume()).filter(|_| !connection.must_close()) else {
@@ -108,15 +105,6 @@ pub async fn serve<T: Transport>(
             Err(_) => return,
         }
     }
-}
-
-type Request<'a> = Pin<Box<dyn Future<Output = Option<ReusedHttpStream>> + Send + 'a>>;
-
-/// Pingora's request is a future of 16 KiB. Inlined into its caller it was built on the stack and then copied into its box
-/// for every request; on its own it is built in the box.
-#[inline(never)]
-fn begin<'a>(app: &'a Arc<HttpProxy<Gateway>>, session: ServerSession, shutdown: &'a ShutdownWatch) -> Request<'a> {
-    app.process_new_http(session, shutdown)
 }
 
 /// Answers a request that never became one. It is logged and counted like any other, with what is known of it.

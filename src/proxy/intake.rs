@@ -30,6 +30,11 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Arc<Route>, Rejecti
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
     }
+    if let Some(shield) = &ctx.snapshot.shield
+        && let Err(wait) = shield.admit()
+    {
+        return Err(Rejection::new(&rejection::RATE_LIMITED).retry_after(wait));
+    }
     let query = Query {
         host: &ctx.request.host,
         path: head.uri.path(),

@@ -9,6 +9,7 @@ use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
+use crate::limit::Stores;
 use crate::listener::{ListenerPlan, ListenerSettings, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -35,7 +36,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
-    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, parts };
+    let limits = super::limits::stores(config, parts, d);
+    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -57,6 +59,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         forwarded_headers: config.server.forwarded.into(),
         identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
+        shield: super::limits::shield(config, parts),
+        limits,
         access_log,
     })
 }
@@ -74,6 +78,7 @@ struct RouteBuilder<'a> {
     upstreams: &'a Upstreams,
     consumers: &'a Arc<Consumers>,
     issuers: &'a Issuers,
+    limits: &'a Stores,
     parts: &'a CompileParts<'a>,
 }
 
@@ -159,6 +164,7 @@ impl RouteBuilder<'_> {
             upstreams: self.upstreams,
             consumers: self.consumers,
             issuers: self.issuers,
+            limits: self.limits,
             diagnostics: d,
             span: span.clone(),
         };

@@ -11,6 +11,7 @@ mod golden;
 mod headers;
 mod jwt;
 mod keepalive;
+mod limits;
 mod malformed;
 mod metrics;
 mod problem;

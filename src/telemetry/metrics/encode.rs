@@ -5,7 +5,7 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{AuthMetrics, EndpointSample, GatewayMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+use super::{AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, RouteMetrics, UpstreamMetrics};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -51,6 +51,7 @@ pub struct MetricsView<'a> {
     pub keys: Vec<KeySample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
+    pub limits: LimitsSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub gateway: &'a GatewayMetrics,
     pub logs: Vec<LogSample>,
@@ -69,6 +70,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     keys(&mut page, &view.keys);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
+    limits(&mut page, &view.limits);
     listeners(&mut page, &view.listeners);
     gateway(&mut page, view.gateway);
     logs(&mut page, view);
@@ -158,6 +160,34 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
         if let Some(at) = sample.last_check {
             family.sample(&[&sample.upstream, &sample.endpoint], unix(at));
         }
+    }
+}
+
+fn limits(page: &mut Page, sample: &LimitsSample) {
+    let mut family = page.family(&t::LIMIT_DECISIONS);
+    for (route, limit, metrics) in &sample.limits {
+        let counts = [("allowed", &metrics.allowed), ("refused", &metrics.refused), ("shadowed", &metrics.shadowed)];
+        for (decision, counter) in counts {
+            family.sample(&[route, limit, decision], counter.get());
+        }
+    }
+    if let Some((forgotten, shared, bytes)) = sample.local {
+        page.family(&t::LIMIT_FORGOTTEN).sample(&[], forgotten);
+        page.family(&t::LIMIT_CROWDED).sample(&[], shared);
+        page.family(&t::LIMIT_MEMORY).sample(&[], bytes);
+    }
+    if let Some(refused) = sample.shield_refused {
+        page.family(&t::SHIELD_REFUSED).sample(&[], refused);
+    }
+    if let Some(redis) = &sample.redis {
+        page.family(&t::REDIS_UP).sample(&[], u8::from(redis.is_up()));
+        let mut family = page.family(&t::REDIS_CHANGES);
+        family.sample(&["up"], redis.recoveries.get());
+        family.sample(&["down"], redis.outages.get());
+        page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
+        page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
+        page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
+        page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
     }
 }
 

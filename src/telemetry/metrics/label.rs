@@ -25,7 +25,8 @@ impl Method {
         })
     }
 
-    pub(super) fn index(self) -> usize {
+    /// Its place in [`METHODS`].
+    pub fn index(self) -> usize {
         self.0.into()
     }
 }

@@ -79,6 +79,28 @@ metrics! {
         "Health checks of the endpoint by result, success or failure";
     ENDPOINT_LAST_CHECK = Gauge "gatewright_endpoint_last_health_check_timestamp_seconds" ["upstream", "endpoint"]
         "When the last health check of the endpoint ended, in Unix time";
+    LIMIT_DECISIONS = Counter "gatewright_limit_decisions_total" ["route", "limit", "decision"]
+        "Decisions of limits: allowed, refused, or shadowed, which is what would have been refused";
+    LIMIT_FORGOTTEN = Counter "gatewright_limit_local_forgotten_total" []
+        "Keys that had to be forgotten before they were idle because the memory of the local store is full";
+    LIMIT_CROWDED = Counter "gatewright_limit_local_shared_total" []
+        "Decisions for keys that shared a bucket because the memory of the local store is full of keys that are being limited";
+    LIMIT_MEMORY = Gauge "gatewright_limit_local_bytes" []
+        "The bound of the memory of the local store";
+    SHIELD_REFUSED = Counter "gatewright_limit_global_refused_total" []
+        "Requests refused by the global limit";
+    REDIS_UP = Gauge "gatewright_redis_up" []
+        "1 if Redis answers, 0 if it is away and limits do what on_error says";
+    REDIS_CHANGES = Counter "gatewright_redis_state_changes_total" ["state"]
+        "Times that Redis came to be reachable (up) and ceased to be (down)";
+    REDIS_DECISIONS = Counter "gatewright_redis_decisions_total" []
+        "Decisions about limits that Redis made";
+    REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
+        "Round trips to Redis that carried decisions, each with one or more";
+    REDIS_FALLBACKS = Counter "gatewright_redis_fallbacks_total" []
+        "Decisions made as on_error says because Redis was away or did not answer in time";
+    REDIS_ERRORS = Counter "gatewright_redis_errors_total" []
+        "Errors that Redis answered with, and connections that broke";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
         "Connections that the listener has accepted";
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]

@@ -11,6 +11,7 @@ pub mod load;
 pub mod metrics;
 pub mod origin;
 pub mod raw;
+pub mod redis;
 mod selftest;
 pub mod tokens;
 

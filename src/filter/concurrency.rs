@@ -1,0 +1,146 @@
+//! `concurrency`: how many requests of a key may be under way at the same time.
+
+use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
+use crate::clock::SharedClock;
+use crate::limit::concurrency::{Answer, Running};
+use crate::limit::{ByConfig, Keys};
+use crate::rejection::{self, Rejection};
+use crate::request::RequestCtx;
+use crate::telemetry::metrics::LimitMetrics;
+use crate::value::{Duration, Located};
+use pingora::proxy::Session;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// Limits how many requests are under way at the same time, exactly. More are answered with 429 `concurrency_limited`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConcurrencyConfig {
+    /// Who is counted, as for `rate_limit`; `"route"` counts all requests of the route together.
+    pub by: ByConfig,
+    /// The most requests under way for each, 1 to 1000000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub most: Located<u32>,
+    /// Let requests that come when it is full wait for a place. Default: they are refused at once.
+    #[serde(default)]
+    pub queue: Option<QueueConfig>,
+    /// Filters with the same name count together, on whatever routes. Default: each filter counts by itself for each route.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// How many leading bits of an IPv6 address make one client, from 32 to 128.
+    #[serde(default = "default_prefix")]
+    #[schemars(range(min = 32, max = 128))]
+    pub ipv6_prefix: Located<u8>,
+}
+
+fn default_prefix() -> Located<u8> {
+    Located::nowhere(64)
+}
+
+/// A short queue, first come first served.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QueueConfig {
+    /// The most requests that wait for each key, 1 to 10000.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub size: Located<u32>,
+    /// The longest that a request waits, up to 60s, and never beyond its own deadline.
+    pub timeout: Located<Duration>,
+}
+
+pub struct Concurrency {
+    keys: Keys,
+    most: u32,
+    queue: usize,
+    timeout: std::time::Duration,
+    running: Arc<Running>,
+    metrics: Arc<LimitMetrics>,
+    label: Arc<str>,
+    clock: SharedClock,
+}
+
+impl FilterConfig for ConcurrencyConfig {
+    const NAME: &'static str = "concurrency";
+    type Filter = Concurrency;
+
+    fn build(self, cx: &mut BuildContext<'_>) -> Result<Concurrency, Problem> {
+        if !(1..=1_000_000).contains(&self.most.value) {
+            return Err(Problem::new("`most` is from 1 to 1000000").at(&self.most));
+        }
+        if !(32..=128).contains(&self.ipv6_prefix.value) {
+            return Err(Problem::new("an IPv6 prefix is from 32 to 128 bits here").at(&self.ipv6_prefix));
+        }
+        let (queue, timeout) = match &self.queue {
+            None => (0, std::time::Duration::ZERO),
+            Some(queue) => {
+                if !(1..=10_000).contains(&queue.size.value) {
+                    return Err(Problem::new("the size of a queue is from 1 to 10000").at(&queue.size));
+                }
+                let timeout = queue.timeout.get();
+                if timeout.is_zero() || timeout > std::time::Duration::from_secs(60) {
+                    return Err(Problem::new("a request waits for 1ms to 60s").at(&queue.timeout));
+                }
+                (usize::try_from(queue.size.value).unwrap_or(usize::MAX), timeout)
+            }
+        };
+        let scope = match &self.name {
+            Some(name) => format!("concurrency name:{name}"),
+            None => cx.limits.scope(&format!("concurrency route:{}", cx.route)),
+        };
+        Ok(Concurrency {
+            keys: Keys { facts: self.by.0.into(), ipv6_prefix: self.ipv6_prefix.value },
+            most: self.most.value,
+            queue,
+            timeout,
+            running: cx.state.get_or_create(&scope, Running::default),
+            metrics: cx.state.get_or_create(&format!("{}/concurrency", cx.route), LimitMetrics::default),
+            label: "concurrency".into(),
+            clock: Arc::clone(cx.clock),
+        })
+    }
+}
+
+impl Concurrency {
+    fn refuse(&self) -> Rejection {
+        self.metrics.refused.increment();
+        // When a place becomes free is not known; a second is soon for a person and an age for a retry loop.
+        let rejection = Rejection::new(&rejection::CONCURRENCY_LIMITED).retry_after(std::time::Duration::from_secs(1));
+        rejection.limit(Arc::clone(&self.label))
+    }
+}
+
+impl Filter for Concurrency {
+    fn phases(&self) -> Phases {
+        Phases::REQUEST
+    }
+
+    fn needs_identity(&self) -> bool {
+        self.keys.need_identity()
+    }
+
+    fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
+        let mut key = Vec::with_capacity(64);
+        self.keys.write(ctx, &session.req_header().headers, &mut key);
+        match self.running.ask(&key, self.most, self.queue) {
+            Answer::Go(permit) => {
+                self.metrics.allowed.increment();
+                ctx.held.hold(permit);
+                Step::CONTINUE
+            }
+            Answer::Full => Step::reject(self.refuse()),
+            Answer::Wait(place) => Step::Wait(Box::pin(async move {
+                let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
+                let wait = left.map_or(self.timeout, |left| left.min(self.timeout));
+                match tokio::time::timeout(wait, place).await {
+                    Ok(Ok(permit)) => {
+                        self.metrics.allowed.increment();
+                        ctx.held.hold(permit);
+                        Ok(Flow::Continue)
+                    }
+                    _ => Err(self.refuse()),
+                }
+            })),
+        }
+    }
+}

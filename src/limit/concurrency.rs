@@ -1,0 +1,194 @@
+//! How many requests of a key are under way, exactly, and a short queue for those that come when it is full.
+//!
+//! A place is given back when its request ends, however it ends: a [`Permit`] in the request's context does it when it is
+//! dropped. A place that is given back goes to the request that has waited longest, never past it to a newcomer. Memory is
+//! bounded by the requests that are under way or wait, because a key without any is not kept.
+
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+const SHARDS: usize = 32;
+
+/// The requests of one scope under way, by key.
+pub struct Running {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: foldhash::quality::RandomState,
+}
+
+type Shard = HashMap<Box<[u8]>, Key, foldhash::quality::RandomState>;
+
+#[derive(Default)]
+struct Key {
+    running: u32,
+    waiting: VecDeque<oneshot::Sender<Permit>>,
+}
+
+/// A place among the requests under way.
+pub struct Permit {
+    running: Arc<Running>,
+    key: Box<[u8]>,
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Permit").finish_non_exhaustive()
+    }
+}
+
+/// The places that a request holds.
+#[derive(Debug, Default)]
+pub struct Held(Vec<Permit>);
+
+impl Held {
+    pub fn hold(&mut self, permit: Permit) {
+        self.0.push(permit);
+    }
+}
+
+/// What a request for a place gets.
+pub enum Answer {
+    Go(Permit),
+    /// Comes as soon as there is a place. Dropping it leaves the queue.
+    Wait(oneshot::Receiver<Permit>),
+    Full,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        let hasher = foldhash::quality::RandomState::default();
+        Running { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect(), hasher }
+    }
+}
+
+impl Running {
+    fn shard(&self, key: &[u8]) -> Option<&Mutex<Shard>> {
+        let at = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or_default() % SHARDS;
+        self.shards.get(at)
+    }
+
+    /// Asks for one of `most` places of `key`; where they are taken, for one of `queue` places in its queue.
+    pub fn ask(self: &Arc<Self>, key: &[u8], most: u32, queue: usize) -> Answer {
+        let Some(shard) = self.shard(key) else { return Answer::Full };
+        let mut shard = shard.lock();
+        if let Some(known) = shard.get_mut(key) {
+            if known.running >= most {
+                // Those that have given up waiting make room.
+                known.waiting.retain(|waiter| !waiter.is_closed());
+                if known.waiting.len() >= queue {
+                    return Answer::Full;
+                }
+                let (sender, receiver) = oneshot::channel();
+                known.waiting.push_back(sender);
+                return Answer::Wait(receiver);
+            }
+            known.running = known.running.saturating_add(1);
+        } else {
+            shard.insert(key.into(), Key { running: 1, waiting: VecDeque::new() });
+        }
+        drop(shard);
+        Answer::Go(Permit { running: Arc::clone(self), key: key.into() })
+    }
+
+    /// How many of `key` are under way.
+    pub fn count(&self, key: &[u8]) -> u32 {
+        self.shard(key).and_then(|shard| shard.lock().get(key).map(|key| key.running)).unwrap_or(0)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Some(shard) = self.running.shard(&self.key) else { return };
+        // The next one gets this very place. A permit that nobody takes comes back here by being dropped, which must not
+        // happen with the lock held.
+        let next = {
+            let mut shard = shard.lock();
+            let Some(known) = shard.get_mut(&self.key) else { return };
+            let next = loop {
+                match known.waiting.pop_front() {
+                    Some(waiter) if waiter.is_closed() => {}
+                    other => break other,
+                }
+            };
+            if next.is_none() {
+                known.running = known.running.saturating_sub(1);
+                if known.running == 0 {
+                    shard.remove(&self.key);
+                }
+            }
+            next
+        };
+        if let Some(waiter) = next {
+            let permit = Permit { running: Arc::clone(&self.running), key: std::mem::take(&mut self.key) };
+            drop(waiter.send(permit));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn go(running: &Arc<Running>, most: u32) -> Option<Permit> {
+        match running.ask(b"a", most, 0) {
+            Answer::Go(permit) => Some(permit),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn as_many_run_as_may_and_a_panic_gives_its_place_back() {
+        let running = Arc::new(Running::default());
+        let first = go(&running, 2).unwrap();
+        let second = go(&running, 2).unwrap();
+        assert!(go(&running, 2).is_none());
+        assert!(matches!(running.ask(b"b", 2, 0), Answer::Go(_)));
+        drop(first);
+        let third = go(&running, 2).unwrap();
+        let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _held = third;
+            std::panic::resume_unwind(Box::new("in a hook"));
+        }));
+        assert!(unwound.is_err() && running.count(b"a") == 1);
+        drop(second);
+        assert!(running.shards.iter().all(|shard| shard.lock().is_empty()), "keys without requests are not kept");
+    }
+
+    #[test]
+    fn the_queue_is_served_in_order_and_those_who_left_are_passed_over() {
+        let running = Arc::new(Running::default());
+        let first = go(&running, 1).unwrap();
+        let Answer::Wait(gone) = running.ask(b"a", 1, 2) else { panic!() };
+        let Answer::Wait(mut second) = running.ask(b"a", 1, 2) else { panic!() };
+        assert!(matches!(running.ask(b"a", 1, 2), Answer::Full));
+        drop(gone);
+        let Answer::Wait(mut third) = running.ask(b"a", 1, 2) else { panic!() };
+        drop(first);
+        assert!(go(&running, 1).is_none(), "a newcomer does not overtake");
+        let second = second.try_recv().unwrap();
+        assert!(third.try_recv().is_err());
+        drop(second);
+        drop(third);
+        assert_eq!(running.count(b"a"), 0, "a place handed to somebody who left comes back");
+    }
+
+    #[test]
+    fn threads_never_run_more_than_may() {
+        let running = Arc::new(Running::default());
+        let most = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if let Some(_permit) = go(&running, 3) {
+                            most.fetch_max(running.count(b"a"), std::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(most.into_inner() <= 3 && running.count(b"a") == 0);
+    }
+}

@@ -1,0 +1,248 @@
+//! What is counted by: which facts of a request make the key of a bucket.
+//!
+//! A key is text, so that it reads well in Redis, and two requests have the same text only if all their facts are the same:
+//! values are escaped and told apart from absent ones. A fact that a request does not have is a value of its own, so that all
+//! such requests share one bucket: whoever leaves a header out is not exempt.
+
+use crate::request::RequestCtx;
+use http::{HeaderMap, HeaderName};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use std::borrow::Cow;
+use std::fmt;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+/// The most facts of one key.
+pub const FACTS_MAX: usize = 8;
+/// A longer value is not copied into the key but stands in it as a 128-bit hash, in bytes.
+const VALUE_MAX: usize = 128;
+
+/// One fact of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    Address,
+    Consumer,
+    Credential,
+    Header(HeaderName),
+    Claim(Box<str>),
+    Route,
+}
+
+impl FromStr for By {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(name) = text.strip_prefix("header:") {
+            return match HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes()) {
+                Ok(name) => Ok(By::Header(name)),
+                Err(_) => Err(format!("`{name}` is not the name of a header")),
+            };
+        }
+        match (text, text.strip_prefix("claim:")) {
+            (_, Some(claim)) if !claim.is_empty() && claim.len() <= 128 => Ok(By::Claim(claim.into())),
+            ("address", _) => Ok(By::Address),
+            ("consumer", _) => Ok(By::Consumer),
+            ("credential", _) => Ok(By::Credential),
+            ("route", _) => Ok(By::Route),
+            _ => Err(format!(
+                "`{text}` is nothing to count by: use address, consumer, credential, header:NAME, claim:NAME or route"
+            )),
+        }
+    }
+}
+
+/// One fact or a list of them, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByConfig(pub Vec<By>);
+
+struct ByVisitor;
+
+impl<'de> Visitor<'de> for ByVisitor {
+    type Value = ByConfig;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string such as \"address\", or a list of such strings")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ByConfig, E> {
+        text.parse().map(|by| ByConfig(vec![by])).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ByConfig, A::Error> {
+        let mut facts = Vec::new();
+        while let Some(text) = list.next_element::<String>()? {
+            let by = text.parse().map_err(de::Error::custom)?;
+            if facts.contains(&by) {
+                return Err(de::Error::custom(format!("`{text}` stands twice")));
+            }
+            facts.push(by);
+        }
+        if facts.is_empty() || facts.len() > FACTS_MAX {
+            return Err(de::Error::custom(format!("a key is made of 1 to {FACTS_MAX} facts")));
+        }
+        Ok(ByConfig(facts))
+    }
+}
+
+impl<'de> Deserialize<'de> for ByConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ByVisitor)
+    }
+}
+
+impl JsonSchema for ByConfig {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "By".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let one = json_schema!({ "type": "string", "pattern": "^(address|consumer|credential|route|header:.+|claim:.+)$" });
+        json_schema!({ "title": "fact or list of facts", "anyOf": [one, { "type": "array", "items": one, "minItems": 1, "maxItems": FACTS_MAX }] })
+    }
+}
+
+/// How a filter makes keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    pub facts: Box<[By]>,
+    /// How many leading bits of an IPv6 address tell one client from another, up to 128.
+    pub ipv6_prefix: u8,
+}
+
+impl Keys {
+    /// Whether a fact is of who is calling, so that without authentication everybody would share one count.
+    pub fn need_identity(&self) -> bool {
+        self.facts.iter().any(|by| matches!(by, By::Consumer | By::Credential | By::Claim(_)))
+    }
+
+    /// Appends the key of a request.
+    pub fn write(&self, ctx: &RequestCtx, headers: &HeaderMap, out: &mut Vec<u8>) {
+        for (number, by) in self.facts.iter().enumerate() {
+            if number > 0 {
+                out.push(b'|');
+            }
+            match by {
+                By::Address => {
+                    // Writing to a Vec cannot fail.
+                    let _ = write!(out, "a:{}", self.network(ctx.client));
+                }
+                By::Consumer => self.value(b"c", ctx.identity.as_ref().map(|identity| identity.name.as_bytes()), out),
+                By::Credential => self.value(b"k", ctx.identity.as_ref().map(|identity| identity.credential.as_bytes()), out),
+                By::Route => self.value(b"r", ctx.route.as_ref().map(|route| route.as_bytes()), out),
+                By::Claim(name) => {
+                    let claims = ctx.identity.as_ref().and_then(|identity| identity.claims.as_ref());
+                    match claims.and_then(|claims| claims.get(&**name)) {
+                        Some(serde_json::Value::String(text)) => self.value(b"t", Some(text.as_bytes()), out),
+                        Some(other) if !other.is_null() => self.value(b"j", Some(other.to_string().as_bytes()), out),
+                        _ => self.value(b"t", None, out),
+                    }
+                }
+                By::Header(name) => {
+                    let mut values = headers.get_all(name).iter();
+                    self.value(b"h", values.next().map(|value| value.as_bytes()), out);
+                    // Further lines belong to the key too: else a client would choose which of them counts.
+                    for more in values {
+                        self.value(b",h", Some(more.as_bytes()), out);
+                    }
+                }
+            }
+        }
+    }
+
+    fn network(&self, address: IpAddr) -> IpAddr {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(self.ipv6_prefix.into())).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
+            }
+            v4 => v4,
+        }
+    }
+
+    fn value(&self, kind: &[u8], value: Option<&[u8]>, out: &mut Vec<u8>) {
+        out.extend_from_slice(kind);
+        let Some(value) = value else {
+            out.push(b'-');
+            return;
+        };
+        if value.len() > VALUE_MAX {
+            let _ = write!(out, "#{:032x}", fnv128(value));
+            return;
+        }
+        out.push(b':');
+        for byte in value {
+            match byte {
+                // The separators of keys, and the braces that mean something to a Redis Cluster.
+                b'%' | b'|' | b',' | b'{' | b'}' | ..=b' ' | 0x7f.. => {
+                    let _ = write!(out, "%{byte:02x}");
+                }
+                plain => out.push(*plain),
+            }
+        }
+    }
+}
+
+/// FNV-1a over 128 bits: the same in every gateway of every version. Who makes two values collide shares a bucket with
+/// themselves.
+fn fnv128(bytes: &[u8]) -> u128 {
+    bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash: u128, byte| {
+        (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+
+    fn key(facts: &[&str], ctx: &RequestCtx, headers: &[(&'static str, &str)]) -> String {
+        let keys = Keys { facts: facts.iter().map(|text| text.parse().unwrap()).collect(), ipv6_prefix: 64 };
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, value.parse().unwrap());
+        }
+        let mut out = Vec::new();
+        keys.write(ctx, &map, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn keys_are_read_as_they_are_configured() {
+        let mut ctx = RequestCtx::for_test();
+        assert_eq!(key(&["address"], &ctx, &[]), "a:192.0.2.7");
+        ctx.client = "2001:db8:1:2:3:4:5:6".parse().unwrap();
+        assert_eq!(key(&["address"], &ctx, &[]), "a:2001:db8:1:2::");
+        ctx.client = "::ffff:192.0.2.9".parse().unwrap();
+        assert_eq!(key(&["address"], &ctx, &[]), "a:192.0.2.9");
+        assert_eq!(key(&["consumer", "route", "header:X-Key", "claim:org"], &ctx, &[]), "c-|r-|h-|t-");
+        ctx.identity = Some(Identity::for_test("acme"));
+        ctx.route = Some("orders".into());
+        assert_eq!(key(&["consumer", "route", "header:x-key"], &ctx, &[("x-key", "v")]), "c:acme|r:orders|h:v");
+        assert_eq!(key(&["credential"], &ctx, &[]), "k:api_key:00000000");
+    }
+
+    #[test]
+    fn no_value_can_look_like_another_key() {
+        let ctx = RequestCtx::for_test();
+        let of = |values: &[(&'static str, &str)]| key(&["header:x-a", "header:x-b"], &ctx, values);
+        let long = "x".repeat(500);
+        let keys = [
+            of(&[]),
+            of(&[("x-a", "")]),
+            of(&[("x-a", "-")]),
+            of(&[("x-a", "1|h:2")]),
+            of(&[("x-a", "1"), ("x-b", "2")]),
+            of(&[("x-a", "1"), ("x-a", "2")]),
+            of(&[("x-a", "1,h:2")]),
+            of(&[("x-a", &long)]),
+            of(&[("x-a", &format!("{long}y"))]),
+            of(&[("x-a", "{b}")]),
+        ];
+        let unique: std::collections::HashSet<&String> = keys.iter().collect();
+        assert_eq!(unique.len(), keys.len(), "{keys:#?}");
+        assert!(keys.iter().all(|key| key.len() < 200 && !key.contains(['{', '}'])), "{keys:#?}");
+    }
+}

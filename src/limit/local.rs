@@ -1,0 +1,240 @@
+//! The store in this process: exact, sharded, and bounded in bytes whatever the keys are.
+//!
+//! A key is held as 128 bits of keyed hash (two SipHash-1-3 with seeds of this process), so that every entry has the same
+//! size, a request never allocates, and no client can make keys that meet. An entry can be in sixteen places, eight in each of two sets of its shard;
+//! with a choice of two sets, all places fill evenly. When they are taken, idle keys go first, then the key that will be idle
+//! soonest; a key that is being limited stays. Where even all sixteen are being limited, keys without a place share one
+//! bucket of their limit: they are counted, if together, and never exempt.
+//!
+//! The table belongs to the process, not to a snapshot, and an entry to what its limit means, so that a reload keeps all counts.
+
+mod table;
+
+use super::{Decision, Limit, Moment, Standings, State};
+use crate::clock::SharedClock;
+use parking_lot::Mutex;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
+use table::{Place, Table};
+
+/// The least memory of a store, in bytes.
+pub const MEMORY_MIN: u64 = 1 << 20;
+/// The most, in bytes.
+pub const MEMORY_MAX: u64 = 1 << 40;
+
+const SHARDS: usize = 64;
+
+/// Limits that hold together for each key of one scope, compiled for the local store.
+#[derive(Debug)]
+pub struct LocalSet {
+    limits: Box<[(Limit, u128)]>,
+    scope: u128,
+    /// The states of what has no place of its own in the table.
+    overflow: Mutex<Box<[State]>>,
+}
+
+impl LocalSet {
+    pub fn limits(&self) -> impl ExactSizeIterator<Item = &Limit> {
+        self.limits.iter().map(|(limit, _)| limit)
+    }
+}
+
+/// What the store has had to do, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LocalStats {
+    /// Keys that were forgotten before they were idle, which admits their next uses early.
+    pub evicted: u64,
+    /// Decisions for keys that found no place and shared a bucket.
+    pub shared: u64,
+    /// Bytes of the table.
+    pub bytes: u64,
+}
+
+pub struct LocalStore {
+    clock: SharedClock,
+    epoch: Instant,
+    seeds: [RandomState; 2],
+    shards: Box<[Mutex<Table>]>,
+    bytes: u64,
+    evicted: AtomicU64,
+    shared: AtomicU64,
+}
+
+impl std::fmt::Debug for LocalStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalStore").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl LocalStore {
+    /// A store of at most `bytes`, which are within [`MEMORY_MIN`] and [`MEMORY_MAX`]. The memory is asked for at once, but the
+    /// system gives it page by page as keys come.
+    pub fn new(bytes: u64, clock: SharedClock) -> Self {
+        let bytes = bytes.clamp(MEMORY_MIN, MEMORY_MAX);
+        let each = usize::try_from(bytes).unwrap_or(usize::MAX).checked_div(SHARDS).unwrap_or(0);
+        let shards: Box<[_]> = (0..SHARDS).map(|_| Mutex::new(Table::new(each))).collect();
+        let epoch = clock.now();
+        let seeds = [RandomState::new(), RandomState::new()];
+        LocalStore { clock, epoch, seeds, shards, bytes, evicted: AtomicU64::new(0), shared: AtomicU64::new(0) }
+    }
+
+    /// What was asked for, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn stats(&self) -> LocalStats {
+        LocalStats {
+            evicted: self.evicted.load(Ordering::Relaxed),
+            shared: self.shared.load(Ordering::Relaxed),
+            bytes: self.bytes,
+        }
+    }
+
+    /// Compiles limits for this store. Sets of the same scope share the counts of limits that mean the same.
+    pub fn set(&self, scope: &str, limits: &[Limit]) -> LocalSet {
+        let hashed = limits.iter().map(|limit| (limit.clone(), self.hash(limit.meaning().as_bytes())));
+        LocalSet {
+            limits: hashed.collect(),
+            scope: self.hash(scope.as_bytes()),
+            overflow: Mutex::new(vec![State::default(); limits.len()].into()),
+        }
+    }
+
+    fn hash(&self, bytes: &[u8]) -> u128 {
+        let half = |seed: &RandomState| {
+            let mut hasher = seed.build_hasher();
+            hasher.write(bytes);
+            hasher.finish()
+        };
+        let [high, low] = &self.seeds;
+        u128::from(half(high)) << 64 | u128::from(half(low))
+    }
+
+    fn now(&self) -> Moment {
+        let since = self.clock.now().saturating_duration_since(self.epoch);
+        let wall = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Moment { mono: nanos(since), wall: nanos(wall) }
+    }
+
+    /// Decides about a request of `cost` by the limits of `set` for `key`: all admit it, or none is touched.
+    pub fn take(&self, set: &LocalSet, key: &[u8], cost: u64) -> Decision {
+        let now = self.now();
+        let base = self.hash(key) ^ set.scope;
+        // The upper half chooses the shard, the lower half the place in it.
+        let shard = usize::try_from(base >> 64).unwrap_or_default() % SHARDS;
+        let Some(shard) = self.shards.get(shard) else {
+            return Decision::Admitted(Standings::new());
+        };
+        let mut table = shard.lock();
+        let mut work = Work { set, base, now, cost, places: Default::default(), states: Default::default() };
+        match work.judge(&mut table) {
+            Ok(()) => {
+                let (evicted, shared) = work.commit(&mut table);
+                drop(table);
+                if evicted + shared > 0 {
+                    self.evicted.fetch_add(evicted, Ordering::Relaxed);
+                    self.shared.fetch_add(shared, Ordering::Relaxed);
+                }
+                Decision::Admitted(work.standings())
+            }
+            Err((limit, wait)) => {
+                drop(table);
+                Decision::Refused { standings: work.standings(), limit, wait }
+            }
+        }
+    }
+
+    /// What is left for a key, without taking anything.
+    pub fn look(&self, set: &LocalSet, key: &[u8]) -> Standings {
+        self.take(set, key, 0).standings().clone()
+    }
+}
+
+/// One decision under way, with the shard's lock held.
+struct Work<'a> {
+    set: &'a LocalSet,
+    base: u128,
+    now: Moment,
+    cost: u64,
+    places: arrayvec::ArrayVec<Place, { super::LIMITS_MAX }>,
+    /// As they are, and once admitted, as they will be.
+    states: arrayvec::ArrayVec<State, { super::LIMITS_MAX }>,
+}
+
+impl Work<'_> {
+    /// Finds the states and asks every limit. Remembers which keys are being limited.
+    fn judge(&mut self, table: &mut Table) -> Result<(), (usize, u64)> {
+        let mut longest: Option<(usize, u64)> = None;
+        let mut next = self.states.clone();
+        for (number, (limit, meaning)) in self.set.limits.iter().enumerate() {
+            let place = table.find(self.base ^ meaning, self.now.mono, &self.places);
+            let state = match place {
+                Place::Known(at) => table.state(at),
+                Place::Free { .. } => State::default(),
+                Place::None => self.set.overflow.lock().get(number).copied().unwrap_or_default(),
+            };
+            let _ = self.places.try_push(place);
+            let _ = self.states.try_push(state);
+            match limit.take(&state, self.now, self.cost) {
+                Ok(after) => {
+                    let _ = next.try_push(after);
+                }
+                Err(wait) => {
+                    if let Place::Known(at) = place {
+                        table.limited(at, self.now.mono.saturating_add(wait));
+                    }
+                    if longest.is_none_or(|(_, known)| wait > known) {
+                        longest = Some((number, wait));
+                    }
+                }
+            }
+        }
+        match longest {
+            Some(refused) => Err(refused),
+            None => {
+                self.states = next;
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes the new states. Returns how many keys were forgotten for them, and how many share a bucket.
+    fn commit(&self, table: &mut Table) -> (u64, u64) {
+        let (mut evicted, mut shared) = (0_u64, 0_u64);
+        if self.cost == 0 {
+            return (0, 0);
+        }
+        for (number, (((limit, meaning), place), state)) in self.set.limits.iter().zip(&self.places).zip(&self.states).enumerate()
+        {
+            let Standing { remaining, more_in, idle_in } = limit.standing(state, self.now);
+            let limited = if remaining == 0 { self.now.mono.saturating_add(more_in) } else { 0 };
+            let idle = self.now.mono.saturating_add(idle_in);
+            match *place {
+                Place::Known(at) => table.write(at, self.base ^ meaning, *state, idle, limited),
+                Place::Free { at, forgets } => {
+                    evicted = evicted.saturating_add(u64::from(forgets));
+                    table.write(at, self.base ^ meaning, *state, idle, limited);
+                }
+                Place::None => {
+                    shared = shared.saturating_add(1);
+                    if let Some(slot) = self.set.overflow.lock().get_mut(number) {
+                        *slot = *state;
+                    }
+                }
+            }
+        }
+        (evicted, shared)
+    }
+
+    fn standings(&self) -> Standings {
+        self.set.limits.iter().zip(&self.states).map(|((limit, _), state)| limit.standing(state, self.now)).collect()
+    }
+}
+
+use super::Standing;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! What was admitted while Redis was away, so that it can be charged when it is back.
+//!
+//! For each key the uses are counted by the limits themselves, so that what has been given back by time is not charged.
+//! Bounded: keys beyond the bound are not noted, which lets each of them have this gateway's share once more.
+
+use super::SharedSet;
+use crate::limit::{LIMITS_MAX, Moment, State};
+use arrayvec::ArrayVec;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// The most keys that are noted, some 200 bytes each.
+const KEYS_MAX: usize = 100_000;
+
+pub struct Debts {
+    epoch: Instant,
+    noted: Mutex<Noted>,
+}
+
+type Noted = HashMap<(usize, Box<[u8]>), Debt, foldhash::quality::RandomState>;
+
+struct Debt {
+    set: Arc<SharedSet>,
+    states: ArrayVec<State, LIMITS_MAX>,
+}
+
+/// One key's debt: what each limit is to be charged with.
+pub struct Charge {
+    pub set: Arc<SharedSet>,
+    pub key: Box<[u8]>,
+    pub costs: ArrayVec<u64, LIMITS_MAX>,
+}
+
+impl Default for Debts {
+    fn default() -> Self {
+        Debts { epoch: Instant::now(), noted: Mutex::default() }
+    }
+}
+
+impl Debts {
+    fn now(&self) -> Moment {
+        let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Moment { mono: nanos(self.epoch.elapsed()), wall: nanos(wall) }
+    }
+
+    pub fn note(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
+        let now = self.now();
+        let mut noted = self.noted.lock();
+        let full = noted.len() >= KEYS_MAX;
+        // Sets are told apart by where they are: a key of two filters is two debts.
+        let id = (Arc::as_ptr(set).addr(), Box::from(key));
+        if full && !noted.contains_key(&id) {
+            return;
+        }
+        let debt = noted
+            .entry(id)
+            .or_insert_with(|| Debt { set: Arc::clone(set), states: set.limits.iter().map(|_| State::default()).collect() });
+        for (limit, state) in set.limits.iter().zip(&mut debt.states) {
+            if let Ok(next) = limit.take(state, now, cost) {
+                *state = next;
+            }
+        }
+    }
+
+    /// Everything that is still owed now; nothing is noted any more afterwards.
+    pub fn collect(&self) -> Vec<Charge> {
+        let now = self.now();
+        let noted = std::mem::take(&mut *self.noted.lock());
+        let charges = noted.into_iter().map(|((_, key), Debt { set, states })| {
+            let left = set.limits.iter().zip(&states);
+            let costs = left.map(|(limit, state)| limit.most().saturating_sub(limit.standing(state, now).remaining)).collect();
+            Charge { set, key, costs }
+        });
+        charges.filter(|charge| charge.costs.iter().any(|cost| *cost > 0)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::{Limit, Shape};
+
+    #[test]
+    fn only_what_time_has_not_given_back_is_charged() {
+        let limit = |per, number| Limit { name: "t".into(), shape: Shape::TokenBucket { per, capacity: number }, number };
+        let set = Arc::new(SharedSet::new("route:a", &[limit(1_000_000, 10), limit(3_600_000_000_000, 10)]));
+        let debts = Debts::default();
+        (0..4).for_each(|_| debts.note(&set, b"k", 1));
+        debts.note(&set, b"other", 3);
+        let end = Instant::now() + std::time::Duration::from_millis(2);
+        while Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let mut charges = debts.collect();
+        charges.sort_by(|a, b| a.key.cmp(&b.key));
+        let found: Vec<_> = charges.iter().map(|charge| (&*charge.key, charge.costs.as_slice())).collect();
+        assert_eq!(found, [(&b"k"[..], &[0, 4][..]), (&b"other"[..], &[0, 3][..])]);
+        assert!(debts.collect().is_empty());
+    }
+}

@@ -1,0 +1,58 @@
+//! The stores of one snapshot, made when the first filter asks for them.
+
+use super::Limit;
+use super::local::LocalStore;
+use super::redis::RedisStore;
+use crate::clock::SharedClock;
+use crate::state::StatePool;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What filters count with.
+#[derive(Default)]
+pub struct Stores {
+    /// Bytes of the local store; the one of a running process keeps the size that it began with.
+    pub local_memory: u64,
+    pub redis: Option<Arc<RedisStore>>,
+    tiers: Vec<(Arc<str>, Vec<Limit>)>,
+    /// How often each scope was asked for while this snapshot is compiled.
+    scopes: Mutex<HashMap<String, u32>>,
+}
+
+/// The key of the local store in the state pool.
+const LOCAL: &str = "limits";
+
+impl Stores {
+    pub fn new(local_memory: u64, redis: Option<Arc<RedisStore>>) -> Self {
+        Stores { local_memory, redis, ..Stores::default() }
+    }
+
+    pub fn local(&self, state: &StatePool, clock: &SharedClock) -> Arc<LocalStore> {
+        state.get_or_create(LOCAL, || LocalStore::new(self.local_memory, Arc::clone(clock)))
+    }
+
+    /// Adds what holds for consumers of a tier.
+    pub fn tier(&mut self, name: Arc<str>, limits: Vec<Limit>) {
+        self.tiers.push((name, limits));
+    }
+
+    /// The tiers that have limits.
+    pub fn tiers(&self) -> impl Iterator<Item = (&Arc<str>, &[Limit])> {
+        self.tiers.iter().map(|(name, limits)| (name, &**limits))
+    }
+
+    /// The local store, if anything has asked for it.
+    pub fn live(&self, state: &StatePool) -> Option<Arc<LocalStore>> {
+        state.live::<LocalStore>().pop().map(|(_, store)| store)
+    }
+
+    /// `base` itself for whoever asks first, then `base#2` and so on: two filters that are written alike on one route
+    /// count apart, and do so in the same order after a reload.
+    pub fn scope(&self, base: &str) -> String {
+        let mut scopes = self.scopes.lock();
+        let count = scopes.entry(base.to_owned()).or_default();
+        *count = count.saturating_add(1);
+        if *count == 1 { base.to_owned() } else { format!("{base}#{count}") }
+    }
+}

@@ -1,0 +1,57 @@
+//! What is counted for limits.
+
+use super::Counter;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The decisions of one limit on one route.
+#[derive(Debug, Default)]
+pub struct LimitMetrics {
+    pub allowed: Counter,
+    pub refused: Counter,
+    /// What would have been refused, had the filter not been in shadow mode.
+    pub shadowed: Counter,
+}
+
+/// The shared store, as this gateway sees it.
+#[derive(Debug, Default)]
+pub struct RedisMetrics {
+    up: AtomicBool,
+    /// Times that it came to be reachable, and times that it ceased to be.
+    pub recoveries: Counter,
+    pub outages: Counter,
+    /// Decisions that it made.
+    pub decisions: Counter,
+    /// Pipelines that carried them: decisions divided by pipelines is the pipelining factor.
+    pub pipelines: Counter,
+    /// Decisions that were made without it because it is away, or was too slow.
+    pub fallbacks: Counter,
+    /// Answers that were errors, or that made no sense.
+    pub errors: Counter,
+}
+
+impl RedisMetrics {
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether this is a change.
+    pub fn set_up(&self, up: bool) -> bool {
+        let changed = self.up.swap(up, Ordering::Relaxed) != up;
+        if changed {
+            if up { self.recoveries.increment() } else { self.outages.increment() }
+        }
+        changed
+    }
+}
+
+/// What a scrape shows of all limits.
+#[derive(Debug, Clone, Default)]
+pub struct LimitsSample {
+    /// Route, limit, counts; sorted.
+    pub limits: Vec<(String, String, Arc<LimitMetrics>)>,
+    /// Keys forgotten early, decisions in a shared bucket, bytes of the table.
+    pub local: Option<(u64, u64, u64)>,
+    pub redis: Option<Arc<RedisMetrics>>,
+    pub shield_refused: Option<u64>,
+}

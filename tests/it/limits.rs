@@ -1,0 +1,390 @@
+//! Limits through the real binary: what clients are told, what a reload keeps, and what Redis may do without anybody
+//! getting an error.
+
+use crate::support::raw::{Client, get, request, send};
+use crate::support::redis::Redis;
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, exclusive};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// A route that answers by itself, with these filters before.
+fn route(name: &str, path: &str, filters: &str) -> String {
+    format!("\n[routes.{name}]\nmatch = {{ path = \"{path}\" }}\nfilters = [{filters}, {{ respond = {{ body = \"hello\" }} }}]\n")
+}
+
+/// How many of `count` requests are answered with 200; panics at anything but 200 and 429.
+#[track_caller]
+fn admitted(address: SocketAddr, path: &str, count: usize) -> usize {
+    let mut client = Client::connect(address);
+    let mut admitted = 0;
+    for _ in 0..count {
+        let response = client.exchange(request("GET", path, &[], b"")).unwrap();
+        match response.status {
+            200 => admitted += 1,
+            429 => {}
+            other => panic!("{other}: {}", response.text()),
+        }
+    }
+    admitted
+}
+
+#[test]
+fn a_client_that_waits_as_long_as_it_is_told_is_admitted() {
+    let gateway = Gateway::start(&route(
+        "login",
+        "/login",
+        "{ rate_limit = { by = 'address', limits = [{ rate = '6/12s', burst = 3 }] } }",
+    ));
+    let address = gateway.http();
+    for left in [2, 1, 0] {
+        let response = get(address, "/login");
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("ratelimit-policy"), Some("\"6/12s\";q=6;w=12"));
+        assert!(response.header("ratelimit").unwrap().starts_with(&format!("\"6/12s\";r={left};t=")), "{response:?}");
+    }
+    let response = get(address, "/login");
+    assert_eq!((response.status, response.code().as_str()), (429, "rate_limited"));
+    assert_eq!(response.json()["limit"], "6/12s");
+    assert_eq!(response.header("content-type"), Some("application/problem+json"));
+    let told: u64 = response.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=2).contains(&told), "{told}");
+    assert_eq!(response.header("ratelimit"), Some(format!("\"6/12s\";r=0;t={told}").as_str()));
+    std::thread::sleep(Duration::from_secs(told));
+    assert_eq!(get(address, "/login").status, 200);
+    gateway.logged("the refusal", |line| line["status"] == 429 && line["rejection"] == "rate_limited");
+    let decisions = |decision| {
+        gateway.metric("gatewright_limit_decisions_total", &[("route", "login"), ("limit", "6/12s"), ("decision", decision)])
+    };
+    assert_eq!((decisions("allowed"), decisions("refused")), (4.0, 1.0));
+}
+
+#[test]
+fn a_reload_keeps_the_counts_of_limits_that_mean_the_same() {
+    let with = |number: u32, more: &str| {
+        format!(
+            "{}{more}",
+            route("a", "/a", &format!("{{ rate_limit = {{ by = 'route', limits = [{{ rate = '{number}/1h' }}] }} }}"))
+        )
+    };
+    let gateway = Gateway::start(&with(5, ""));
+    assert_eq!(admitted(gateway.http(), "/a", 10), 5);
+    gateway.reload_with(&with(5, &route("b", "/b", "{ response_headers = { set = { x-a = '1' } } }"))).unwrap();
+    assert_eq!(admitted(gateway.http(), "/a", 10), 0, "another route's change gave the limit back");
+    gateway.reload_with(&with(8, "")).unwrap();
+    assert_eq!(admitted(gateway.http(), "/a", 10), 3, "a higher number gives the difference");
+}
+
+#[test]
+fn filters_count_apart_unless_they_share_a_name() {
+    let limit = |name: &str| format!("{{ rate_limit = {{ by = 'address', limits = [{{ rate = '3/1h' }}]{name} }} }}");
+    let mut config = route("a", "/a", &limit("")) + &route("b", "/b", &limit(""));
+    config += &(route("c", "/c", &limit(", name = 'both'")) + &route("d", "/d", &limit(", name = 'both'")));
+    let gateway = Gateway::start(&config);
+    let address = gateway.http();
+    assert_eq!((admitted(address, "/a", 5), admitted(address, "/b", 5)), (3, 3));
+    assert_eq!((admitted(address, "/c", 2), admitted(address, "/d", 5)), (2, 1));
+}
+
+#[test]
+fn the_global_limit_holds_for_all_routes_together() {
+    let config = format!("[limits]\nglobal = \"20/1h\"\n{}", route("a", "/a", "{ response_headers = { set = { x-a = '1' } } }"));
+    let gateway = Gateway::start(&config);
+    let mut client = Client::connect(gateway.http());
+    let statuses: Vec<u16> =
+        (0..30).map(|n| client.exchange(request("GET", ["/a", "/none"][n % 2], &[], b"")).unwrap().status).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 10, "{statuses:?}");
+    assert_eq!(gateway.metric("gatewright_limit_global_refused_total", &[]), 10.0);
+}
+
+#[test]
+fn no_more_requests_are_under_way_than_may_and_the_queue_lets_the_next_in() {
+    let origin = Origin::start("app");
+    let mut config = everything_to(&[&origin], "");
+    config.push_str("filters = [{ concurrency = { by = 'route', most = 2, queue = { size = 1, timeout = '10s' } } }]\n");
+    let gateway = Gateway::start(&config);
+    let address = gateway.http();
+    origin.answer(Answer::Delay(Duration::from_millis(1_500)));
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(address)).collect();
+    for client in &mut clients {
+        client.send(request("GET", "/slow", &[], b""));
+    }
+    let waiting = || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]);
+    eventually("three under way", SOON, || waiting() == 3.0);
+    let refused = get(address, "/x");
+    assert_eq!((refused.status, refused.code().as_str()), (429, "concurrency_limited"));
+    assert!(refused.header("retry-after").is_some());
+    for client in &mut clients {
+        assert_eq!(client.response().status, 200);
+    }
+    assert_eq!(get(address, "/x").status, 200, "places are given back");
+}
+
+fn with_redis(redis: &Redis, more: &str, on_error: &str) -> String {
+    let filter = format!(
+        "{{ rate_limit = {{ by = 'header:x-key', limits = [{{ rate = '50/1h' }}, {{ quota = '1000/1d' }}], store = 'redis', on_error = '{on_error}' }} }}"
+    );
+    format!("[redis]\nurl = \"{}\"\n{more}\n{}", redis.url(), route("a", "/a", &filter))
+}
+
+fn wait_redis(gateway: &Gateway, up: bool) {
+    eventually(&format!("redis up = {up}"), SOON, || gateway.metric("gatewright_redis_up", &[]) == f64::from(u8::from(up)));
+}
+
+/// One request with this key.
+#[track_caller]
+fn keyed(client: &mut Client, key: &str) -> u16 {
+    client.exchange(request("GET", "/a", &[("x-key", key)], b"")).unwrap_or_else(|broken| panic!("{broken}")).status
+}
+
+#[test]
+fn two_gateways_count_together_in_redis() {
+    let redis = Redis::start();
+    let config = with_redis(&redis, "timeout = \"500ms\"", "closed");
+    let gateways = [Gateway::start(&config), Gateway::start(&config)];
+    gateways.iter().for_each(|gateway| wait_redis(gateway, true));
+    let mut clients: Vec<Client> = gateways.iter().map(|gateway| Client::connect(gateway.http())).collect();
+    let statuses: Vec<u16> = (0..80).map(|n| keyed(&mut clients[n % 2], "k")).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 50, "{statuses:?}");
+    assert!(statuses[50..].iter().all(|status| *status == 429), "{statuses:?}");
+    let refused = clients[0].exchange(request("GET", "/a", &[("x-key", "k")], b"")).unwrap();
+    assert_eq!((refused.json()["limit"].as_str(), refused.header("retry-after")), (Some("50/1h"), Some("72")));
+    let told = refused.header("ratelimit").unwrap();
+    assert!(told.starts_with("\"50/1h\";r=0;t=72, \"1000/1d\";r=950;t="), "{told}");
+    assert_eq!(keyed(&mut clients[0], "other"), 200);
+}
+
+/// Four gateways at full speed against the simplest oracle: what one bucket has given in that time.
+#[test]
+fn four_gateways_together_admit_what_one_bucket_would() {
+    let _alone = exclusive();
+    let redis = Redis::start();
+    let filter =
+        "{ rate_limit = { by = 'route', limits = [{ rate = '200/1s', burst = 100 }], store = 'redis', on_error = 'closed' } }";
+    let config = format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n{}", redis.url(), route("a", "/a", filter));
+    let gateways: Vec<Gateway> = (0..4).map(|_| Gateway::start(&config)).collect();
+    gateways.iter().for_each(|gateway| wait_redis(gateway, true));
+    let addresses: Vec<SocketAddr> = gateways.iter().map(Gateway::http).collect();
+    let (count, begun) = (AtomicUsize::new(0), Instant::now());
+    let ends: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = addresses
+            .iter()
+            .map(|address| {
+                let count = &count;
+                scope.spawn(move || {
+                    let mut client = Client::connect(*address);
+                    loop {
+                        let sent = Instant::now();
+                        match client.exchange(request("GET", "/a", &[], b"")).unwrap().status {
+                            200 => drop(count.fetch_add(1, Ordering::SeqCst)),
+                            429 => {}
+                            other => panic!("{other}"),
+                        }
+                        if begun.elapsed() > Duration::from_secs(5) {
+                            return (sent, Instant::now());
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    let admitted = count.into_inner() as f64;
+    let longest = ends.iter().map(|(_, end)| end.duration_since(begun)).max().unwrap().as_secs_f64();
+    let shortest = ends.iter().map(|(sent, _)| sent.duration_since(begun)).min().unwrap().as_secs_f64();
+    assert!(admitted <= 100.0 + 200.0 * longest + 1.0, "{admitted} in {longest} s");
+    // The first answers take some milliseconds, during which the full bucket gains nothing.
+    assert!(admitted >= (100.0 + 200.0 * (shortest - 0.05)) * 0.999, "{admitted} in {shortest} s");
+}
+
+/// The script in Redis and the code here are two writings of the same algorithms.
+#[test]
+fn redis_and_the_local_store_tell_the_same() {
+    let redis = Redis::start();
+    let limits = "[{ rate = '5/2s', algorithm = 'sliding_window' }, { rate = '7/20s', burst = 6 }, { quota = '100/1m' }, { quota = '100/1h' }, \
+                  { quota = '100/1d' }, { quota = '100/1mo' }]";
+    let filter = |store: &str| {
+        format!("{{ rate_limit = {{ by = 'address', limits = {limits}, store = '{store}', on_error = 'closed' }} }}")
+    };
+    let config = format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n", redis.url());
+    let gateway =
+        Gateway::start(&(config + &route("here", "/here", &filter("local")) + &route("there", "/there", &filter("redis"))));
+    wait_redis(&gateway, true);
+    let address = gateway.http();
+    let told = |path: &str| {
+        let response = get(address, path);
+        let numbers: Vec<(String, i64)> = response
+            .header("ratelimit")
+            .unwrap()
+            .split(", ")
+            .map(|limit| {
+                let (left, reset) = limit.split_once(";t=").unwrap();
+                (left.to_owned(), reset.parse().unwrap())
+            })
+            .collect();
+        (response.status, numbers)
+    };
+    for round in 0..8 {
+        let ((status, here), (other, there)) = (told("/here"), told("/there"));
+        assert_eq!(status, other, "round {round}");
+        assert_eq!(status, if round < 5 { 200 } else { 429 }, "round {round}");
+        for ((left, reset), (their_left, their_reset)) in here.iter().zip(&there) {
+            let near_border = *reset <= 2 || *their_reset <= 2;
+            assert!(near_border || (left == their_left && (reset - their_reset).abs() <= 1), "round {round}: {here:?} {there:?}");
+        }
+    }
+    let wait = get(address, "/there").header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=3).contains(&wait), "{wait}");
+    std::thread::sleep(Duration::from_secs(wait));
+    assert_eq!(told("/there").0, 200, "the sliding window in Redis gave nothing back");
+}
+
+#[test]
+fn limits_of_the_tier_hold_for_the_consumer_and_not_for_the_rest() {
+    let key = |consumer: &str, tier: &str, digest: &str| {
+        format!("[consumers.{consumer}]\n{tier}credentials = [{{ api_key = {{ sha256 = \"{digest}\" }} }}]\n")
+    };
+    // The hashes of "password" and "123456", which no test needs to keep secret.
+    let config = format!(
+        "[tiers.free]\nlimits = [{{ rate = \"2/1h\" }}]\n[tiers.gold]\nlimits = [{{ rate = \"5/1h\" }}]\n{}{}{}",
+        key("acme", "tier = \"gold\"\n", "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8"),
+        key("none", "", "8d969eef6ecad3c29a3a629280e686cf0c3f5d5a86aff3ca12020c923adc6c92"),
+        route("a", "/a", "{ api_key = {} }, { rate_limit = { by = 'consumer', limits = 'tier' } }"),
+    );
+    let gateway = Gateway::start(&config);
+    let ask = |key: &str| send(gateway.http(), "GET", "/a", &[("x-api-key", key)], b"");
+    let admitted = (0..8).filter(|_| ask("password").status == 200).count();
+    assert_eq!(admitted, 5);
+    let refused = ask("123456");
+    assert_eq!((refused.status, refused.code().as_str()), (403, "tier_missing"));
+}
+
+#[test]
+fn many_requests_share_a_round_trip() {
+    let redis = Redis::start();
+    let gateway = Gateway::start(&with_redis(&redis, "timeout = \"1s\"", "closed"));
+    wait_redis(&gateway, true);
+    let address = gateway.http();
+    std::thread::scope(|scope| {
+        for thread in 0..16 {
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                (0..50).for_each(|n| assert_eq!(keyed(&mut client, &format!("{thread}-{n}")), 200));
+            });
+        }
+    });
+    let count = |name| gateway.metric(name, &[]);
+    let (decisions, pipelines) = (count("gatewright_redis_decisions_total"), count("gatewright_redis_pipelines_total"));
+    assert_eq!(decisions, 800.0);
+    assert!(pipelines < decisions, "{decisions} decisions in {pipelines} pipelines");
+}
+
+#[test]
+fn closed_means_503_and_open_means_200_while_redis_is_away() {
+    let mut redis = Redis::start();
+    for (on_error, status) in [("closed", 503), ("open", 200)] {
+        redis.restart();
+        let gateway = Gateway::start(&with_redis(&redis, "", on_error));
+        wait_redis(&gateway, true);
+        redis.kill();
+        wait_redis(&gateway, false);
+        let response = send(gateway.http(), "GET", "/a", &[("x-key", "k")], b"");
+        assert_eq!(response.status, status, "{on_error}");
+        if status == 503 {
+            assert_eq!(response.code(), "limit_unavailable");
+            assert!(response.header("retry-after").is_some());
+        }
+    }
+}
+
+#[test]
+fn alone_a_gateway_admits_its_share_and_redis_is_told_afterwards() {
+    let mut redis = Redis::start();
+    let config = with_redis(&redis, "gateways = 2", "local");
+    let gateways = [Gateway::start(&config), Gateway::start(&config)];
+    gateways.iter().for_each(|gateway| wait_redis(gateway, true));
+    redis.kill();
+    gateways.iter().for_each(|gateway| wait_redis(gateway, false));
+    let mut clients: Vec<Client> = gateways.iter().map(|gateway| Client::connect(gateway.http())).collect();
+    let first: Vec<u16> = (0..40).map(|_| keyed(&mut clients[0], "k")).collect();
+    let alone = first.iter().filter(|status| **status == 200).count();
+    assert_eq!(alone, 25, "the share of one of two");
+    assert!(first.iter().all(|status| matches!(status, 200 | 429)), "{first:?}");
+    redis.restart();
+    gateways.iter().for_each(|gateway| wait_redis(gateway, true));
+    let left = (0..60).filter(|_| keyed(&mut clients[1], "k") == 200).count();
+    assert_eq!(left, 50 - alone, "what was spent meanwhile was forgotten");
+}
+
+/// Everything that can befall Redis, under load: no request gets a 5xx, and once the breaker is open none waits.
+#[test]
+fn whatever_befalls_redis_no_client_gets_an_error() {
+    let _alone = exclusive();
+    let mut redis = Redis::start();
+    let gateway = Gateway::start(&with_redis(&redis, "", "local"));
+    wait_redis(&gateway, true);
+    let address = gateway.http();
+    let (stop, down, total) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
+    let slow = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (stop, down, total, slow) = (&stop, &down, &total, &slow);
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                let mut n = 0_usize;
+                while !stop.load(Ordering::SeqCst) {
+                    n += 1;
+                    let was_down = down.load(Ordering::SeqCst);
+                    let begun = Instant::now();
+                    let status = keyed(&mut client, &format!("{thread}-{}", n % 50));
+                    let took = begun.elapsed();
+                    if status != 200 && status != 429 {
+                        stop.store(true, Ordering::SeqCst);
+                        panic!("{status}");
+                    }
+                    if was_down && down.load(Ordering::SeqCst) {
+                        slow.lock().unwrap().push(took);
+                    }
+                    total.fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+        let progress = |what: &str| {
+            let before = total.load(Ordering::SeqCst);
+            eventually(what, SOON, || stop.load(Ordering::SeqCst) || total.load(Ordering::SeqCst) > before + 100);
+        };
+        for _ in 0..5 {
+            redis.ask("SCRIPT FLUSH").unwrap();
+            progress("requests after SCRIPT FLUSH");
+            redis.ask("FLUSHALL").unwrap();
+            progress("requests after FLUSHALL");
+            redis.freeze();
+            wait_redis(&gateway, false);
+            down.store(true, Ordering::SeqCst);
+            progress("requests while Redis is frozen");
+            down.store(false, Ordering::SeqCst);
+            redis.thaw();
+            wait_redis(&gateway, true);
+            redis.kill();
+            wait_redis(&gateway, false);
+            down.store(true, Ordering::SeqCst);
+            progress("requests while Redis is dead");
+            down.store(false, Ordering::SeqCst);
+            redis.restart();
+            wait_redis(&gateway, true);
+            progress("requests with Redis back");
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    let changes = |state| gateway.metric("gatewright_redis_state_changes_total", &[("state", state)]);
+    assert!(changes("down") >= 10.0 && changes("up") > changes("down"), "{} down, {} up", changes("down"), changes("up"));
+    let logged = gateway.stderr();
+    let told = logged.lines().filter(|line| line.contains("Redis is away")).count();
+    assert_eq!(told as f64, changes("down"), "one line for each outage\n{logged}");
+    let mut slow = slow.into_inner().unwrap();
+    slow.sort();
+    let p99 = slow[slow.len() * 99 / 100];
+    assert!(slow.len() > 500, "{} requests without Redis", slow.len());
+    assert!(p99 < Duration::from_millis(25), "p99 without Redis: {p99:?}");
+}
