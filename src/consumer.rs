@@ -11,7 +11,7 @@ mod password;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ConsumerConfig, TierConfig, is_role};
+pub use config::{ConsumerConfig, CredentialConfig, TierConfig, is_role};
 pub use digest::KeyDigest;
 #[cfg(test)]
 pub(crate) use password::cheap as cheap_password;

@@ -14,6 +14,7 @@ mod concurrency;
 mod header_edits;
 mod health;
 mod ip_allow;
+mod jwt;
 mod rate_limit;
 mod redirect;
 mod registry;

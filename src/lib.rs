@@ -26,6 +26,7 @@ pub mod diagnostic;
 pub mod filter;
 pub mod forwarded;
 pub mod identity;
+pub mod jwt;
 pub mod limit;
 pub mod listener;
 pub mod proxy;

@@ -32,6 +32,8 @@ codes! {
     CREDENTIAL_DUPLICATE = 400, "credential_duplicate", "The request has more than one credential where one is expected";
     CREDENTIAL_MISSING = 401, "credential_missing", "This needs a credential and the request has none";
     CREDENTIAL_INVALID = 401, "credential_invalid", "The credential of the request is not valid";
+    TOKEN_INVALID = 401, "token_invalid", "The token of the request is not valid here";
+    TOKEN_EXPIRED = 401, "token_expired", "The token of the request has expired; get a new one";
     FORBIDDEN = 403, "forbidden", "The credential of the request does not permit this";
     ADDRESS_FORBIDDEN = 403, "address_forbidden", "Requests from this address are not permitted here";
     TIER_MISSING = 403, "tier_missing", "The limits here are those of a tier, and this request belongs to none";
@@ -50,6 +52,7 @@ codes! {
     LIMIT_UNAVAILABLE = 503, "limit_unavailable", "Whether this request is within its limits cannot be told now";
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
+    KEYS_UNAVAILABLE = 503, "keys_unavailable", "The keys that tokens are verified with are not available at this moment; try again later";
     UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";
     DEADLINE_EXCEEDED = 504, "deadline_exceeded", "The request took longer than this route allows";
     VERSION_NOT_SUPPORTED = 505, "version_not_supported", "This gateway speaks HTTP/1.0, HTTP/1.1 and HTTP/2";

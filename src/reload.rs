@@ -10,6 +10,7 @@ use crate::clock::SharedClock;
 use crate::config::{self, Loaded};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
+use crate::jwt::KeySupervisor;
 use crate::listener::{Listeners, Prepared};
 use crate::proxy::Gateway;
 use crate::snapshot::{self, CompileParts, Snapshot};
@@ -101,6 +102,7 @@ pub struct Reloader {
     pub state: Arc<StatePool>,
     pub clock: SharedClock,
     pub supervisor: std::sync::OnceLock<Supervisor>,
+    pub keys: std::sync::OnceLock<KeySupervisor>,
     pub logger: LoggerHandle,
     /// One reload at a time. Held over awaits, which is why it is an async lock; the request path never takes it.
     pub busy: tokio::sync::Mutex<()>,
@@ -171,6 +173,9 @@ impl Reloader {
     async fn install(&self, next: Next) -> Outcome {
         let Next { snapshot, listeners, level, warnings } = next;
         let snapshot = Arc::new(snapshot);
+        if let Some(keys) = self.keys.get() {
+            keys.reconcile(snapshot.issuers.jobs());
+        }
         if let Some(supervisor) = self.supervisor.get() {
             supervisor.reconcile(snapshot.upstreams.values());
             supervisor.settle(SETTLE).await;

@@ -99,6 +99,7 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
         state: Arc::clone(&state),
         clock,
         supervisor: OnceLock::new(),
+        keys: OnceLock::new(),
         logger,
         busy: tokio::sync::Mutex::new(()),
         last: Mutex::new(None),

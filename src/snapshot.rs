@@ -15,6 +15,7 @@ use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
+use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
@@ -37,6 +38,8 @@ pub struct Snapshot {
     pub unrouted: Arc<RouteMetrics>,
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
     pub consumers: Arc<Consumers>,
+    /// Whose tokens count.
+    pub issuers: Issuers,
     pub listeners: Vec<ListenerPlan>,
     /// Files beside the configuration that were read for it, such as certificates. A change of one can change the snapshot.
     pub files: Vec<PathBuf>,

@@ -2,13 +2,17 @@
 //!
 //! Its own binary, because it brings its own global allocator. Counted per thread, so that the harness does not disturb it.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+
+#[path = "it/support/tokens.rs"]
+mod tokens;
 
 use gatewright::clock::{SharedClock, SystemClock};
 use gatewright::consumer::{Consumer, ConsumerConfig, Consumers, KeyDigest};
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
 use gatewright::filter::{BuildContext, Chain, Filter, Flow, Registry};
 use gatewright::identity::Identity;
+use gatewright::jwt::{IssuerConfig, Issuers};
 use gatewright::request::{RequestCtx, Scheme};
 use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
 use gatewright::state::StatePool;
@@ -31,10 +35,10 @@ fn allocations<T>(work: impl FnOnce() -> T) -> (u64, T) {
 }
 
 fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
-    filter_for(name, table, &Arc::default())
+    filter_for(name, table, &Arc::default(), &Issuers::default())
 }
 
-fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>) -> Arc<dyn Filter> {
+fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>, issuers: &Issuers) -> Arc<dyn Filter> {
     let registration = Registry::builtin().get(name).unwrap();
     let build = (registration.decode)(toml::de::ValueDeserializer::parse(table).unwrap()).unwrap();
     let clock: SharedClock = Arc::new(SystemClock);
@@ -44,6 +48,7 @@ fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>) -> Arc<dyn Fi
         clock: &clock,
         upstreams: &BTreeMap::new(),
         consumers,
+        issuers,
         limits: &gatewright::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
@@ -64,10 +69,14 @@ const REQUEST: &str = "GET /api/orders/42/items?page=2 HTTP/1.1\r\nHost: api.exa
                        Cookie: secret\r\nReferer: elsewhere\r\n\r\n";
 
 fn session() -> Session {
+    session_of(REQUEST.to_owned())
+}
+
+fn session_of(request: String) -> Session {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(4096);
-        client.write_all(REQUEST.as_bytes()).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
         let mut session = Session::new_h1(Box::new(server));
         assert!(session.downstream_session.read_request().await.unwrap());
         session
@@ -181,7 +190,7 @@ fn authentication_by_key_and_role_allocates_nothing() {
     let name = gatewright::value::Located::nowhere("acme".to_owned());
     let consumers = [(&name, &config)].into_iter();
     let consumers = Arc::new(Consumers::build(consumers, std::iter::empty(), &mut Diagnostics::default()));
-    let of = |name, table| filter_for(name, table, &consumers);
+    let of = |name, table| filter_for(name, table, &consumers, &Issuers::default());
     let chain = Chain::new(&[
         of("ip_allow", "{ networks = ['10.0.0.0/8', '192.0.2.0/24'] }"),
         of("ip_deny", "{ networks = ['198.51.100.0/24'] }"),
@@ -196,6 +205,32 @@ fn authentication_by_key_and_role_allocates_nothing() {
             assert!(matches!(flow, Poll::Ready(Ok(Flow::Continue))));
         });
         assert_eq!(&*ctx.identity.as_ref().unwrap().name, "acme");
+        assert!(round < 10 || count == 0, "{count} in round {round}");
+    }
+}
+
+#[test]
+fn a_token_that_was_verified_before_allocates_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let signer = tokens::Signer::es256("k");
+    let path = directory.path().join("keys.json");
+    std::fs::write(&path, tokens::jwks(&[&signer])).unwrap();
+    let text = format!("algorithms = ['ES256']\njwks = {{ file = '{}' }}", path.display());
+    let config: IssuerConfig = toml::from_str(&text).unwrap();
+    let name = gatewright::value::Located::nowhere("main".to_owned());
+    let clock: SharedClock = Arc::new(SystemClock);
+    let issuers = Issuers::build([(&name, &config)], &StatePool::new(), &clock, &mut Diagnostics::default());
+    let chain = Chain::new(&[filter_for("jwt", "{ issuer = 'main' }", &Arc::default(), &issuers)]);
+    let token = signer.token(&serde_json::json!({ "sub": "alice", "exp": 4_102_444_800_u64 }));
+    let request = format!("GET / HTTP/1.1\r\nHost: api.example.com\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let (mut session, mut ctx) = (session_of(request), context());
+    for round in 0..100 {
+        ctx.identity = None;
+        let (count, ()) = allocations(|| {
+            let flow = pin!(chain.request(&mut session, &mut ctx)).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(flow, Poll::Ready(Ok(Flow::Continue))));
+        });
+        assert_eq!(&*ctx.identity.as_ref().unwrap().name, "alice");
         assert!(round < 10 || count == 0, "{count} in round {round}");
     }
 }

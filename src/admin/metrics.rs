@@ -1,10 +1,11 @@
 //! `/metrics`: everything that is counted, gathered from where it is counted.
 
 use super::Admin;
+use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, LimitMetrics, LimitsSample, LogSample, MetricsView,
-    NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample, LogSample,
+    MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -26,6 +27,7 @@ pub fn exposition(admin: &Admin) -> String {
     metrics::encode(&MetricsView {
         routes: routes.chain([unrouted]).collect(),
         auth: auth(admin),
+        keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
         limits: limits(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
@@ -63,6 +65,10 @@ fn auth(admin: &Admin) -> Vec<AuthSample> {
         .collect();
     samples.sort_by(|a, b| (&a.route, &a.filter).cmp(&(&b.route, &b.filter)));
     samples
+}
+
+fn key_sample(issuer: &str, keys: &RemoteKeys) -> KeySample {
+    KeySample { issuer: issuer.to_owned(), fetched: keys.fetched.get(), failed: keys.failed.get(), age: keys.age() }
 }
 
 fn limits(admin: &Admin) -> LimitsSample {

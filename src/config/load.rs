@@ -60,12 +60,12 @@ pub fn load_text(name: &str, text: &str, registry: &Registry, env: &dyn Fn(&str)
 
 /// Whether a section holds named entries (`[routes.NAME]`).
 pub(super) fn is_named(section: &str) -> bool {
-    matches!(section, "listeners" | "tiers" | "consumers" | "upstreams" | "chains" | "routes")
+    matches!(section, "listeners" | "tiers" | "consumers" | "jwt" | "upstreams" | "chains" | "routes")
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 11] =
-    ["server", "admin", "log", "limits", "redis", "listeners", "tiers", "consumers", "upstreams", "chains", "routes"];
+pub(super) const SECTIONS: [&str; 12] =
+    ["server", "admin", "log", "limits", "redis", "listeners", "tiers", "consumers", "jwt", "upstreams", "chains", "routes"];
 
 /// What is written for one name, with its own list of filters if it has one.
 pub(super) trait Section: DeserializeOwned {
@@ -77,6 +77,7 @@ impl Section for super::ListenerConfig {}
 impl Section for crate::consumer::ConsumerConfig {}
 impl Section for crate::consumer::TierConfig {}
 impl Section for crate::upstream::UpstreamConfig {}
+impl Section for crate::jwt::IssuerConfig {}
 impl Section for ChainConfig {
     const FILTERS: bool = true;
     fn set_filters(&mut self, filters: Filters) {
@@ -137,6 +138,7 @@ impl<'a> Loader<'a> {
     }
 
     fn finish(mut self) -> Loaded {
+        self.config.jwt_incomplete = self.progress.incomplete || self.progress.failed_names("jwt").next().is_some();
         super::validate::check(&self.config, &self.progress, &mut self.d);
         Loaded {
             config: self.config,
@@ -309,6 +311,7 @@ impl<'i> FileReader<'_, 'i> {
                 "listeners" => self.named("listeners", value, &mut config.listeners),
                 "tiers" => self.named("tiers", value, &mut config.tiers),
                 "consumers" => self.named("consumers", value, &mut config.consumers),
+                "jwt" => self.named("jwt", value, &mut config.jwt),
                 "upstreams" => self.named("upstreams", value, &mut config.upstreams),
                 "chains" => self.named("chains", value, &mut config.chains),
                 "routes" => self.named("routes", value, &mut config.routes),

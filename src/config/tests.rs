@@ -414,6 +414,7 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "listeners" => error::<ListenerConfig>(inner(&value)),
         "tiers" => error::<crate::consumer::TierConfig>(inner(&value)),
         "consumers" => error::<crate::consumer::ConsumerConfig>(inner(&value)),
+        "jwt" => error::<crate::jwt::IssuerConfig>(inner(&value)),
         "upstreams" => error::<crate::upstream::UpstreamConfig>(inner(&value)),
         "chains" => error::<ChainConfig>(inner(&value)),
         "routes" => error::<RouteConfig>(inner(&value)),

@@ -2,6 +2,7 @@
 
 use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
 use crate::consumer::{ConsumerConfig, TierConfig};
+use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -56,6 +57,11 @@ pub struct Config {
     pub tiers: Named<TierConfig>,
     /// Who calls: roles, tier and credentials.
     pub consumers: Named<ConsumerConfig>,
+    /// Issuers of tokens.
+    pub jwt: Named<IssuerConfig>,
+    /// Sections of `jwt` could not be read, which has been reported: a name that is missing may be one of them.
+    #[schemars(skip)]
+    pub jwt_incomplete: bool,
     /// Groups of endpoints that requests are sent to.
     pub upstreams: Named<UpstreamConfig>,
     /// Lists of filters that many routes share.

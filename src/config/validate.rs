@@ -3,6 +3,7 @@
 use super::load::Progress;
 use super::suggest::dangling;
 use super::{ChainConfig, Config, Named};
+use crate::consumer::CredentialConfig;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::value::{Address, Located};
 use std::collections::{BTreeMap, HashSet};
@@ -31,6 +32,7 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     names("listener", &config.listeners, d);
     names("tier", &config.tiers, d);
     names("consumer", &config.consumers, d);
+    names("issuer", &config.jwt, d);
     names("upstream", &config.upstreams, d);
     names("chain", &config.chains, d);
     names("route", &config.routes, d);
@@ -42,6 +44,9 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     }
     for (_, tier) in config.tiers.iter().filter(|(name, _)| intact("tiers", name)) {
         tier.check(&tier.name, d);
+    }
+    for (_, issuer) in config.jwt.iter().filter(|(name, _)| intact("jwt", name)) {
+        issuer.check(&issuer.name, d);
     }
     for (_, upstream) in config.upstreams.iter().filter(|(name, _)| intact("upstreams", name)) {
         upstream.check(&upstream.name, d);
@@ -138,6 +143,17 @@ fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     let failed = |section: &'static str, name: &str| {
         !progress.failed.is_empty() && progress.failed.contains_key(&(section, name.to_owned()))
     };
+    let credentials = config.consumers.values().flat_map(|consumer| &consumer.credentials);
+    for credential in credentials {
+        if let CredentialConfig::Jwt(jwt) = credential
+            && let Some(issuer) = &jwt.issuer
+            && !config.jwt.contains_key(&issuer.value)
+            && !failed("jwt", issuer)
+        {
+            let known = config.jwt.keys().map(String::as_str).chain(progress.failed_names("jwt"));
+            dangling(d, issuer.span.clone(), "issuer", issuer, known);
+        }
+    }
     for route in config.routes.values() {
         if let Some(upstream) = &route.upstream
             && !config.upstreams.contains_key(&upstream.value)

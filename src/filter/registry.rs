@@ -4,6 +4,7 @@ use super::{Filter, FilterConfig};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::config::Wrong;
 use crate::state::StatePool;
@@ -22,11 +23,18 @@ pub struct Problem {
     pub message: String,
     pub span: Option<Span>,
     pub help: Option<String>,
+    /// It follows from something that has been reported.
+    pub reported: bool,
 }
 
 impl Problem {
     pub fn new(message: impl Into<String>) -> Self {
-        Problem { message: message.into(), span: None, help: None }
+        Problem { message: message.into(), span: None, help: None, reported: false }
+    }
+
+    /// The filter depends on something that could not be built either, which has been reported.
+    pub fn reported() -> Self {
+        Problem { reported: true, ..Problem::new("") }
     }
 
     /// Points at the text of `value`.
@@ -43,7 +51,7 @@ impl Problem {
 
 impl From<Wrong> for Problem {
     fn from(Wrong { message, span, help }: Wrong) -> Self {
-        Problem { message, span, help }
+        Problem { message, span, help, reported: false }
     }
 }
 
@@ -57,6 +65,8 @@ pub struct BuildContext<'a> {
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
     /// Who may call.
     pub consumers: &'a Arc<Consumers>,
+    /// Whose tokens count.
+    pub issuers: &'a Issuers,
     /// Where limits are counted.
     pub limits: &'a Stores,
     pub diagnostics: &'a mut Diagnostics,
@@ -142,6 +152,7 @@ impl Registry {
             .with::<super::respond::RespondConfig>()
             .with::<super::redirect::RedirectConfig>()
             .with::<super::health::HealthConfig>()
+            .with::<super::jwt::JwtConfig>()
     }
 
     /// Adds a filter. A name that exists already is replaced, so that a custom filter can stand in for a built-in one.

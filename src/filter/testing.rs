@@ -4,6 +4,7 @@ use super::{BuildContext, Filter, FilterConfig, Flow, Problem, Step};
 use crate::clock::{SharedClock, SystemClock};
 use crate::consumer::{ConsumerConfig, Consumers, TierConfig};
 use crate::diagnostic::{Diagnostics, FileId, Span};
+use crate::jwt::Issuers;
 use crate::request::RequestCtx;
 use crate::route::{Found, MatchConfig, Query, RouteEntry, Router};
 use crate::state::StatePool;
@@ -51,6 +52,7 @@ pub fn in_context<T>(consumers: &Arc<Consumers>, clock: &SharedClock, build: imp
         clock,
         upstreams: &BTreeMap::new(),
         consumers,
+        issuers: &Issuers::default(),
         limits: &crate::limit::Stores::default(),
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },

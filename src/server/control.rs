@@ -2,6 +2,7 @@
 
 use super::Ready;
 use crate::admin::{self, Admin, AdminSocket};
+use crate::jwt::KeySupervisor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reloader, SETTLE};
 use crate::systemd;
@@ -47,6 +48,12 @@ impl Service for Control {
         supervisor.reconcile(snapshot.upstreams.values());
         supervisor.settle(SETTLE).await;
         if self.reloader.supervisor.set(supervisor).is_err() {
+            log::error!("the control service was started twice");
+            return;
+        }
+        let keys = KeySupervisor::new(tokio::runtime::Handle::current());
+        keys.reconcile(snapshot.issuers.jobs());
+        if self.reloader.keys.set(keys).is_err() {
             log::error!("the control service was started twice");
             return;
         }

@@ -8,6 +8,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
+use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
@@ -38,8 +39,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
+    let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
+    let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
     let limits = super::limits::stores(config, parts, d);
-    let builder = RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, limits: &limits, parts };
+    let builder =
+        RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
@@ -55,6 +59,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
         consumers,
+        issuers,
         listeners: listeners.into_iter().collect::<Option<_>>()?,
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
@@ -86,6 +91,7 @@ struct RouteBuilder<'a> {
     config: &'a Config,
     upstreams: &'a Upstreams,
     consumers: &'a Arc<Consumers>,
+    issuers: &'a Issuers,
     limits: &'a Stores,
     parts: &'a CompileParts<'a>,
 }
@@ -171,12 +177,14 @@ impl RouteBuilder<'_> {
             clock,
             upstreams: self.upstreams,
             consumers: self.consumers,
+            issuers: self.issuers,
             limits: self.limits,
             diagnostics: d,
             span: span.clone(),
         };
         let problem = match (spec.build)(&mut cx) {
             Ok(filter) => return Some(filter),
+            Err(problem) if problem.reported => return None,
             Err(problem) => problem,
         };
         once(d, problem.span.unwrap_or(span), problem.message, problem.help);

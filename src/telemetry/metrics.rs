@@ -22,7 +22,7 @@ mod table;
 mod upstream;
 
 pub use auth::{AuthMetrics, AuthOutcome};
-pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, LogSample, MetricsView, encode};
+pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use limit::{LimitMetrics, LimitsSample, RedisMetrics};

@@ -13,6 +13,7 @@ mod golden;
 mod grpc;
 mod headers;
 mod http2;
+mod jwt;
 mod keepalive;
 mod limits;
 mod malformed;

@@ -5,9 +5,7 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{
-    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics,
-};
+use super::{AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -43,12 +41,23 @@ pub struct AuthSample {
     pub metrics: Arc<AuthMetrics>,
 }
 
+/// The keys of one issuer that are fetched from a URL.
+#[derive(Debug, Clone)]
+pub struct KeySample {
+    pub issuer: String,
+    pub fetched: u64,
+    pub failed: u64,
+    /// Since they were last known to be right; `None` before the first time.
+    pub age: Option<Duration>,
+}
+
 /// Everything that a scrape shows. A name must stand only once in its list: Prometheus refuses a series that is there twice.
 #[derive(Debug)]
 pub struct MetricsView<'a> {
     pub routes: Vec<(String, Arc<RouteMetrics>)>,
     /// Sorted, so that pages can be compared.
     pub auth: Vec<AuthSample>,
+    pub keys: Vec<KeySample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
     pub limits: LimitsSample,
@@ -68,6 +77,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     let mut page = Page { out: String::with_capacity(8 << 10 | series.saturating_mul(1 << 10)) };
     routes(&mut page, &view.routes);
     auth(&mut page, &view.auth);
+    keys(&mut page, &view.keys);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
     limits(&mut page, &view.limits);
@@ -103,6 +113,20 @@ fn auth(page: &mut Page, samples: &[AuthSample]) {
     for AuthSample { route, filter, metrics } in samples {
         for (outcome, count) in metrics.outcomes().filter(|(_, count)| *count > 0) {
             family.sample(&[route, filter, outcome], count);
+        }
+    }
+}
+
+fn keys(page: &mut Page, keys: &[KeySample]) {
+    let mut family = page.family(&t::KEY_FETCHES);
+    for sample in keys {
+        family.sample(&[&sample.issuer, "success"], sample.fetched);
+        family.sample(&[&sample.issuer, "failure"], sample.failed);
+    }
+    let mut family = page.family(&t::KEY_AGE);
+    for sample in keys {
+        if let Some(age) = sample.age {
+            family.sample(&[&sample.issuer], age.as_secs());
         }
     }
 }

@@ -51,6 +51,10 @@ metrics! {
         "Requests that are under way now";
     AUTH = Counter "gatewright_auth_total" ["route", "filter", "outcome"]
         "Decisions about who may pass, by the filter that made them and how they ended";
+    KEY_FETCHES = Counter "gatewright_jwt_key_fetches_total" ["issuer", "result"]
+        "Attempts to fetch the keys of an issuer";
+    KEY_AGE = Gauge "gatewright_jwt_key_age_seconds" ["issuer"]
+        "Time since the keys of an issuer were last known to be right; absent before the first time";
     UPSTREAM_REQUESTS = Counter "gatewright_upstream_requests_total" ["upstream", "class"]
         "Attempts at endpoints, retries included, by the class of the status that came back; class none: no response came";
     UPSTREAM_RESPONSE_TIME = Histogram "gatewright_upstream_response_time_seconds" ["upstream"]

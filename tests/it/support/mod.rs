@@ -15,6 +15,7 @@ pub mod raw;
 pub mod redis;
 mod selftest;
 pub mod tls;
+pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;

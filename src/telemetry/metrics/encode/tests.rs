@@ -46,6 +46,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     MetricsView {
         routes: vec![("a \"quoted\\\" \n route ü".into(), route), (NO_ROUTE.into(), Arc::default())],
         auth: vec![AuthSample { route: "orders".into(), filter: "api_key".into(), metrics: auth.into() }],
+        keys: vec![KeySample { issuer: "main".into(), fetched: 3, failed: 1, age: Some(Duration::from_secs(7)) }],
         upstreams: vec![("orders".into(), upstream)],
         endpoints: vec![
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
@@ -95,6 +96,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
     let exposition = encode(&MetricsView {
         routes: vec![("r".into(), Arc::default())],
         auth: vec![AuthSample { route: "r".into(), filter: "jwt".into(), metrics: Arc::default() }],
+        keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },

@@ -1,0 +1,67 @@
+//! What a token costs: verified for the first time, and remembered. The claim is that the second costs about as much as a
+//! hash, whatever the algorithm.
+//!
+//! `cold` is an issuer that remembers nothing, so each round reads, verifies and judges the token; `cached` is one that has
+//! seen it. `hash` is SHA-256 of the same token, for comparison.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::expect_used, reason = "a benchmark may panic")]
+
+#[path = "../tests/it/support/tokens.rs"]
+mod tokens;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use gatewright::clock::{SharedClock, SystemClock};
+use gatewright::consumer::Consumers;
+use gatewright::diagnostic::Diagnostics;
+use gatewright::jwt::{Answer, Issuer, IssuerConfig, Issuers};
+use gatewright::state::StatePool;
+use gatewright::value::Located;
+use serde_json::json;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokens::{Signer, jwks};
+
+fn issuer(signer: &Signer, cache: usize, directory: &std::path::Path) -> [Arc<Issuer>; 1] {
+    let path = directory.join("keys.json");
+    std::fs::write(&path, jwks(&[signer])).unwrap();
+    let text = format!(
+        "issuer = 'https://id.example.com/'\naudience = ['api']\nalgorithms = ['{}']\njwks = {{ file = '{}' }}\ncache = {cache}",
+        signer.algorithm,
+        path.display()
+    );
+    let config: IssuerConfig = toml::from_str(&text).unwrap();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let name = Located::nowhere("main".to_owned());
+    let mut d = Diagnostics::default();
+    let issuers = Issuers::build([(&name, &config)], &StatePool::new(), &clock, &mut d);
+    [Arc::clone(issuers.get("main").unwrap_or_else(|_| panic!("{}", d.render(false))))]
+}
+
+fn verify(c: &mut Criterion) {
+    let directory = tempfile::tempdir().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let claims = json!({
+        "iss": "https://id.example.com/", "aud": ["api", "web"], "sub": "4711", "iat": now, "exp": now + 86_400, "jti": "7f0c",
+        "scope": "openid orders:read orders:write", "realm_access": { "roles": ["user", "admin"] }, "name": "Zoë",
+    });
+    let consumers = Consumers::default();
+    let signers = [Signer::hs256("k", &[7; 32]), Signer::rs256("k"), Signer::es256("k"), Signer::eddsa("k")];
+    for signer in &signers {
+        let token = signer.token(&claims);
+        let mut group = c.benchmark_group(signer.algorithm);
+        for (name, cache) in [("cold", 0), ("cached", 8192)] {
+            let issuers = issuer(signer, cache, directory.path());
+            let ask = || Issuer::verify(&issuers, black_box(token.as_bytes()), &consumers, false);
+            assert!(matches!(ask(), Answer::Accepted(_)));
+            group.bench_function(name, |b| b.iter(ask));
+        }
+        group.bench_function("hash", |b| {
+            b.iter(|| aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, black_box(token.as_bytes())));
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, verify);
+criterion_main!(benches);

@@ -1,0 +1,93 @@
+//! The background work of key sets behind URLs: one task for each.
+//!
+//! Tasks belong to the keys, not to a snapshot. After a reload [`KeySupervisor::reconcile`] begins those that are new, ends
+//! those that nothing needs, restarts those whose settings changed and leaves the rest alone.
+
+use super::remote::RemoteKeys;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+/// Keys to fetch, and how. Where several issuers share them, the shortest times hold.
+pub struct Job {
+    pub keys: Arc<RemoteKeys>,
+    pub refresh: Duration,
+    pub timeout: Duration,
+}
+
+/// Fetches keys. Dropping it ends that.
+pub struct KeySupervisor {
+    runtime: Handle,
+    /// By the address of the keys; the task's `Weak` keeps that address from being used again.
+    tasks: Mutex<HashMap<usize, Task>>,
+}
+
+struct Task {
+    _keys: Weak<RemoteKeys>,
+    refresh: Duration,
+    timeout: Duration,
+    handle: AbortHandle,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+impl KeySupervisor {
+    /// Tasks run on `runtime`; the methods may be called from anywhere.
+    pub fn new(runtime: Handle) -> Self {
+        KeySupervisor { runtime, tasks: Mutex::default() }
+    }
+
+    /// Makes the running tasks those that `jobs` need.
+    pub fn reconcile(&self, jobs: impl IntoIterator<Item = Job>) {
+        let mut wanted: HashMap<usize, Job> = HashMap::new();
+        for job in jobs {
+            let known = wanted.entry(Arc::as_ptr(&job.keys).addr());
+            known
+                .and_modify(|known| {
+                    known.refresh = known.refresh.min(job.refresh);
+                    known.timeout = known.timeout.min(job.timeout);
+                })
+                .or_insert(job);
+        }
+        let mut tasks = self.tasks.lock();
+        tasks.retain(|at, task| wanted.get(at).is_some_and(|job| (job.refresh, job.timeout) == (task.refresh, task.timeout)));
+        for (at, job) in wanted {
+            tasks.entry(at).or_insert_with(|| {
+                let _keys = Arc::downgrade(&job.keys);
+                let handle = self.runtime.spawn(keep(Weak::clone(&_keys), job.refresh, job.timeout)).abort_handle();
+                Task { _keys, refresh: job.refresh, timeout: job.timeout, handle }
+            });
+        }
+    }
+}
+
+/// Fetches for as long as anything else holds the keys.
+async fn keep(keys: Weak<RemoteKeys>, refresh: Duration, timeout: Duration) {
+    let Some(wanted) = keys.upgrade().map(|keys| Arc::clone(&keys.wanted)) else { return };
+    loop {
+        // Nothing is kept alive while waiting.
+        let Some(wait) = keys.upgrade().map(|keys| keys.due_in().min(refresh.saturating_mul(11) / 10)) else { return };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = wanted.notified() => {}
+        }
+        let Some(keys) = keys.upgrade() else { return };
+        keys.attempt(refresh, timeout).await;
+    }
+}
+
+/// `interval`, longer or shorter by up to 10 %, so that gateways do not all fetch at once.
+pub(super) fn jittered(interval: Duration) -> Duration {
+    // A fresh `RandomState` is a random number without a dependency; nothing here needs a good one.
+    let random = RandomState::new().build_hasher().finish();
+    let permille = 900 + u32::try_from(random % 201).unwrap_or(100);
+    interval.saturating_mul(permille) / 1000
+}
