@@ -93,7 +93,7 @@ mod tests {
         assert!(read.not_before < SystemTime::now() && read.not_after > SystemTime::now());
         let owner = client(&der).unwrap();
         assert!(owner.subject.contains("CN=acme"), "{}", owner.subject);
-        assert_eq!(&*owner.names, ["DNS:API.example.com".into(), "IP:192.0.2.1".into()]);
+        assert_eq!(owner.names.iter().map(|name| &**name).collect::<Vec<_>>(), ["DNS:API.example.com", "IP:192.0.2.1"]);
         assert_eq!(owner.sha256.len(), 64);
         assert!(leaf(b"no").is_err() && client(b"no").is_none());
     }
