@@ -115,7 +115,9 @@ fn every_file_in_conf_is_valid() {
     let mut files = 0;
     for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/conf")).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        // `tls.toml` names certificates, which `golden` makes before it checks that file.
+        let alone = path.extension().is_some_and(|extension| extension == "toml") && !path.ends_with("tls.toml");
+        if alone {
             let ended = run(&["check", "-c", path.to_str().unwrap()]);
             assert_eq!(ended.code, Some(0), "{}: {}{}", path.display(), ended.stdout, ended.stderr);
             files += 1;
