@@ -26,7 +26,8 @@ fn an_ambiguous_answer_is_502_and_its_connection_is_not_used_again() {
         origin.answer(Answer::Bytes(bytes.as_bytes().to_vec()));
         let answer = get(gateway.http(), "/");
         assert_eq!(answer.status, 502, "{what}: {:?} {}", answer.headers, answer.text());
-        origin.answer(Answer::Echo);
+        // It closes its connection, so that no good one is left in the pool for the next case.
+        origin.answer(Answer::CloseAfter(1));
         let before = origin.connections();
         assert_eq!(get(gateway.http(), "/").status, 200, "{what}");
         assert_eq!(origin.connections(), before + 1, "{what}: the connection was used again");
