@@ -5,7 +5,8 @@ use crate::support::origin::Origin;
 use crate::support::raw::get;
 use std::path::PathBuf;
 
-/// Cargo builds the examples next to the tests, and says where only for binaries.
+/// A plain `cargo test` builds the examples as programs (with `--all-targets` it does not), and cargo says where only for
+/// binaries.
 fn example() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let binary = tests.parent().unwrap().parent().unwrap().join("examples/custom_filter");
