@@ -28,5 +28,6 @@ mod stop;
 mod support;
 mod systemd;
 mod tls;
+mod upgrade;
 mod upstreams;
 mod websocket;
