@@ -24,6 +24,7 @@ use crate::canonical::canonical_host;
 use crate::rejection::{self, Code};
 use crate::request::HOST_MAX;
 use arrayvec::ArrayString;
+pub(super) use line::is_token;
 use line::{Authority, Line};
 
 /// The bounds of one request head, and what a listener may relax.

@@ -9,6 +9,8 @@ mod answers;
 mod auth;
 mod bounds;
 mod custom_filter;
+mod floods;
+mod frames;
 mod golden;
 mod grpc;
 mod headers;

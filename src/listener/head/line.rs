@@ -67,7 +67,7 @@ fn all(bytes: &[u8], of: u8) -> bool {
     bytes.iter().fold(of, |common, &byte| common & class(byte)) != 0
 }
 
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(in crate::listener) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&byte| class(byte) & (TOKEN | UNDERSCORE) != 0)
 }
 
