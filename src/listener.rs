@@ -6,6 +6,7 @@
 
 mod accept;
 mod bind;
+mod chunks;
 mod connection;
 mod deadline;
 mod h2;

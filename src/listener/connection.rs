@@ -83,7 +83,7 @@ impl Connection {
         let fault = self.fault.load(Ordering::Relaxed);
         if fault == Fault::SlowBody as u8 {
             Some(Rejection::new(&rejection::REQUEST_TIMEOUT))
-        } else if fault == Fault::EarlyBytes as u8 {
+        } else if fault == Fault::EarlyBytes as u8 || fault == Fault::BadChunk as u8 {
             Some(Rejection::new(&rejection::REQUEST_MALFORMED))
         } else {
             None

@@ -24,8 +24,8 @@ use crate::canonical::canonical_host;
 use crate::rejection::{self, Code};
 use crate::request::HOST_MAX;
 use arrayvec::ArrayString;
-pub(super) use line::is_token;
 use line::{Authority, Line};
+pub(super) use line::{has_control, is_token};
 
 /// The bounds of one request head, and what a listener may relax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
