@@ -6,7 +6,7 @@
 
 mod accept;
 mod bind;
-mod chunks;
+pub mod chunks;
 mod connection;
 mod deadline;
 mod h2;
