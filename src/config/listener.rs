@@ -24,6 +24,11 @@ pub struct ListenerConfig {
     #[serde(default = "max_headers")]
     #[schemars(range(min = 1, max = 256))]
     pub max_headers: Located<u32>,
+    /// Whether header names may have an underscore. A request with one is answered with 400 `request_malformed` otherwise: many
+    /// services read `x_user` and `x-user` as the same header, and get past what a filter has done with the other one. Default
+    /// `false`.
+    #[serde(default)]
+    pub allow_underscores: bool,
     /// The longest request target, from 64B to 64KiB. A longer one is answered with 414 `uri_too_long`.
     #[serde(default = "max_uri")]
     pub max_uri: Located<ByteSize>,
@@ -208,6 +213,7 @@ impl ListenerConfig {
             address: Located::nowhere(address),
             max_header: max_header(),
             max_headers: max_headers(),
+            allow_underscores: false,
             max_uri: max_uri(),
             header_timeout: header_timeout(),
             body_timeout: body_timeout(),

@@ -5,6 +5,7 @@ use super::connection::{self, Connection};
 use super::proxy_protocol::{self, Named};
 use super::transport::Transport;
 use super::{Active, ListenerSettings, ListenerState, Refusal, Runtime, Stage};
+use crate::request::TlsFacts;
 use crate::telemetry::metrics::GaugeGuard;
 use crate::tls::ServerTls;
 use pingora::protocols::SocketDigest;
@@ -15,8 +16,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 /// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -118,9 +119,9 @@ fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, ev
                 connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
             }
             Some(tls) => {
-                let Some(stream) = handshake(stream, tls, &state).await else { return };
+                let Some((stream, facts)) = handshake(stream, tls, &state).await else { return };
                 drop(settings);
-                let connection = Connection::new(state, Some(peer.ip()), stream.tls_facts());
+                let connection = Connection::new(state, Some(peer.ip()), Some(facts));
                 connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
             }
         }
@@ -159,7 +160,7 @@ impl Drop for Shaking<'_> {
     }
 }
 
-async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<TlsStream<T>> {
+async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<(TlsStream<T>, Arc<TlsFacts>)> {
     let refuse = |why: Refusal| {
         state.metrics.refused.count(why as usize);
         None
@@ -168,15 +169,30 @@ async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerSta
         return refuse(Refusal::TooManyHandshakes);
     }
     let _shaking = Shaking(&state.handshakes);
-    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
-    match pingora_timeout::timeout(tls.handshake_timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(stream),
+    match pingora_timeout::timeout(tls.handshake_timeout, shake(stream, tls)).await {
+        Ok(Ok((stream, rules))) => {
+            let facts = Arc::new(crate::tls::server::facts(stream.get_ref().1, rules));
+            Some((stream, facts))
+        }
         Ok(Err(error)) => {
             log::debug!("listener `{}`: handshake failed: {error}", state.name);
             refuse(Refusal::HandshakeFailed)
         }
         Err(_) => refuse(Refusal::HandshakeTimeout),
     }
+}
+
+/// The handshake, and the rules for client certificates that it followed.
+async fn shake<T: Transport>(stream: T, tls: &ServerTls) -> io::Result<(TlsStream<T>, &Arc<str>)> {
+    if tls.hosts.is_none() {
+        let stream = TlsAcceptor::from(Arc::clone(&tls.own.config)).accept(stream).await?;
+        return Ok((stream, &tls.own.rules));
+    }
+    // The client's first message says which host it wants.
+    let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+    let host = tls.for_name(begun.client_hello().server_name());
+    let stream = begun.into_stream(Arc::clone(&host.config)).await?;
+    Ok((stream, &host.rules))
 }
 
 fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
@@ -194,8 +210,8 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
                 connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
             }
             Some(tls) => {
-                let Some(stream) = handshake(stream, tls, &state).await else { return };
-                let connection = Connection::new(state, None, stream.tls_facts());
+                let Some((stream, facts)) = handshake(stream, tls, &state).await else { return };
+                let connection = Connection::new(state, None, Some(facts));
                 connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
             }
         }

@@ -37,6 +37,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
         return Err(Rejection::new(malformed.rejection()));
     }
     canonicalise(session, ctx)?;
+    check_client_rules(ctx)?;
     if let Some(redirect) = https_redirect(session, ctx) {
         return Ok(Admitted::Redirect(Box::new(redirect)));
     }
@@ -70,6 +71,17 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
     bound_body(session, ctx, route.max_body)?;
     Ok(Admitted::Route(route))
+}
+
+/// Refuses a request for a host that asks other certificates of clients than the connection was made by (`tls::hosts`).
+fn check_client_rules(ctx: &Ctx) -> Result<(), Rejection> {
+    let (Some(connection), Some(facts)) = (&ctx.connection, &ctx.request.tls) else { return Ok(()) };
+    let settings = connection.listener.settings();
+    let Some(tls) = settings.tls.as_ref().filter(|tls| tls.hosts.is_some()) else { return Ok(()) };
+    if tls.for_name(Some(ctx.request.host.as_str())).rules == facts.client_rules {
+        return Ok(());
+    }
+    Err(Rejection::new(&rejection::MISDIRECTED_REQUEST).close())
 }
 
 /// Where a listener that only redirects sends this request: the same URL over https. 308 keeps the method and the body (RFC
