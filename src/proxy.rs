@@ -7,6 +7,7 @@
 mod ctx;
 mod failure;
 mod forward;
+mod grpc_web;
 mod intake;
 mod record;
 
@@ -133,12 +134,22 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         if !head.status.is_informational() || head.status == 101 {
+            ctx.grpc_web.response_head(head);
             ctx.finish_response_head(session, head);
             if ctx.must_close() {
                 session.set_keepalive(None);
             }
         }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut http::HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        ctx.grpc_web.trailers(trailers)
     }
 
     fn upstream_response_body_filter(

@@ -37,12 +37,12 @@ pub struct ListenerConfig {
     #[serde(default = "header_timeout")]
     pub header_timeout: Located<Duration>,
     /// How long a request body may pause, from 100ms to 1h. Afterwards the answer is 408 `request_timeout` and the connection
-    /// is closed. Over HTTP/2 the request's deadline bounds the body, and nothing else.
+    /// is closed. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
     #[serde(default = "body_timeout")]
     pub body_timeout: Located<Duration>,
     /// The slowest that a request body may come on average, in bytes for each second; `"0B"` is without bound. All pauses of a
     /// body together may last `body_timeout` and the time that its bytes take at this rate; afterwards the same happens.
-    /// HTTP/1 only. Default `"240B"`.
+    /// Over HTTP/2 the time that the upstream takes for it counts as well, and gRPC streams are not bound. Default `"240B"`.
     #[serde(default = "min_rate")]
     pub min_body_rate: Located<ByteSize>,
     /// How long a client may take nothing of a response that waits for it, from 100ms to 1h. Afterwards the connection is

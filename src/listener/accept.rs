@@ -107,25 +107,35 @@ fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, ev
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let arriving = Arriving { stream, peer, admission };
-        let arrived = if sent_by_proxy { arriving.named_by_proxy(&state, &settings).await } else { Some(arriving) };
+        let arrived = if sent_by_proxy { Box::pin(arriving.named_by_proxy(&state, &settings)).await } else { Some(arriving) };
         let Some(Arriving { stream, peer, admission }) = arrived else { return };
         let _admission = admission;
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The address is known: leave it there, so that nobody asks the kernel again.
         let _ = digest.peer_addr.set(Some(DigestAddr::Inet(peer)));
-        match &settings.tls {
-            None => {
-                let connection = Connection::new(state, Some(peer.ip()), None);
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
-            Some(tls) => {
-                let Some((stream, facts)) = handshake(stream, tls, &state).await else { return };
-                drop(settings);
-                let connection = Connection::new(state, Some(peer.ip()), Some(facts));
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
+        if settings.tls.is_some() {
+            return Box::pin(secure(stream, Some(peer.ip()), digest, state, settings, runtime)).await;
         }
+        drop(settings);
+        let connection = Connection::new(state, Some(peer.ip()), None);
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     });
+}
+
+/// A connection with TLS. Boxed by whoever calls it: its session would be part of every plain connection's future.
+async fn secure<T: Transport>(
+    stream: T,
+    peer: Option<IpAddr>,
+    digest: SocketDigest,
+    state: Arc<ListenerState>,
+    settings: Arc<ListenerSettings>,
+    runtime: Runtime,
+) {
+    let Some(tls) = &settings.tls else { return };
+    let Some((stream, facts)) = Box::pin(handshake(stream, tls, &state)).await else { return };
+    drop(settings);
+    let connection = Connection::new(state, peer, Some(facts));
+    connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
 }
 
 /// A TCP connection before its first byte of HTTP.
@@ -204,17 +214,12 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let _admission = admission;
-        match &settings.tls {
-            None => {
-                let connection = Connection::new(state, None, None);
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
-            Some(tls) => {
-                let Some((stream, facts)) = handshake(stream, tls, &state).await else { return };
-                let connection = Connection::new(state, None, Some(facts));
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
+        if settings.tls.is_some() {
+            return Box::pin(secure(stream, None, digest, state, settings, runtime)).await;
         }
+        drop(settings);
+        let connection = Connection::new(state, None, None);
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     });
 }
 

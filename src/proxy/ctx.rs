@@ -1,8 +1,9 @@
 //! What travels with one request through Pingora's hooks.
 
 use super::Gateway;
+use super::grpc_web::GrpcWeb;
 use crate::forwarded::Via;
-use crate::listener::Connection;
+use crate::listener::{Connection, Tolerance};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Route, Snapshot};
@@ -25,6 +26,7 @@ pub struct Ctx {
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
     pub(super) attempt: Attempt,
+    pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
@@ -36,6 +38,8 @@ pub struct Ctx {
 pub(super) struct BodyCount {
     pub received: u64,
     pub limit: u64,
+    /// How slowly it may come, where the transport does not see it.
+    pub tolerance: Option<Tolerance>,
 }
 
 /// Where the request was sent, and how that goes.
@@ -71,6 +75,7 @@ impl Ctx {
             rejection: None,
             body: BodyCount::default(),
             attempt: Attempt::default(),
+            grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
             head: None,
@@ -79,6 +84,11 @@ impl Ctx {
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    /// Whether the client speaks gRPC-Web and the upstream does not.
+    pub fn is_grpc_web(&self) -> bool {
+        self.grpc_web.is_some()
     }
 
     /// Whether the connection must not carry another request.

@@ -9,6 +9,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::time::Duration;
 
 /// How often a request may be sent again after a connection broke, whatever the upstream's `attempts` say: several pooled
 /// connections can be stale at once when an endpoint restarts.
@@ -37,7 +38,12 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         };
         return Err(ctx.fail(rejection));
     };
-    let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
+    let peer = if session.is_upgrade_req() {
+        bound_upgrade(ctx, target.upstream.read_timeout(), left);
+        endpoint.tunnel_peer(left)
+    } else {
+        endpoint.http_peer(left)
+    };
     if ctx.attempt.count > 0 {
         target.metrics.retries.increment();
     }
@@ -58,6 +64,15 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
         session.req_header_mut().insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("1"))?;
     }
     Ok(())
+}
+
+/// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
+/// how long an answer to the upgrade may take.
+fn bound_upgrade(ctx: &Ctx, read: Duration, left: Option<Duration>) {
+    let wait = left.map_or(read, |left| left.min(read));
+    if let Some(connection) = &ctx.connection {
+        connection.expect_upgrade(ctx.gateway.clock().now().checked_add(wait));
+    }
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
@@ -111,12 +126,19 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
+    ctx.grpc_web.request_head(head)?;
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+        // Pingora passes WebSocket on and removes the header of every other protocol. Which ones there are is the upstream's to
+        // know: until its 101 nothing but this head reaches it, and h2c is not among them (`intake`).
+        if let (Some(protocols), None) = (asked.headers.get(header::UPGRADE), head.headers.get(header::UPGRADE)) {
+            head.insert_header(header::CONNECTION, HeaderValue::from_static("Upgrade"))?;
+            head.insert_header(header::UPGRADE, protocols.clone())?;
+        }
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
-    let http1 = head.version != Version::HTTP_2;
+    let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
     if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }

@@ -2,6 +2,7 @@
 //! and the bounds of the body. Everything after this decides by what is written here.
 
 use super::Ctx;
+use super::grpc_web::GrpcWeb;
 use crate::canonical::{self, PathForm, PathRules};
 use crate::forwarded;
 use crate::rejection::{self, Rejection};
@@ -14,6 +15,7 @@ use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use pingora::proxy::Session;
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 thread_local! {
     /// Where a path that is not canonical is rewritten. Most are, and then it is not touched.
@@ -70,6 +72,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     ctx.route = Some(Arc::clone(&route));
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
     bound_body(session, ctx, route.max_body)?;
+    GrpcWeb::begin(session, ctx);
     Ok(Admitted::Route(route))
 }
 
@@ -199,6 +202,12 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
 fn bound_body(session: &Session, ctx: &mut Ctx, limit: u64) -> Result<(), Rejection> {
     // What flows through an upgraded connection is no request body.
     ctx.body.limit = if session.is_upgrade_req() { u64::MAX } else { limit };
+    let headers = &session.req_header().headers;
+    // Over HTTP/1 the transport sees who waits for whom. A gRPC stream may be silent for as long as its service likes.
+    let streams = headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if session.req_header().version == Version::HTTP_2 && !streams {
+        ctx.body.tolerance = ctx.connection.as_ref().map(|connection| connection.listener.settings().io.body);
+    }
     let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
     match declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
         Some(length) if length > ctx.body.limit => Err(Rejection::new(&rejection::BODY_TOO_LARGE)),
@@ -218,5 +227,21 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if ctx.body.received > ctx.body.limit {
         return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
     }
+    check_pace(ctx)?;
     ctx.check_deadline().map(|_| ())
+}
+
+/// A body over HTTP/2 may take as long as its listener tolerates in pauses, and the time that its bytes take at the slowest
+/// rate. What waits on the upstream is counted as well, which the slowest rate leaves room for. Between two pieces the
+/// upstream's read timeout runs.
+fn check_pace(ctx: &mut Ctx) -> pingora::Result<()> {
+    let Some(tolerance) = ctx.body.tolerance.filter(|tolerance| !tolerance.pause.is_zero() && tolerance.rate > 0) else {
+        return Ok(());
+    };
+    let earned = ctx.body.received.saturating_mul(1_000).checked_div(tolerance.rate).unwrap_or_default();
+    let allowed = tolerance.pause.saturating_add(Duration::from_millis(earned));
+    if ctx.gateway.clock().now().saturating_duration_since(ctx.request.started) > allowed {
+        return Err(ctx.fail(Rejection::new(&rejection::REQUEST_TIMEOUT)));
+    }
+    Ok(())
 }
