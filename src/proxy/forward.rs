@@ -1,7 +1,8 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
 use super::Ctx;
-use crate::forwarded::{self, ForwardedFacts, Via};
+use crate::fields;
+use crate::forwarded::{self, ForwardedFacts};
 use crate::identity;
 use crate::rejection::{self, Rejection};
 use http::{HeaderName, HeaderValue, Version, header};
@@ -16,12 +17,15 @@ const MAX_RESETS: u32 = 3;
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message.
+static HOP_BY_HOP: [HeaderName; 4] =
+    [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    let left = ctx.check_deadline()?;
+    let now = ctx.gateway.clock().now();
+    let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
@@ -42,7 +46,7 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         target.metrics.retries.increment();
     }
     ctx.attempt.count = ctx.attempt.count.saturating_add(1);
-    ctx.attempt.started = Some(ctx.gateway.clock().now());
+    ctx.attempt.started = Some(now);
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
     ctx.attempt.interim = 0;
@@ -76,9 +80,10 @@ pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
 }
 
 pub fn connected(ctx: &mut Ctx, reused: bool) {
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.reused = reused;
-    ctx.attempt.connect_time = elapsed.filter(|_| !reused);
+    let started = ctx.attempt.started.filter(|_| !reused);
+    let elapsed = started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    ctx.attempt.connect_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
         if reused {
             target.metrics.reused();
@@ -103,11 +108,13 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         scheme: ctx.request.scheme,
         host: host.unwrap_or(&ctx.request.host),
     };
-    forwarded::write_forwarded(head, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
-    if let Some(id) = forwarded::id_value(&ctx.request.id) {
-        head.insert_header(forwarded::X_REQUEST_ID, id)?;
-    }
-    head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    fields::edit_request(head, |fields| {
+        forwarded::write_forwarded(fields, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
+        if let Some(id) = forwarded::id_value(&ctx.request.id) {
+            fields.set(&forwarded::X_REQUEST_ID, id);
+        }
+        fields.add(&forwarded::VIA_HEADER, ctx.snapshot.via.value(asked.version));
+    });
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
@@ -129,7 +136,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
 }
 
 pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    ctx.check_deadline()?;
+    let now = ctx.gateway.clock().now();
+    ctx.check_deadline_at(now)?;
     if head.status.is_informational() && head.status != 101 {
         ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
         if ctx.attempt.interim > MAX_INTERIM {
@@ -138,13 +146,16 @@ pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         return Ok(());
     }
     check_framing(head, ctx)?;
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
         target.metrics.attempted(Some(head.status.as_u16()));
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
     remove_hop_by_hop(head);
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_response_spelling(head);
+    }
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
         ctx.set_deadline(None);
@@ -168,6 +179,10 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
         // The headers of the switch itself; Pingora checks them.
         return;
     }
+    // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
+    if !head.headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     // What frames the message is not the connection's to remove.
     let framing = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
     let lines = head.headers.get_all(header::CONNECTION);
@@ -176,7 +191,7 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     for name in named.collect::<Vec<_>>() {
         head.remove_header(&name);
     }
-    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
+    for name in &HOP_BY_HOP {
         head.remove_header(name);
     }
 }
