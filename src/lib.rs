@@ -4,7 +4,7 @@
 //!
 //! - [`cli`] reads the command line, [`server`] assembles the process.
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
-//!   new configurations.
+//!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
 //!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
@@ -45,6 +45,7 @@ pub mod telemetry;
 pub mod template;
 pub mod text;
 pub mod tls;
+pub mod upgrade;
 pub mod upstream;
 pub mod value;
 

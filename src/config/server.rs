@@ -21,7 +21,8 @@ pub struct ServerConfig {
     pub threads: Option<Located<u32>>,
     /// Whether an idle worker takes over requests of a busy one. A change takes effect at the next start.
     pub work_stealing: bool,
-    /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off.
+    /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off. After an
+    /// upgrade it is how long the process that was replaced waits for its connections, idle ones included.
     pub grace_period: Located<Duration>,
     /// How long a stop goes on accepting after readiness went off, from 0s to 10m. Set it to the time that the load balancer
     /// in front needs to notice; without one there is nothing to wait for.

@@ -87,7 +87,7 @@ impl Connection {
         let fault = self.fault.load(Ordering::Relaxed);
         if fault == Fault::SlowBody as u8 {
             Some(Rejection::new(&rejection::REQUEST_TIMEOUT))
-        } else if fault == Fault::EarlyBytes as u8 {
+        } else if fault == Fault::EarlyBytes as u8 || fault == Fault::BadChunk as u8 {
             Some(Rejection::new(&rejection::REQUEST_MALFORMED))
         } else {
             None
@@ -183,9 +183,9 @@ pub async fn serve<T: Transport>(
         let request = Arc::clone(&connection).scope(edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
         connection.deadline.set(None);
-        let Some((stream, _)) = reusable.map(|stream| stream.consume()).filter(|_| !connection.must_close()) else {
-            return;
-        };
+        // A connection that must close has said so in its answer, and is then not reusable. One that has not said so is not
+        // closed for a stage that came in the meantime: the client may have sent its next request already.
+        let Some((stream, _)) = reusable.map(|stream| stream.consume()) else { return };
         match stream.into_any().downcast::<EdgeIo<T>>() {
             Ok(same) => io = *same,
             Err(_) => return,
