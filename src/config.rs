@@ -33,7 +33,7 @@ pub use listener::{Http2, ListenerConfig, ProxyProtocolConfig};
 pub use load::{DEFAULT_PATH, FILE_MAX, Loaded, load, load_text};
 pub use log::{AccessFormat, AccessLogConfig, AccessOutput, Level, LogConfig};
 pub use reference::reference;
-pub use route::{ChainConfig, RouteConfig, RouteTimeouts};
+pub use route::{ChainConfig, ClientDeadline, RouteConfig, RouteTimeouts};
 pub use schema::schema;
 pub use server::{HeaderCase, ServerConfig};
 pub use tree::{Config, Entry, Named};

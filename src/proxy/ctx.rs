@@ -1,6 +1,7 @@
 //! What travels with one request through Pingora's hooks.
 
 use super::Gateway;
+use super::attempt::Guarded;
 use crate::fields;
 use crate::forwarded;
 use crate::listener::Connection;
@@ -44,9 +45,6 @@ pub(super) struct BodyCount {
 pub(super) struct Attempt {
     /// Attempts begun.
     pub count: u32,
-    /// Attempts that ended before a connection was made, and those that broke before an answer began.
-    pub connect_failures: u32,
-    pub resets: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
     pub started: Option<Instant>,
@@ -55,6 +53,8 @@ pub(super) struct Attempt {
     pub reused: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
+    /// What breakers, the overload limit and retries know of it.
+    pub guarded: Guarded,
 }
 
 impl Ctx {
