@@ -6,6 +6,7 @@
 
 pub mod client;
 mod metrics;
+mod resilience;
 mod status;
 
 use crate::listener::Listeners;

@@ -8,7 +8,7 @@
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
 //!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
-//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
+//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
@@ -23,6 +23,7 @@ pub mod config;
 pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
+pub mod fields;
 pub mod filter;
 pub mod forwarded;
 pub mod identity;

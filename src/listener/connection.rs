@@ -16,9 +16,12 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::Poll;
 use std::time::Instant;
 
 tokio::task_local! {
@@ -135,7 +138,7 @@ pub async fn serve<T: Transport>(
     edge: &Arc<Edge>,
     shutdown: &ShutdownWatch,
 ) {
-    let listener = &connection.listener;
+    let listener = &Arc::clone(&connection.listener);
     let settings = listener.settings();
     let faults: Arc<dyn Faults> = connection.clone();
     let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
@@ -144,15 +147,23 @@ pub async fn serve<T: Transport>(
         return Box::pin(h2::serve(io, connection, edge, shutdown)).await;
     }
     let mut backstop = Backstop::default();
+    let mut closing = listener.stage.watch(Stage::Closing);
     let mut served = 0_u32;
     loop {
         let settings = listener.settings();
         // A new connection gets as long for its first byte as a header may take; a kept one may idle for longer.
         let patience = if served == 0 { settings.header_timeout } else { settings.keepalive_timeout };
-        let arrived = tokio::select! {
-            biased;
-            arrived = pingora_timeout::timeout(patience, io.wait()) => matches!(arrived, Ok(Ok(true))),
-            () = listener.stage.wait_for(Stage::Closing) => false,
+        let arrived = {
+            let mut wait = pin!(io.wait());
+            let arrived = poll_fn(|cx| match wait.as_mut().poll(cx) {
+                Poll::Ready(arrived) => Poll::Ready(matches!(arrived, Ok(true))),
+                Poll::Pending => closing.poll_reached(cx).map(|()| false),
+            });
+            match Instant::now().checked_add(patience) {
+                Some(at) => backstop.until(at, arrived).await.unwrap_or(false),
+                // Later than any time that can be told.
+                None => arrived.await,
+            }
         };
         if !arrived {
             return Box::pin(io.close()).await;

@@ -5,7 +5,7 @@ use crate::support::raw::{Client, get, request};
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
 use std::time::{Duration, Instant};
 
-const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 2, fall = 2 }";
+const HEALTH: &str = "health = { path = \"/health\", interval = \"200ms\", timeout = \"190ms\", rise = 2, fall = 3 }";
 
 /// A route `/version` that answers with this text.
 fn version(text: &str) -> String {
@@ -196,4 +196,31 @@ fn a_hundred_reloads_that_add_and_remove_listeners_fail_no_request_on_the_others
     gets.finish().assert_clean(300);
     posts.finish().assert_clean(200);
     assert_eq!(gateway.http(), address);
+}
+
+#[test]
+fn a_listener_may_change_its_name_and_never_closes_its_port() {
+    let _machine = exclusive();
+    let origin = Origin::start("a");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("g.sock");
+    let toml = |name: &str| {
+        let unix = format!("[listeners.{name}-unix]\naddress = \"unix:{}\"\n", socket.display());
+        format!("[listeners.{name}]\naddress = \"{port}\"\n{unix}{}", everything_to(&[&origin], ""))
+    };
+    let gateway = Gateway::start(&toml("before"));
+    let pause = Duration::from_millis(4);
+    let load = Load::start(Plan { address: port, connections: 3, method: "GET", target: "/load".into(), pause });
+    eventually("load", SOON, || load.ok() > 20);
+    for name in ["after", "again"] {
+        gateway.reload_with(&toml(name)).unwrap();
+        assert_eq!(gateway.address(name), port);
+        let more = load.ok() + 20;
+        eventually("load goes on", SOON, || load.ok() >= more);
+    }
+    // Idle connections of a listener that goes are closed, which a client may meet; none is refused.
+    let report = load.finish();
+    assert_eq!(report.failed, 0, "{report}");
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "the file of the socket is gone");
 }
