@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn every_rejection_has_a_status_and_a_message_without_escapes() {
         for code in rejection::ALL {
-            let head = trailers_only(&Rejection::new(code)).unwrap();
+            let head = trailers_only(&Rejection::new(code), false).unwrap();
             assert_eq!(head.status, 200);
             let status: u16 = head.headers["grpc-status"].to_str().unwrap().parse().unwrap();
             assert!((1..=16).contains(&status), "{}", code.code);

@@ -36,7 +36,10 @@ pub struct CompileParts<'a> {
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let mut files = Vec::new();
-    let listeners: Vec<_> = config.listeners.values().map(|entry| listener(entry, parts, &mut files, d)).collect();
+    let listeners: Vec<_> = {
+        let in_all = config.server.max_connections.as_ref().map(|most| most.value);
+        config.listeners.values().map(|entry| listener(entry, in_all, parts, &mut files, d)).collect()
+    };
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
@@ -268,6 +271,7 @@ fn router(config: &Config, d: &mut Diagnostics) -> Option<Router> {
 
 fn listener(
     entry: &Entry<ListenerConfig>,
+    in_all: Option<u32>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
     d: &mut Diagnostics,
@@ -315,6 +319,7 @@ fn listener(
         redirect_to_https: config.redirect_to_https.value.then_some(config.https_port),
         proxy_protocol: config.proxy_protocol.as_ref().map(balancers),
         max_connections: count(config.max_connections.value),
+        max_connections_in_all: in_all.map_or(usize::MAX, count),
         max_connections_per_address: config.max_connections_per_address.as_ref().map(|most| most.value),
     };
     let address = config.address.value.clone();
