@@ -114,6 +114,25 @@ impl RequestCtx {
     }
 }
 
+impl RequestCtx {
+    /// The same request once more, for what is fetched on its behalf: who asks, from where and for what, but none of the limits and
+    /// places that it holds.
+    pub fn fork(&self, started: Instant) -> Self {
+        RequestCtx {
+            id: self.id,
+            client: self.client,
+            peer_trusted: self.peer_trusted,
+            tls: self.tls.clone(),
+            host: self.host,
+            route: self.route.clone(),
+            params: self.params.clone(),
+            identity: self.identity.clone(),
+            extensions: self.extensions.clone(),
+            ..RequestCtx::new(self.peer, self.scheme, started)
+        }
+    }
+}
+
 #[cfg(test)]
 impl RequestCtx {
     /// A plain request from 192.0.2.7 to `example.com`, before routing.

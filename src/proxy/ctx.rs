@@ -29,6 +29,8 @@ pub struct Ctx {
     pub(super) attempt: Attempt,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
+    /// What the cache is to do with the answer; `None` on routes without one.
+    pub(super) cache: Option<Box<super::cache::Role>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
 }
@@ -74,12 +76,17 @@ impl Ctx {
             attempt: Attempt::default(),
             in_flight: None,
             recorded: false,
+            cache: None,
             head: None,
         }
     }
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    pub(super) fn has_cache(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.cache.is_some())
     }
 
     /// Whether the connection must not carry another request.

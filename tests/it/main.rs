@@ -8,6 +8,8 @@ mod activation;
 mod answers;
 mod auth;
 mod bounds;
+mod cache;
+mod cache_rfc;
 mod custom_filter;
 mod floods;
 mod frames;

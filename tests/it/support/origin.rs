@@ -47,6 +47,18 @@ pub enum Answer {
     CloseAfter(usize),
     /// Exactly these bytes; the connection stays open.
     Bytes(Vec<u8>),
+    /// What the script makes of the request, byte for byte.
+    Script(Script),
+}
+
+/// Answers by request. `None`: the connection closes without an answer.
+#[derive(Clone)]
+pub struct Script(pub Arc<dyn Fn(&Recorded) -> Option<Vec<u8>> + Send + Sync>);
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Script")
+    }
 }
 
 /// One request as it arrived.

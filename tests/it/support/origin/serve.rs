@@ -63,8 +63,9 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
             continue;
         }
         let echo = echo(shared, &request, method, target);
-        shared.record(request);
         let answer = shared.answer.lock().clone();
+        let scripted = if let Answer::Script(script) = &answer { script.0(&request) } else { None };
+        shared.record(request);
         let draining = *phase.borrow() != Phase::Serving;
         let close = draining || matches!(answer, Answer::CloseAfter(limit) if served >= limit);
         match answer {
@@ -113,6 +114,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 }
             }
             Answer::Bytes(bytes) => stream.write_all(&bytes).await?,
+            Answer::Script(_) => match scripted {
+                Some(bytes) => stream.write_all(&bytes).await?,
+                None => return Ok(End::Close),
+            },
         }
         if close {
             return Ok(End::Close);
