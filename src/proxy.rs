@@ -10,6 +10,7 @@ mod ctx;
 mod deadline;
 mod failure;
 mod forward;
+mod grpc_web;
 mod intake;
 mod record;
 
@@ -193,6 +194,7 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         if !head.status.is_informational() || head.status == 101 {
+            ctx.grpc_web.response_head(head);
             if ctx.snapshot.cache.is_some() {
                 cache::response(session, head, ctx);
             }
@@ -202,6 +204,15 @@ impl ProxyHttp for Gateway {
             }
         }
         Ok(())
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut http::HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        ctx.grpc_web.trailers(trailers)
     }
 
     fn upstream_response_body_filter(

@@ -42,6 +42,7 @@ codes! {
     REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
     BODY_TOO_LARGE = 413, "body_too_large", "The request body is larger than this route allows";
     URI_TOO_LONG = 414, "uri_too_long", "The request target is longer than this listener allows";
+    MISDIRECTED_REQUEST = 421, "misdirected_request", "This host wants a connection of its own: connect again, asking for its name";
     RATE_LIMITED = 429, "rate_limited", "Too many requests; try again when Retry-After says";
     CONCURRENCY_LIMITED = 429, "concurrency_limited", "Too many requests at the same time; try again when one of them is done";
     HEADERS_TOO_LARGE = 431, "headers_too_large", "The request header is larger than this listener allows";

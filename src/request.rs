@@ -43,6 +43,8 @@ pub struct TlsFacts {
     pub resumed: bool,
     /// The client's certificate, verified by the listener's `client_ca`.
     pub client: Option<ClientCertificate>,
+    /// By which rules it was asked for one: equal for equal rules (`tls::hosts`).
+    pub client_rules: Arc<str>,
 }
 
 /// Who a client is by its certificate.

@@ -2,9 +2,10 @@
 
 use super::Gateway;
 use super::attempt::Guarded;
+use super::grpc_web::GrpcWeb;
 use crate::fields;
 use crate::forwarded;
-use crate::listener::Connection;
+use crate::listener::{Connection, Tolerance};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Route, Snapshot};
@@ -27,6 +28,7 @@ pub struct Ctx {
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
     pub(super) attempt: Attempt,
+    pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
     /// What the cache is to do with the answer; `None` on routes without one.
@@ -40,6 +42,8 @@ pub struct Ctx {
 pub(super) struct BodyCount {
     pub received: u64,
     pub limit: u64,
+    /// How slowly it may come, where the transport does not see it.
+    pub tolerance: Option<Tolerance>,
 }
 
 /// Where the request was sent, and how that goes.
@@ -74,6 +78,7 @@ impl Ctx {
             rejection: None,
             body: BodyCount::default(),
             attempt: Attempt::default(),
+            grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
             cache: None,
@@ -87,6 +92,11 @@ impl Ctx {
 
     pub(super) fn has_cache(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.cache.is_some())
+    }
+
+    /// Whether the client speaks gRPC-Web and the upstream does not.
+    pub fn is_grpc_web(&self) -> bool {
+        self.grpc_web.is_some()
     }
 
     /// Whether the connection must not carry another request.

@@ -304,7 +304,7 @@ fn listener(
             max_header: bytes(config.max_header.value.0),
             max_headers: count(config.max_headers.value),
             max_uri: bytes(config.max_uri.value.0),
-            ..HeadLimits::default()
+            allow_underscores: config.allow_underscores,
         },
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),
