@@ -11,7 +11,7 @@ use super::Ctx;
 use crate::rejection::{self, Code, Rejection};
 use crate::respond::{self, LocalResponse};
 use crate::snapshot::{Route, Target};
-use crate::upstream::breaker::{Breaker, Permit};
+use crate::upstream::breaker::Permit;
 use crate::upstream::overload::Place;
 use crate::upstream::retry::RetryPolicy;
 use crate::upstream::{Endpoint, FixedAnswer};
@@ -41,6 +41,8 @@ const AGAIN: &str = "attempted_again";
 #[derive(Default)]
 pub(super) struct Guarded {
     place: Option<Place>,
+    /// What is answered in place of a refusal.
+    answer: Option<Arc<FixedAnswer>>,
     upstream: Option<Permit>,
     route: Option<Permit>,
     endpoint: Option<Permit>,
@@ -80,32 +82,20 @@ pub async fn enter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         Ok(()) => return Ok(true),
         Err(refused) => refused,
     };
-    match refused.answer {
+    match ctx.attempt.guarded.answer.take() {
         Some(answer) => {
             let mut headers = HeaderMap::with_capacity(1);
             headers.insert(header::CONTENT_TYPE, answer.content_type.clone());
             let response = LocalResponse { status: answer.status, headers, body: answer.body.clone() };
-            ctx.rejection = Some(refused.rejection);
+            ctx.rejection = Some(refused);
             respond::local(session, ctx, response).await?;
         }
-        None => respond::reject(session, ctx, refused.rejection).await?,
+        None => respond::reject(session, ctx, refused).await?,
     }
     Ok(false)
 }
 
-/// Why a request does not go on, and what may be answered in place of that.
-struct Refused {
-    rejection: Rejection,
-    answer: Option<Arc<FixedAnswer>>,
-}
-
-impl From<Rejection> for Refused {
-    fn from(rejection: Rejection) -> Self {
-        Refused { rejection, answer: None }
-    }
-}
-
-fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
+fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     let Some(route) = ctx.route.clone() else { return Ok(()) };
     let Some(target) = &route.upstream else { return Ok(()) };
     let guards = target.upstream.guards();
@@ -116,7 +106,7 @@ fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
     if let Some(deadline) = ctx.request.deadline {
         let least = guards.least.unwrap_or_default();
         if deadline.saturating_duration_since(now) <= least {
-            return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED).into());
+            return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED));
         }
     }
     permits(ctx, &route, target, now)?;
@@ -127,7 +117,7 @@ fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
         let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
         let Some(place) = overload.enter(share) else {
             ctx.attempt.guarded.release();
-            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER).into());
+            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
         };
         ctx.attempt.guarded.place = Some(place);
     }
@@ -135,21 +125,22 @@ fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
 }
 
 /// The permits of the breakers of route and upstream for one attempt.
-fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<(), Refused> {
+fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<(), Rejection> {
     let guarded = &mut ctx.attempt.guarded;
     if guarded.admitted {
         return Ok(());
     }
-    let of = |breaker: &Option<Breaker>, answer: &Option<Arc<FixedAnswer>>| match breaker {
-        None => Ok(None),
-        Some(breaker) => breaker.admit(now).map(Some).map_err(|wait| Refused {
-            rejection: Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait),
-            answer: answer.clone(),
-        }),
-    };
+    let refused = |wait| Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait);
     let guards = target.upstream.guards();
-    guarded.route = of(&route.breaker, &route.breaker_answer)?;
-    guarded.upstream = of(&guards.breaker, &guards.answer)?;
+    if let Some(breaker) = &route.breaker {
+        guarded.answer.clone_from(&route.breaker_answer);
+        guarded.route = Some(breaker.admit(now).map_err(refused)?);
+    }
+    if let Some(breaker) = &guards.breaker {
+        guarded.answer.clone_from(&guards.answer);
+        guarded.upstream = Some(breaker.admit(now).map_err(refused)?);
+    }
+    guarded.answer = None;
     guarded.admitted = true;
     Ok(())
 }
@@ -181,7 +172,7 @@ pub fn choose(ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
         ctx.body.received = 0;
         ctx.attempt.guarded.endpoint = None;
     }
-    permits(ctx, &route, target, now).map_err(|refused| refused.rejection)?;
+    permits(ctx, &route, target, now)?;
     let guarded = &mut ctx.attempt.guarded;
     (guarded.admitted, guarded.reported, guarded.sent) = (false, false, None);
     let failure = guarded.failure.take();
