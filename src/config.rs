@@ -35,5 +35,5 @@ pub use log::{AccessFormat, AccessLogConfig, AccessOutput, Level, LogConfig};
 pub use reference::reference;
 pub use route::{ChainConfig, ClientDeadline, RouteConfig, RouteTimeouts};
 pub use schema::schema;
-pub use server::ServerConfig;
+pub use server::{HeaderCase, ServerConfig};
 pub use tree::{Config, Entry, Named};

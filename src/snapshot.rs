@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// Names of headers are passed on as they were spelled.
+    pub preserve_header_case: bool,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
     /// What we call ourselves.

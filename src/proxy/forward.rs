@@ -1,7 +1,8 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
 use super::{Ctx, attempt, deadline};
-use crate::forwarded::{self, ForwardedFacts, Via};
+use crate::fields;
+use crate::forwarded::{self, ForwardedFacts};
 use crate::identity;
 use crate::rejection::{self, Rejection};
 use http::{HeaderName, HeaderValue, Version, header};
@@ -12,17 +13,19 @@ use pingora::{Error, Result};
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message.
+static HOP_BY_HOP: [HeaderName; 4] =
+    [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
 pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     attempt::pause(ctx).await;
-    let left = ctx.check_deadline()?;
+    let now = ctx.gateway.clock().now();
+    let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let now = ctx.gateway.clock().now();
     let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection))?;
     let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
     if ctx.attempt.count > 0
@@ -55,9 +58,10 @@ pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
 }
 
 pub fn connected(ctx: &mut Ctx, reused: bool) {
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.reused = reused;
-    ctx.attempt.connect_time = elapsed.filter(|_| !reused);
+    let started = ctx.attempt.started.filter(|_| !reused);
+    let elapsed = started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    ctx.attempt.connect_time = elapsed;
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().connected();
     }
@@ -85,11 +89,13 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         scheme: ctx.request.scheme,
         host: host.unwrap_or(&ctx.request.host),
     };
-    forwarded::write_forwarded(head, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
-    if let Some(id) = forwarded::id_value(&ctx.request.id) {
-        head.insert_header(forwarded::X_REQUEST_ID, id)?;
-    }
-    head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    fields::edit_request(head, |fields| {
+        forwarded::write_forwarded(fields, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
+        if let Some(id) = forwarded::id_value(&ctx.request.id) {
+            fields.set(&forwarded::X_REQUEST_ID, id);
+        }
+        fields.add(&forwarded::VIA_HEADER, ctx.snapshot.via.value(asked.version));
+    });
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
@@ -112,7 +118,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
 }
 
 pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    ctx.check_deadline()?;
+    let now = ctx.gateway.clock().now();
+    ctx.check_deadline_at(now)?;
     if head.status.is_informational() && head.status != 101 {
         ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
         if ctx.attempt.interim > MAX_INTERIM {
@@ -121,7 +128,7 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
         return Ok(());
     }
     check_framing(head, ctx)?;
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
         target.metrics.attempted(Some(head.status.as_u16()));
@@ -129,6 +136,9 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     }
     attempt::answered(session, head, ctx)?;
     remove_hop_by_hop(head);
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_response_spelling(head);
+    }
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
         ctx.set_deadline(None);
@@ -152,6 +162,10 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
         // The headers of the switch itself; Pingora checks them.
         return;
     }
+    // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
+    if !head.headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     // What frames the message is not the connection's to remove.
     let framing = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
     let lines = head.headers.get_all(header::CONNECTION);
@@ -160,7 +174,7 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     for name in named.collect::<Vec<_>>() {
         head.remove_header(&name);
     }
-    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
+    for name in &HOP_BY_HOP {
         head.remove_header(name);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{Ctx, deadline};
 use crate::canonical::{self, PathForm, PathRules};
+use crate::fields;
 use crate::forwarded;
 use crate::rejection::{self, Rejection};
 use crate::respond::LocalResponse;
@@ -32,6 +33,9 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     set_connection_bounds(session, ctx);
     ignore_h2c(session);
     identify(session, ctx);
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_request_spelling(session.req_header_mut());
+    }
     ctx.snapshot.identity_headers.remove(session.req_header_mut());
     if let Some(malformed) = ctx.connection.as_ref().and_then(|connection| connection.malformed) {
         return Err(Rejection::new(malformed.rejection()));
@@ -128,7 +132,7 @@ fn identify(session: &Session, ctx: &mut Ctx) {
     let trusted = ctx.snapshot.trusted_proxies.contains(peer);
     ctx.request.peer_trusted = trusted;
     ctx.request.client = forwarded::client_address(peer, &head.headers, &ctx.snapshot.trusted_proxies);
-    ctx.request.id = forwarded::request_id(head.headers.get(forwarded::X_REQUEST_ID), trusted);
+    ctx.request.id = forwarded::request_id(head.headers.get(&forwarded::X_REQUEST_ID.name), trusted);
 }
 
 /// Reads host and path in the one way that routing, filters and the upstream will see them.

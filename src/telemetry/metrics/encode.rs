@@ -239,6 +239,7 @@ fn gateway(page: &mut Page, metrics: &GatewayMetrics) {
     let mut family = page.family(&t::RELOADS);
     family.sample(&["success"], ok);
     family.sample(&["failure"], failed);
+    page.family(&t::UPGRADES_FAILED).sample(&[], metrics.upgrades_failed());
     let config = metrics.config();
     page.family(&t::LAST_RELOAD_OK).sample(&[], u8::from(config.last_successful));
     if let Some(at) = config.last_success {

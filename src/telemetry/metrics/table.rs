@@ -133,6 +133,8 @@ metrics! {
         "When the certificate of the listener expires, in Unix time, by the path of its file; the days left are this less time(), over 86400";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]
         "Reloads by result, success or failure";
+    UPGRADES_FAILED = Counter "gatewright_upgrades_failed_total" []
+        "Upgrades of the binary that failed, so that this process serves on";
     LAST_RELOAD_OK = Gauge "gatewright_config_last_reload_successful" []
         "1 if the last attempt to load the config succeeded, 0 if it failed and an older one is in force";
     LAST_RELOAD_AT = Gauge "gatewright_config_last_reload_success_timestamp_seconds" []
