@@ -19,14 +19,13 @@ static HOP_BY_HOP: [HeaderName; 4] =
     [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
-pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    attempt::pause(ctx).await;
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let now = ctx.gateway.clock().now();
     let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection))?;
+    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
     let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref())
