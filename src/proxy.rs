@@ -117,7 +117,15 @@ impl ProxyHttp for Gateway {
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
-        attempt::enter(session, ctx).await
+        let Err(refused) = attempt::admit(session, ctx) else { return Ok(true) };
+        if session.cache.enabled() && session.cache.can_serve_stale_error() {
+            // The attempt that is refused then is an error of the upstream, and Pingora answers from the cache.
+            ctx.attempt.guarded.refused = Some(refused);
+            return Ok(true);
+        }
+        // Pingora boxes each hook: what is rare has a box of its own, so that this one stays small.
+        Box::pin(attempt::refuse(session, ctx, refused)).await?;
+        Ok(false)
     }
 
     fn request_cache_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<()> {
@@ -155,7 +163,10 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<Box<HttpPeer>> {
-        forward::select(session, ctx).await
+        if let Some(pause) = attempt::pause(ctx) {
+            Box::pin(tokio::time::sleep(pause)).await;
+        }
+        forward::select(session, ctx)
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Box<Ctx>, error: Box<Error>) -> Box<Error> {

@@ -28,7 +28,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::upstream::breaker::Breaker;
 use crate::upstream::retry::RetryPolicy;
-use crate::upstream::{FixedAnswer, Upstream};
+use crate::upstream::{FixedAnswer, Guards, Upstream};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -102,6 +102,12 @@ pub struct DeadlineRules {
 pub struct Target {
     pub upstream: Arc<Upstream>,
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+impl Target {
+    pub fn guards(&self) -> &Guards {
+        self.upstream.guards()
+    }
 }
 
 impl Snapshot {

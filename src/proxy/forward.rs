@@ -20,14 +20,13 @@ static HOP_BY_HOP: [HeaderName; 4] =
     [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
-pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    attempt::pause(ctx).await;
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let now = ctx.gateway.clock().now();
     let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection))?;
+    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
     let peer = if session.is_upgrade_req() {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
@@ -69,6 +68,7 @@ fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
     }
 }
 
+/// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
     error.set_retry(attempt::connect_failed(ctx));
     error

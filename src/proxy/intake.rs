@@ -232,7 +232,7 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if ctx.body.received > ctx.body.limit {
         return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
     }
-    if end {
+    if end && ctx.attempt.guarded.timed {
         ctx.attempt.guarded.sent = Some(ctx.gateway.clock().now());
     }
     check_pace(ctx)?;
