@@ -3,6 +3,7 @@
 mod check;
 mod demo;
 mod key;
+mod limit;
 mod reload;
 mod run;
 mod schema;
@@ -46,6 +47,7 @@ enum Verb {
     Reload(reload::ReloadArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
+    Limit(limit::LimitArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -81,6 +83,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Reload(args) => reload::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args),
+        Verb::Limit(args) => limit::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

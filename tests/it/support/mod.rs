@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod origin;
 pub mod raw;
 pub mod redis;
+pub mod redis_many;
 mod selftest;
 pub mod tls;
 pub mod tokens;
