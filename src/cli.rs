@@ -7,6 +7,7 @@ mod limit;
 mod reload;
 mod run;
 mod schema;
+mod upgrade;
 
 use crate::filter::Registry;
 use clap::{Args, Parser, Subcommand};
@@ -45,6 +46,7 @@ enum Verb {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
     Limit(limit::LimitArgs),
@@ -81,6 +83,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
+        Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args),
         Verb::Limit(args) => limit::run(&args),

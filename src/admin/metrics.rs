@@ -31,6 +31,7 @@ pub fn exposition(admin: &Admin) -> String {
         limits: limits(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
+        resilience: super::resilience::sample(&snapshot),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
         certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
         gateway: admin.gateway.metrics(),

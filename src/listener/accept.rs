@@ -28,6 +28,7 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
         Socket::Tcp(socket) => match TcpListener::from_std(socket) {
             Ok(listener) => {
                 let listener = Arc::new(listener);
+                state.accepts_on(&listener);
                 for _ in 0..runtime.workers.max(1) {
                     let task = accept_tcp(Arc::clone(&listener), Arc::clone(&state), Arc::clone(&everywhere), runtime.clone());
                     runtime.handle.spawn(task);
@@ -37,6 +38,8 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
         },
         Socket::Unix { socket, owned } => match UnixListener::from_std(socket) {
             Ok(listener) => {
+                let listener = Arc::new(listener);
+                state.accepts_on(&listener);
                 runtime.handle.spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
@@ -48,7 +51,7 @@ async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, every
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = state.stage.wait_for(Stage::Closing) => return,
+            () = state.stage.wait_for(Stage::HandedOver) => return,
         };
         match accepted {
             Ok((stream, peer)) => start_tcp(stream, peer, &state, &everywhere, &runtime),
@@ -57,20 +60,26 @@ async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, every
     }
 }
 
-async fn accept_unix(listener: UnixListener, owned: bool, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+async fn accept_unix(
+    listener: Arc<UnixListener>,
+    owned: bool,
+    state: Arc<ListenerState>,
+    everywhere: Arc<Active>,
+    runtime: Runtime,
+) {
     let path = listener.local_addr().ok().and_then(|local| local.as_pathname().map(ToOwned::to_owned));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = state.stage.wait_for(Stage::Closing) => break,
+            () = state.stage.wait_for(Stage::HandedOver) => break,
         };
         match accepted {
             Ok((stream, _)) => start_unix(stream, &state, &everywhere, &runtime),
             Err(e) => accept_failed(&state, &e).await,
         }
     }
-    // Nobody can connect to the file any more. The service manager's goes on without us.
-    if let Some(path) = path.filter(|_| owned) {
+    // Nobody can connect to the file any more. The service manager's and the one that a successor has go on without us.
+    if let Some(path) = path.filter(|_| owned && !state.is_handed_over()) {
         let _ = std::fs::remove_file(path);
     }
 }

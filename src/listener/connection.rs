@@ -16,9 +16,13 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::Poll;
+use std::time::Instant;
 
 tokio::task_local! {
     /// The connection that the request of this task came in on. Pingora's hooks have no argument for it.
@@ -83,7 +87,7 @@ impl Connection {
         let fault = self.fault.load(Ordering::Relaxed);
         if fault == Fault::SlowBody as u8 {
             Some(Rejection::new(&rejection::REQUEST_TIMEOUT))
-        } else if fault == Fault::EarlyBytes as u8 {
+        } else if fault == Fault::EarlyBytes as u8 || fault == Fault::BadChunk as u8 {
             Some(Rejection::new(&rejection::REQUEST_MALFORMED))
         } else {
             None
@@ -116,7 +120,7 @@ pub async fn serve<T: Transport>(
     edge: &Arc<Edge>,
     shutdown: &ShutdownWatch,
 ) {
-    let listener = &connection.listener;
+    let listener = &Arc::clone(&connection.listener);
     let settings = listener.settings();
     let faults: Arc<dyn Faults> = connection.clone();
     let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
@@ -125,15 +129,23 @@ pub async fn serve<T: Transport>(
         return h2::serve(io, connection, edge, shutdown).await;
     }
     let mut backstop = Backstop::default();
+    let mut closing = listener.stage.watch(Stage::Closing);
     let mut served = 0_u32;
     loop {
         let settings = listener.settings();
         // A new connection gets as long for its first byte as a header may take; a kept one may idle for longer.
         let patience = if served == 0 { settings.header_timeout } else { settings.keepalive_timeout };
-        let arrived = tokio::select! {
-            biased;
-            arrived = pingora_timeout::timeout(patience, io.wait()) => matches!(arrived, Ok(Ok(true))),
-            () = listener.stage.wait_for(Stage::Closing) => false,
+        let arrived = {
+            let mut wait = pin!(io.wait());
+            let arrived = poll_fn(|cx| match wait.as_mut().poll(cx) {
+                Poll::Ready(arrived) => Poll::Ready(matches!(arrived, Ok(true))),
+                Poll::Pending => closing.poll_reached(cx).map(|()| false),
+            });
+            match Instant::now().checked_add(patience) {
+                Some(at) => backstop.until(at, arrived).await.unwrap_or(false),
+                // Later than any time that can be told.
+                None => arrived.await,
+            }
         };
         if !arrived {
             return io.close().await;
@@ -171,9 +183,9 @@ pub async fn serve<T: Transport>(
         let request = Arc::clone(&connection).scope(edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
         connection.deadline.set(None);
-        let Some((stream, _)) = reusable.map(|stream| stream.consume()).filter(|_| !connection.must_close()) else {
-            return;
-        };
+        // A connection that must close has said so in its answer, and is then not reusable. One that has not said so is not
+        // closed for a stage that came in the meantime: the client may have sent its next request already.
+        let Some((stream, _)) = reusable.map(|stream| stream.consume()) else { return };
         match stream.into_any().downcast::<EdgeIo<T>>() {
             Ok(same) => io = *same,
             Err(_) => return,

@@ -8,6 +8,7 @@
 //! - Reading stops where the request ends. Bytes of the next request stay with us, so that pipelining neither confuses
 //!   the session (which takes any byte after the end for a client error) nor loses a request.
 
+use super::chunks::ChunkScanner;
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
 use super::patience::{Patience, Tolerance};
 use super::transport::Transport;
@@ -48,7 +49,7 @@ thread_local! {
 enum Remaining {
     /// So many bytes of body; zero when the request is complete.
     Exactly(u64),
-    /// The session itself finds the end of a chunked body.
+    /// Up to the end that [`ChunkScanner`] finds.
     Chunked,
     /// An upgrade was asked for and not granted yet. What the client says until then could be meant for either protocol.
     Upgrade,
@@ -70,10 +71,12 @@ pub enum Fault {
     IdleTunnel = 3,
     /// Bytes came after an upgrade request before its 101.
     EarlyBytes = 4,
+    /// The framing of a chunked body has no reading, or more than one.
+    BadChunk = 5,
 }
 
 /// The names of [`Fault`] in its order, as metric labels.
-pub const FAULTS: &[&str] = &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes"];
+pub const FAULTS: &[&str] = &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes", "malformed_chunk"];
 
 /// The bounds of one request on its way through the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +106,7 @@ pub struct EdgeIo<T> {
     transport: T,
     read: BytesMut,
     remaining: Remaining,
+    chunks: ChunkScanner,
     write: Vec<u8>,
     digest: Arc<SocketDigest>,
     tls: Option<Arc<TlsFacts>>,
@@ -130,6 +134,7 @@ impl<T: Transport> EdgeIo<T> {
             transport,
             read: BytesMut::new(),
             remaining: Remaining::Exactly(0),
+            chunks: ChunkScanner::new(),
             write: Vec::new(),
             digest: Arc::new(digest),
             tls,
@@ -253,6 +258,7 @@ impl<T: Transport> EdgeIo<T> {
             Framing::Length(length) => Remaining::Exactly(length),
             Framing::None => Remaining::Exactly(0),
         };
+        self.chunks = ChunkScanner::new();
         self.reading.reset(self.bounds.body);
         self.writing.reset(self.bounds.write);
         Ok(Some((head, bytes)))
@@ -320,7 +326,7 @@ impl<T: Transport> EdgeIo<T> {
     fn fault(&self, fault: Fault) -> io::Error {
         self.faults.report(fault);
         match fault {
-            Fault::EarlyBytes => io::ErrorKind::InvalidData.into(),
+            Fault::EarlyBytes | Fault::BadChunk => io::ErrorKind::InvalidData.into(),
             Fault::SlowBody | Fault::SlowReader | Fault::IdleTunnel => io::ErrorKind::TimedOut.into(),
         }
     }
@@ -377,9 +383,13 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
             let read = limited.filled().len();
             out.advance(read);
         }
-        if let Remaining::Exactly(left) = &mut this.remaining {
-            let read = out.filled().len().saturating_sub(before);
-            *left = left.saturating_sub(u64::try_from(read).unwrap_or(u64::MAX));
+        match &mut this.remaining {
+            Remaining::Exactly(left) => {
+                let read = out.filled().len().saturating_sub(before);
+                *left = left.saturating_sub(u64::try_from(read).unwrap_or(u64::MAX));
+            }
+            Remaining::Chunked => this.check_chunks(out, before)?,
+            Remaining::Upgrade | Remaining::Tunnel | Remaining::Streams => {}
         }
         Poll::Ready(Ok(()))
     }
@@ -397,6 +407,23 @@ impl<T: Transport> EdgeIo<T> {
             // The client is slow. The next write or flush waits for it; this read must not.
             Poll::Pending => Ok(()),
         }
+    }
+
+    /// Checks what the session is about to get of a chunked body, and takes back what is behind its end.
+    fn check_chunks(&mut self, out: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let fresh = out.filled().get(before..).unwrap_or_default();
+        let Ok(body) = self.chunks.scan(fresh) else { return Err(self.fault(Fault::BadChunk)) };
+        if self.chunks.is_done() {
+            if let Some(next) = fresh.get(body..).filter(|next| !next.is_empty()) {
+                let kept = std::mem::take(&mut self.read);
+                self.read = BytesMut::with_capacity(next.len().saturating_add(kept.len()).max(READ_CHUNK));
+                self.read.extend_from_slice(next);
+                self.read.extend_from_slice(&kept);
+                out.set_filled(before.saturating_add(body));
+            }
+            self.remaining = Remaining::Exactly(0);
+        }
+        Ok(())
     }
 
     /// The request is complete and the session reads on only to notice that the client has gone. What comes in instead of

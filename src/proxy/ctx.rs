@@ -1,7 +1,9 @@
 //! What travels with one request through Pingora's hooks.
 
 use super::Gateway;
-use crate::forwarded::Via;
+use super::attempt::Guarded;
+use crate::fields;
+use crate::forwarded;
 use crate::listener::Connection;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
@@ -43,9 +45,6 @@ pub(super) struct BodyCount {
 pub(super) struct Attempt {
     /// Attempts begun.
     pub count: u32,
-    /// Attempts that ended before a connection was made, and those that broke before an answer began.
-    pub connect_failures: u32,
-    pub resets: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
     pub started: Option<Instant>,
@@ -54,6 +53,8 @@ pub(super) struct Attempt {
     pub reused: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
+    /// What breakers, the overload limit and retries know of it.
+    pub guarded: Guarded,
 }
 
 impl Ctx {
@@ -91,11 +92,13 @@ impl Ctx {
         if let Some(route) = &self.route {
             route.chain.response(session, head, &mut self.request);
         }
-        // Neither can fail: both values were checked when they were made.
-        if let Some(id) = crate::forwarded::id_value(&self.request.id) {
-            let _ = head.insert_header(crate::forwarded::X_REQUEST_ID, id);
-        }
-        let _ = head.append_header(Via::HEADER, self.snapshot.via.value(head.version));
+        let via = self.snapshot.via.value(head.version);
+        fields::edit_response(head, |fields| {
+            if let Some(id) = forwarded::id_value(&self.request.id) {
+                fields.set(&forwarded::X_REQUEST_ID, id);
+            }
+            fields.add(&forwarded::VIA_HEADER, via);
+        });
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {
@@ -107,10 +110,18 @@ impl Ctx {
 
     /// The time that is left, or the error that ends the request.
     pub(super) fn check_deadline(&mut self) -> Result<Option<Duration>> {
+        match self.request.deadline {
+            Some(_) => self.check_deadline_at(self.gateway.clock().now()),
+            None => Ok(None),
+        }
+    }
+
+    /// The same where the time is known already.
+    pub(super) fn check_deadline_at(&mut self, now: Instant) -> Result<Option<Duration>> {
         let Some(deadline) = self.request.deadline else {
             return Ok(None);
         };
-        let left = deadline.saturating_duration_since(self.gateway.clock().now());
+        let left = deadline.saturating_duration_since(now);
         if left.is_zero() {
             return Err(self.fail(Rejection::new(&rejection::DEADLINE_EXCEEDED)));
         }

@@ -1,8 +1,9 @@
 //! From bytes that parsed to a request that may go on: canonical host and path, who is calling from where, the route,
 //! and the bounds of the body. Everything after this decides by what is written here.
 
-use super::Ctx;
+use super::{Ctx, deadline};
 use crate::canonical::{self, PathForm, PathRules};
+use crate::fields;
 use crate::forwarded;
 use crate::rejection::{self, Rejection};
 use crate::respond::LocalResponse;
@@ -32,6 +33,9 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     set_connection_bounds(session, ctx);
     ignore_h2c(session);
     identify(session, ctx);
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_request_spelling(session.req_header_mut());
+    }
     ctx.snapshot.identity_headers.remove(session.req_header_mut());
     if let Some(malformed) = ctx.connection.as_ref().and_then(|connection| connection.malformed) {
         return Err(Rejection::new(malformed.rejection()));
@@ -68,6 +72,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     ctx.in_flight = Some(route.metrics.begin());
     ctx.route = Some(Arc::clone(&route));
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
+    deadline::of_client(&session.req_header().headers, &route, ctx);
     bound_body(session, ctx, route.max_body)?;
     Ok(Admitted::Route(route))
 }
@@ -127,7 +132,7 @@ fn identify(session: &Session, ctx: &mut Ctx) {
     let trusted = ctx.snapshot.trusted_proxies.contains(peer);
     ctx.request.peer_trusted = trusted;
     ctx.request.client = forwarded::client_address(peer, &head.headers, &ctx.snapshot.trusted_proxies);
-    ctx.request.id = forwarded::request_id(head.headers.get(forwarded::X_REQUEST_ID), trusted);
+    ctx.request.id = forwarded::request_id(head.headers.get(&forwarded::X_REQUEST_ID.name), trusted);
 }
 
 /// Reads host and path in the one way that routing, filters and the upstream will see them.
@@ -205,6 +210,9 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     ctx.body.received = ctx.body.received.saturating_add(length);
     if ctx.body.received > ctx.body.limit {
         return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
+    }
+    if end {
+        ctx.attempt.guarded.sent = Some(ctx.gateway.clock().now());
     }
     ctx.check_deadline().map(|_| ())
 }

@@ -1,8 +1,10 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::{Route, Snapshot, Target};
+use super::{DeadlineRules, Route, Snapshot, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig};
+use crate::config::{
+    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig,
+};
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
@@ -18,7 +20,7 @@ use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{Upstream, UpstreamConfig};
+use crate::upstream::{self, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,6 +67,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        preserve_header_case: config.server.header_case == HeaderCase::Preserve,
         identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
@@ -124,6 +127,7 @@ impl RouteBuilder<'_> {
                 None
             }
         };
+        let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {
@@ -131,6 +135,13 @@ impl RouteBuilder<'_> {
             chain: Chain::new(&filters),
             upstream,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
+            deadline: DeadlineRules {
+                client: entry.value.timeouts.client,
+                header: entry.value.timeouts.header.as_ref().and_then(|name| name.parse().ok()),
+            },
+            retry: entry.value.retry.as_ref().map(|retry| Arc::new(retry.policy())),
+            breaker: breaker.map(|breaker| upstream::guard("route", name, breaker, self.parts.state, self.parts.clock)),
+            breaker_answer: breaker.and_then(|breaker| upstream::fixed(breaker.answer.as_ref()?)),
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
             metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
         }))

@@ -5,7 +5,7 @@ use crate::support::raw::{Client, get, request};
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
 use std::time::{Duration, Instant};
 
-const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 2, fall = 2 }";
+const HEALTH: &str = "health = { path = \"/health\", interval = \"200ms\", timeout = \"190ms\", rise = 2, fall = 3 }";
 
 /// A route `/version` that answers with this text.
 fn version(text: &str) -> String {

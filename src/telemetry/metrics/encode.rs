@@ -5,7 +5,10 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics};
+use super::{
+    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample, RouteMetrics,
+    UpstreamMetrics,
+};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -60,6 +63,7 @@ pub struct MetricsView<'a> {
     pub keys: Vec<KeySample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
+    pub resilience: ResilienceSample,
     pub limits: LimitsSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
@@ -80,6 +84,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     keys(&mut page, &view.keys);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
+    super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
@@ -241,6 +246,7 @@ fn gateway(page: &mut Page, metrics: &GatewayMetrics) {
     let mut family = page.family(&t::RELOADS);
     family.sample(&["success"], ok);
     family.sample(&["failure"], failed);
+    page.family(&t::UPGRADES_FAILED).sample(&[], metrics.upgrades_failed());
     let config = metrics.config();
     page.family(&t::LAST_RELOAD_OK).sample(&[], u8::from(config.last_successful));
     if let Some(at) = config.last_success {
@@ -310,18 +316,18 @@ impl Display for Seconds {
     }
 }
 
-struct Page {
+pub(super) struct Page {
     out: String,
 }
 
 impl Page {
-    fn family(&mut self, metric: &'static Metric) -> Family<'_> {
+    pub(super) fn family(&mut self, metric: &'static Metric) -> Family<'_> {
         Family { out: &mut self.out, metric, begun: false }
     }
 }
 
 /// One metric on its way out. `HELP` and `TYPE` come with the first sample, so that a metric without any leaves no trace.
-struct Family<'a> {
+pub(super) struct Family<'a> {
     out: &'a mut String,
     metric: &'static Metric,
     begun: bool,
@@ -337,7 +343,7 @@ impl Family<'_> {
         }
     }
 
-    fn sample(&mut self, labels: &[&str], value: impl Display) {
+    pub(super) fn sample(&mut self, labels: &[&str], value: impl Display) {
         self.begin();
         self.line("", labels, None, value);
     }
