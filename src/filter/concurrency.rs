@@ -2,7 +2,7 @@
 
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::clock::SharedClock;
-use crate::limit::concurrency::{Answer, Running};
+use crate::limit::concurrency::{Answer, Estimate, Running};
 use crate::limit::{ByConfig, Keys};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
@@ -25,6 +25,11 @@ pub struct ConcurrencyConfig {
     /// Let requests that come when it is full wait for a place. Default: they are refused at once.
     #[serde(default)]
     pub queue: Option<QueueConfig>,
+    /// How it is counted: `"exact"`, or `"estimate"`, which takes no lock and the same memory whatever the keys are, never counts a key too
+    /// low, and with many thousands of keys under way at once may count one too high. Without a queue only; not for what a
+    /// contract names.
+    #[serde(default)]
+    pub count: Located<Count>,
     /// Filters with the same name count together, on whatever routes. Default: each filter counts by itself for each route.
     #[serde(default)]
     pub name: Option<String>,
@@ -32,6 +37,16 @@ pub struct ConcurrencyConfig {
     #[serde(default = "default_prefix")]
     #[schemars(range(min = 32, max = 128))]
     pub ipv6_prefix: Located<u8>,
+}
+
+/// How requests under way are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Count {
+    #[default]
+    Exact,
+    Estimate,
 }
 
 fn default_prefix() -> Located<u8> {
@@ -55,6 +70,7 @@ pub struct Concurrency {
     queue: usize,
     timeout: std::time::Duration,
     running: Arc<Running>,
+    estimate: Option<Arc<Estimate>>,
     metrics: Arc<LimitMetrics>,
     label: Arc<String>,
     clock: SharedClock,
@@ -70,6 +86,11 @@ impl FilterConfig for ConcurrencyConfig {
         }
         if !(32..=128).contains(&self.ipv6_prefix.value) {
             return Err(Problem::new("an IPv6 prefix is from 32 to 128 bits here").at(&self.ipv6_prefix));
+        }
+        let estimated = self.count.value == Count::Estimate;
+        if estimated && self.queue.is_some() {
+            let problem = Problem::new("an estimate knows nobody's turn, so it has no queue").at(&self.count);
+            return Err(problem.help("take `queue` out, or count = \"exact\""));
         }
         let (queue, timeout) = match &self.queue {
             None => (0, std::time::Duration::ZERO),
@@ -93,6 +114,7 @@ impl FilterConfig for ConcurrencyConfig {
             most: self.most.value,
             queue,
             timeout,
+            estimate: estimated.then(|| cx.state.get_or_create(&scope, Estimate::default)),
             running: cx.state.get_or_create(&scope, Running::default),
             metrics: cx.state.get_or_create(&format!("{}/concurrency", cx.route), LimitMetrics::default),
             label: Arc::new("concurrency".to_owned()),
@@ -122,6 +144,12 @@ impl Filter for Concurrency {
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let mut key = Vec::with_capacity(64);
         self.keys.write(ctx, &session.req_header().headers, &mut key);
+        if let Some(estimate) = &self.estimate {
+            let Some(guard) = estimate.ask(&key, self.most) else { return Step::reject(self.refuse()) };
+            self.metrics.allowed.increment();
+            ctx.held.hold_estimate(guard);
+            return Step::CONTINUE;
+        }
         match self.running.ask(&key, self.most, self.queue) {
             Answer::Go(permit) => {
                 self.metrics.allowed.increment();

@@ -107,12 +107,16 @@ metrics! {
         "The bound of the memory of the local store";
     SHIELD_REFUSED = Counter "gatewright_limit_global_refused_total" []
         "Requests refused by the global limit";
+    LISTENER_SHIELD_REFUSED = Counter "gatewright_listener_requests_refused_total" ["listener"]
+        "Requests that the max_requests of their listener refused";
     REDIS_UP = Gauge "gatewright_redis_up" []
         "1 if Redis answers, 0 if it is away and limits do what on_error says";
     REDIS_CHANGES = Counter "gatewright_redis_state_changes_total" ["state"]
         "Times that Redis came to be reachable (up) and ceased to be (down)";
     REDIS_DECISIONS = Counter "gatewright_redis_decisions_total" []
         "Decisions about limits that Redis made";
+    REDIS_LEASED = Counter "gatewright_redis_leased_total" []
+        "Decisions made by leases, without a round trip to Redis";
     REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
         "Round trips to Redis that carried decisions, each with one or more";
     REDIS_FALLBACKS = Counter "gatewright_redis_fallbacks_total" []

@@ -64,7 +64,9 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
+            redis_leased: 8,
             shield_refused: Some(4),
+            listener_shields: vec![("http".into(), 5)],
         },
         listeners: vec![("http".into(), listener)],
         certificates: vec![CertificateSample {
