@@ -21,7 +21,7 @@ pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;
-pub use origin::{Answer, Origin};
+pub use origin::{Answer, Origin, Script};
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
