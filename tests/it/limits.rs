@@ -329,6 +329,7 @@ fn whatever_befalls_redis_no_client_gets_an_error() {
     let gateway = Gateway::start(&with_redis(&redis, "", "local"));
     wait_redis(&gateway, true);
     let address = gateway.http();
+    let rounds = crate::redis_topologies::rounds(5);
     let (stop, down, total) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
     let slow = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -359,7 +360,7 @@ fn whatever_befalls_redis_no_client_gets_an_error() {
             let before = total.load(Ordering::SeqCst);
             eventually(what, SOON, || stop.load(Ordering::SeqCst) || total.load(Ordering::SeqCst) > before + 100);
         };
-        for _ in 0..5 {
+        for _ in 0..rounds {
             redis.ask("SCRIPT FLUSH").unwrap();
             progress("requests after SCRIPT FLUSH");
             redis.ask("FLUSHALL").unwrap();
@@ -383,12 +384,18 @@ fn whatever_befalls_redis_no_client_gets_an_error() {
         stop.store(true, Ordering::SeqCst);
     });
     let changes = |state| gateway.metric("gatewright_redis_state_changes_total", &[("state", state)]);
-    assert!(changes("down") >= 10.0 && changes("up") > changes("down"), "{} down, {} up", changes("down"), changes("up"));
+    assert!(
+        changes("down") >= 2.0 * rounds as f64 && changes("up") > changes("down"),
+        "{} down, {} up",
+        changes("down"),
+        changes("up")
+    );
     let logged = gateway.stderr();
     let told = logged.lines().filter(|line| line.contains("Redis is away")).count();
     assert_eq!(told as f64, changes("down"), "one line for each outage\n{logged}");
     let mut slow = slow.into_inner().unwrap();
     slow.sort();
+    crate::redis_topologies::told("SCRIPT FLUSH, FLUSHALL, SIGSTOP, kill -9", rounds, total.into_inner(), &slow);
     let p99 = slow[slow.len() * 99 / 100];
     assert!(slow.len() > 500, "{} requests without Redis", slow.len());
     assert!(p99 < Duration::from_millis(25), "p99 without Redis: {p99:?}");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 fn config(redis: &str, on_error: &str) -> String {
     format!(
-        "{redis}\n[routes.a]\nmatch = {{ path = \"/a\" }}\nfilters = [{{ rate_limit = {{ by = 'header:x-key', limits = \
+        "{redis}\n[listeners.http]\naddress = \"127.0.0.1:0\"\nkeepalive_requests = 0\n[routes.a]\nmatch = {{ path = \"/a\" }}\nfilters = [{{ rate_limit = {{ by = 'header:x-key', limits = \
          [{{ rate = '50/1h' }}, {{ quota = '1000/1mo' }}], store = 'redis', on_error = '{on_error}' }} }}, {{ respond = {{ body = \"hello\" }} }}]\n"
     )
 }
