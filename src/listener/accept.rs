@@ -5,6 +5,7 @@ use super::connection::{self, Connection};
 use super::proxy_protocol::{self, Named};
 use super::transport::Transport;
 use super::{Active, ListenerSettings, ListenerState, Refusal, Runtime, Stage};
+use crate::request::TlsFacts;
 use crate::telemetry::metrics::GaugeGuard;
 use crate::tls::ServerTls;
 use pingora::protocols::SocketDigest;
@@ -15,8 +16,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 /// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -106,25 +107,35 @@ fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, ev
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let arriving = Arriving { stream, peer, admission };
-        let arrived = if sent_by_proxy { arriving.named_by_proxy(&state, &settings).await } else { Some(arriving) };
+        let arrived = if sent_by_proxy { Box::pin(arriving.named_by_proxy(&state, &settings)).await } else { Some(arriving) };
         let Some(Arriving { stream, peer, admission }) = arrived else { return };
         let _admission = admission;
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The address is known: leave it there, so that nobody asks the kernel again.
         let _ = digest.peer_addr.set(Some(DigestAddr::Inet(peer)));
-        match &settings.tls {
-            None => {
-                let connection = Connection::new(state, Some(peer.ip()), None);
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
-            Some(tls) => {
-                let Some(stream) = handshake(stream, tls, &state).await else { return };
-                drop(settings);
-                let connection = Connection::new(state, Some(peer.ip()), stream.tls_facts());
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
+        if settings.tls.is_some() {
+            return Box::pin(secure(stream, Some(peer.ip()), digest, state, settings, runtime)).await;
         }
+        drop(settings);
+        let connection = Connection::new(state, Some(peer.ip()), None);
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     });
+}
+
+/// A connection with TLS. Boxed by whoever calls it: its session would be part of every plain connection's future.
+async fn secure<T: Transport>(
+    stream: T,
+    peer: Option<IpAddr>,
+    digest: SocketDigest,
+    state: Arc<ListenerState>,
+    settings: Arc<ListenerSettings>,
+    runtime: Runtime,
+) {
+    let Some(tls) = &settings.tls else { return };
+    let Some((stream, facts)) = Box::pin(handshake(stream, tls, &state)).await else { return };
+    drop(settings);
+    let connection = Connection::new(state, peer, Some(facts));
+    connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
 }
 
 /// A TCP connection before its first byte of HTTP.
@@ -159,7 +170,7 @@ impl Drop for Shaking<'_> {
     }
 }
 
-async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<TlsStream<T>> {
+async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<(TlsStream<T>, Arc<TlsFacts>)> {
     let refuse = |why: Refusal| {
         state.metrics.refused.count(why as usize);
         None
@@ -168,15 +179,30 @@ async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerSta
         return refuse(Refusal::TooManyHandshakes);
     }
     let _shaking = Shaking(&state.handshakes);
-    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
-    match pingora_timeout::timeout(tls.handshake_timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(stream),
+    match pingora_timeout::timeout(tls.handshake_timeout, shake(stream, tls)).await {
+        Ok(Ok((stream, rules))) => {
+            let facts = Arc::new(crate::tls::server::facts(stream.get_ref().1, rules));
+            Some((stream, facts))
+        }
         Ok(Err(error)) => {
             log::debug!("listener `{}`: handshake failed: {error}", state.name);
             refuse(Refusal::HandshakeFailed)
         }
         Err(_) => refuse(Refusal::HandshakeTimeout),
     }
+}
+
+/// The handshake, and the rules for client certificates that it followed.
+async fn shake<T: Transport>(stream: T, tls: &ServerTls) -> io::Result<(TlsStream<T>, &Arc<str>)> {
+    if tls.hosts.is_none() {
+        let stream = TlsAcceptor::from(Arc::clone(&tls.own.config)).accept(stream).await?;
+        return Ok((stream, &tls.own.rules));
+    }
+    // The client's first message says which host it wants.
+    let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+    let host = tls.for_name(begun.client_hello().server_name());
+    let stream = begun.into_stream(Arc::clone(&host.config)).await?;
+    Ok((stream, &host.rules))
 }
 
 fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
@@ -188,17 +214,12 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let _admission = admission;
-        match &settings.tls {
-            None => {
-                let connection = Connection::new(state, None, None);
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
-            Some(tls) => {
-                let Some(stream) = handshake(stream, tls, &state).await else { return };
-                let connection = Connection::new(state, None, stream.tls_facts());
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
+        if settings.tls.is_some() {
+            return Box::pin(secure(stream, None, digest, state, settings, runtime)).await;
         }
+        drop(settings);
+        let connection = Connection::new(state, None, None);
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     });
 }
 

@@ -40,6 +40,8 @@ pub struct Connection {
     /// What the handshake has settled; `None` without TLS.
     pub tls: Option<Arc<TlsFacts>>,
     pub deadline: DeadlineCell,
+    /// Until when an upgrade must be answered.
+    upgrade: DeadlineCell,
     /// What is wrong with the request under way, if its head was not checked as bytes (HTTP/2): it is to be refused.
     pub malformed: Option<Malformed>,
     /// The request under way is the last one this connection may carry.
@@ -57,6 +59,7 @@ impl Connection {
             scheme,
             tls,
             deadline: DeadlineCell::new(),
+            upgrade: DeadlineCell::new(),
             malformed: None,
             last: AtomicBool::new(false),
             fault: AtomicU8::new(0),
@@ -71,6 +74,7 @@ impl Connection {
             scheme: self.scheme,
             tls: self.tls.clone(),
             deadline: DeadlineCell::new(),
+            upgrade: DeadlineCell::new(),
             malformed,
             last: AtomicBool::new(false),
             fault: AtomicU8::new(0),
@@ -89,9 +93,16 @@ impl Connection {
             Some(Rejection::new(&rejection::REQUEST_TIMEOUT))
         } else if fault == Fault::EarlyBytes as u8 || fault == Fault::BadChunk as u8 {
             Some(Rejection::new(&rejection::REQUEST_MALFORMED))
+        } else if fault == Fault::UpgradeUnanswered as u8 {
+            Some(Rejection::new(&rejection::UPSTREAM_TIMEOUT))
         } else {
             None
         }
+    }
+
+    /// An upgrade is on its way to the upstream and must be answered until then.
+    pub fn expect_upgrade(&self, until: Option<Instant>) {
+        self.upgrade.set(until);
     }
 
     /// The connection that the current task serves. `None` outside of a request, such as in Pingora's own subrequests.
@@ -110,9 +121,16 @@ impl Faults for Connection {
         self.fault.store(fault as u8, Ordering::Relaxed);
         self.listener.metrics.cut.count(usize::from(fault as u8).saturating_sub(1));
     }
+
+    fn upgrade_deadline(&self) -> Option<Instant> {
+        self.upgrade.instant_exact()
+    }
 }
 
 /// Serves HTTP on `transport` until it ends.
+///
+/// This future is what an idle connection costs, so that whatever happens once in the life of a connection, or seldom, is
+/// boxed: a future is as large as the largest of its branches, and each that takes `io` has room for one of its own.
 pub async fn serve<T: Transport>(
     transport: T,
     digest: SocketDigest,
@@ -126,7 +144,7 @@ pub async fn serve<T: Transport>(
     let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
     let mut io = EdgeIo::new(transport, digest, connection.tls.clone(), settings.io, faults);
     if agreed {
-        return h2::serve(io, connection, edge, shutdown).await;
+        return Box::pin(h2::serve(io, connection, edge, shutdown)).await;
     }
     let mut backstop = Backstop::default();
     let mut closing = listener.stage.watch(Stage::Closing);
@@ -148,11 +166,11 @@ pub async fn serve<T: Transport>(
             }
         };
         if !arrived {
-            return io.close().await;
+            return Box::pin(io.close()).await;
         }
         if served == 0 && settings.http2 == Http2Mode::Cleartext {
             match io.starts_with_preface(settings.header_timeout).await {
-                Ok(true) => return h2::serve(io, connection, edge, shutdown).await,
+                Ok(true) => return Box::pin(h2::serve(io, connection, edge, shutdown)).await,
                 Ok(false) => {}
                 Err(HeadError::Timeout) => {
                     listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
@@ -167,11 +185,12 @@ pub async fn serve<T: Transport>(
             Err(HeadError::Closed) => return,
             Err(HeadError::Timeout) => {
                 listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
-                return refuse(io, &connection, Rejection::new(&rejection::REQUEST_TIMEOUT), "header_timeout", edge).await;
+                let rejection = Rejection::new(&rejection::REQUEST_TIMEOUT);
+                return Box::pin(refuse(io, &connection, rejection, "header_timeout", edge)).await;
             }
             Err(HeadError::Malformed(why)) => {
                 listener.metrics.malformed.count(why as usize);
-                return refuse(io, &connection, Rejection::new(why.rejection()), why.name(), edge).await;
+                return Box::pin(refuse(io, &connection, Rejection::new(why.rejection()), why.name(), edge)).await;
             }
         };
         served = served.saturating_add(1);

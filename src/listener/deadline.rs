@@ -35,6 +35,13 @@ impl DeadlineCell {
         self.millis.load(Ordering::Relaxed)
     }
 
+    /// The deadline itself.
+    pub fn instant_exact(&self) -> Option<Instant> {
+        let millis = self.get();
+        self.origin.checked_add(Duration::from_millis(millis)).filter(|_| millis != 0)
+    }
+
+    /// With the grace.
     fn instant(&self, millis: u64) -> Option<Instant> {
         self.origin.checked_add(Duration::from_millis(millis))?.checked_add(GRACE)
     }

@@ -26,7 +26,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Where a head is read into: one allocation holds almost every request head whole.
@@ -73,10 +73,13 @@ pub enum Fault {
     EarlyBytes = 4,
     /// The framing of a chunked body has no reading, or more than one.
     BadChunk = 5,
+    /// The upstream has not answered an upgrade in time.
+    UpgradeUnanswered = 6,
 }
 
 /// The names of [`Fault`] in its order, as metric labels.
-pub const FAULTS: &[&str] = &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes", "malformed_chunk"];
+pub const FAULTS: &[&str] =
+    &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes", "malformed_chunk", "upgrade_unanswered"];
 
 /// The bounds of one request on its way through the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +93,8 @@ pub struct IoBounds {
 /// Where an [`EdgeIo`] leaves what it found, for whoever answers.
 pub trait Faults: Send + Sync + 'static {
     fn report(&self, fault: Fault);
+    /// Until when the upgrade under way must be answered.
+    fn upgrade_deadline(&self) -> Option<Instant>;
 }
 
 /// Why no request head came.
@@ -327,7 +332,7 @@ impl<T: Transport> EdgeIo<T> {
         self.faults.report(fault);
         match fault {
             Fault::EarlyBytes | Fault::BadChunk => io::ErrorKind::InvalidData.into(),
-            Fault::SlowBody | Fault::SlowReader | Fault::IdleTunnel => io::ErrorKind::TimedOut.into(),
+            Fault::SlowBody | Fault::SlowReader | Fault::IdleTunnel | Fault::UpgradeUnanswered => io::ErrorKind::TimedOut.into(),
         }
     }
 
@@ -432,6 +437,12 @@ impl<T: Transport> EdgeIo<T> {
         if !self.read.is_empty() {
             return Poll::Pending;
         }
+        if self.remaining == Remaining::Upgrade
+            && let Some(end) = self.faults.upgrade_deadline()
+            && self.reading.poll_until(end, cx).is_ready()
+        {
+            return Poll::Ready(Err(self.fault(Fault::UpgradeUnanswered)));
+        }
         ready!(self.transport.poll_readable(cx))?;
         let mut spare = SPARE.take();
         spare.reserve(READ_CHUNK);
@@ -457,6 +468,9 @@ impl<T: Transport> EdgeIo<T> {
         if data.starts_with(b"HTTP/1.1 101") {
             self.remaining = Remaining::Tunnel;
             self.reading.reset(self.bounds.tunnel);
+        } else if !data.starts_with(b"HTTP/1.1 1") {
+            // Refused: a request like any other, which is complete.
+            self.remaining = Remaining::Exactly(0);
         }
     }
 }

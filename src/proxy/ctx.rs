@@ -2,9 +2,10 @@
 
 use super::Gateway;
 use super::attempt::Guarded;
+use super::grpc_web::GrpcWeb;
 use crate::fields;
 use crate::forwarded;
-use crate::listener::Connection;
+use crate::listener::{Connection, Tolerance};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Route, Snapshot};
@@ -27,8 +28,11 @@ pub struct Ctx {
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
     pub(super) attempt: Attempt,
+    pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
+    /// What the cache is to do with the answer; `None` on routes without one.
+    pub(super) cache: Option<Box<super::cache::Role>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
 }
@@ -38,6 +42,8 @@ pub struct Ctx {
 pub(super) struct BodyCount {
     pub received: u64,
     pub limit: u64,
+    /// How slowly it may come, where the transport does not see it.
+    pub tolerance: Option<Tolerance>,
 }
 
 /// Where the request was sent, and how that goes.
@@ -72,14 +78,25 @@ impl Ctx {
             rejection: None,
             body: BodyCount::default(),
             attempt: Attempt::default(),
+            grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
+            cache: None,
             head: None,
         }
     }
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    pub(super) fn has_cache(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.cache.is_some())
+    }
+
+    /// Whether the client speaks gRPC-Web and the upstream does not.
+    pub fn is_grpc_web(&self) -> bool {
+        self.grpc_web.is_some()
     }
 
     /// Whether the connection must not carry another request.

@@ -10,6 +10,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
+use std::time::Duration;
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
@@ -19,15 +20,19 @@ static HOP_BY_HOP: [HeaderName; 4] =
     [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
-pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    attempt::pause(ctx).await;
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let now = ctx.gateway.clock().now();
     let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection))?;
-    let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
+    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
+    let peer = if session.is_upgrade_req() {
+        bound_upgrade(ctx, left);
+        endpoint.tunnel_peer(left)
+    } else {
+        endpoint.http_peer(left)
+    };
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref())
     {
@@ -52,6 +57,18 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
+/// how long an answer to the upgrade may take.
+fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return };
+    let read = target.upstream.read_timeout();
+    let wait = left.map_or(read, |left| left.min(read));
+    if let Some(connection) = &ctx.connection {
+        connection.expect_upgrade(ctx.gateway.clock().now().checked_add(wait));
+    }
+}
+
+/// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
     error.set_retry(attempt::connect_failed(ctx));
     error
@@ -100,12 +117,19 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         identity::write(identity, head);
     }
     deadline::forward(asked, head, ctx);
+    ctx.grpc_web.request_head(head)?;
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+        // Pingora passes WebSocket on and removes the header of every other protocol. Which ones there are is the upstream's to
+        // know: until its 101 nothing but this head reaches it, and h2c is not among them (`intake`).
+        if let (Some(protocols), None) = (asked.headers.get(header::UPGRADE), head.headers.get(header::UPGRADE)) {
+            head.insert_header(header::CONNECTION, HeaderValue::from_static("Upgrade"))?;
+            head.insert_header(header::UPGRADE, protocols.clone())?;
+        }
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
-    let http1 = head.version != Version::HTTP_2;
+    let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
     if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }

@@ -49,6 +49,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
+    let cache = super::cache::store(config, parts, d);
     let access_log = access_log(config, parts, d);
     if d.has_errors() {
         return None;
@@ -72,6 +73,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
+        cache,
         access_log,
     })
 }
@@ -128,11 +130,14 @@ impl RouteBuilder<'_> {
             }
         };
         let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
+        let authenticated = filters.iter().any(|filter| filter.establishes_identity());
+        let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {
             name: name.into(),
             chain: Chain::new(&filters),
+            cache,
             upstream,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
             deadline: DeadlineRules {
@@ -300,7 +305,7 @@ fn listener(
             max_header: bytes(config.max_header.value.0),
             max_headers: count(config.max_headers.value),
             max_uri: bytes(config.max_uri.value.0),
-            ..HeadLimits::default()
+            allow_underscores: config.allow_underscores,
         },
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),

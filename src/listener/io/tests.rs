@@ -22,6 +22,10 @@ impl Faults for Found {
     fn report(&self, fault: Fault) {
         self.0.store(fault as u8, Ordering::Relaxed);
     }
+
+    fn upgrade_deadline(&self) -> Option<Instant> {
+        None
+    }
 }
 
 impl Found {

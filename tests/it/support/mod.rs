@@ -11,6 +11,7 @@ pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;
+pub mod open_loop;
 pub mod origin;
 pub mod raw;
 pub mod redis;
@@ -21,7 +22,7 @@ pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;
-pub use origin::{Answer, Origin};
+pub use origin::{Answer, Origin, Script};
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
