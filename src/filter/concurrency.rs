@@ -1,16 +1,18 @@
 //! `concurrency`: how many requests of a key may be under way at the same time.
 
-use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
+use super::{BoxFuture, BuildContext, Filter, FilterConfig, Flow, Limiter, Phases, Problem, Step};
 use crate::clock::SharedClock;
 use crate::limit::concurrency::{Answer, Estimate, Running};
-use crate::limit::{ByConfig, Keys};
+use crate::limit::{By, ByConfig, Keys};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::LimitMetrics;
 use crate::value::{Duration, Located};
+use http::HeaderMap;
 use pingora::proxy::Session;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Limits how many requests are under way at the same time, exactly. More are answered with 429 `concurrency_limited`.
@@ -74,6 +76,7 @@ pub struct Concurrency {
     metrics: Arc<LimitMetrics>,
     label: Arc<String>,
     clock: SharedClock,
+    scope: Box<str>,
 }
 
 impl FilterConfig for ConcurrencyConfig {
@@ -119,6 +122,7 @@ impl FilterConfig for ConcurrencyConfig {
             metrics: cx.state.get_or_create(&format!("{}/concurrency", cx.route), LimitMetrics::default),
             label: Arc::new("concurrency".to_owned()),
             clock: Arc::clone(cx.clock),
+            scope: scope.as_str().into(),
         })
     }
 }
@@ -132,6 +136,28 @@ impl Concurrency {
     }
 }
 
+impl Limiter for Concurrency {
+    fn counts_addresses(&self) -> bool {
+        self.keys.facts.contains(&By::Address)
+    }
+
+    /// Requests under way cannot be forgotten: a reset changes nothing.
+    fn inspect<'a>(&'a self, ctx: &'a RequestCtx, headers: &'a HeaderMap, _reset: bool) -> BoxFuture<'a, Value> {
+        let mut key = Vec::new();
+        self.keys.write(ctx, headers, &mut key);
+        let running = match &self.estimate {
+            Some(estimate) => estimate.count(&key),
+            None => self.running.count(&key),
+        };
+        let left = self.most.saturating_sub(running);
+        let limit = json!({ "name": "concurrency", "number": self.most, "remaining": left, "more_in_seconds": 0.0 });
+        let key = String::from_utf8_lossy(&key).into_owned();
+        Box::pin(std::future::ready(
+            json!({ "scope": &*self.scope, "store": "local", "key": key, "limits": [limit], "shadow": false }),
+        ))
+    }
+}
+
 impl Filter for Concurrency {
     fn phases(&self) -> Phases {
         Phases::REQUEST
@@ -139,6 +165,10 @@ impl Filter for Concurrency {
 
     fn needs_identity(&self) -> bool {
         self.keys.need_identity()
+    }
+
+    fn limiter(&self) -> Option<&dyn Limiter> {
+        Some(self)
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {

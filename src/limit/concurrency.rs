@@ -72,6 +72,12 @@ impl Default for Estimate {
 }
 
 impl Estimate {
+    /// How many of `key` are under way.
+    pub fn count(&self, key: &[u8]) -> u32 {
+        let (_guard, count) = self.0.incr(key, 0);
+        u32::try_from(count).unwrap_or(0)
+    }
+
     /// One of `most` places of `key`, if there is one.
     pub fn ask(&self, key: &[u8], most: u32) -> Option<Guard> {
         let (guard, count) = self.0.incr(key, 1);

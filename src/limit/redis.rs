@@ -34,6 +34,9 @@ use tokio::sync::{Notify, oneshot, watch};
 /// Questions that wait for a worker. More are answered as if Redis were away.
 const QUEUE: usize = 8_192;
 
+/// How long the end of a process waits for leases to be given back, and once more for the last answer.
+const CLOSING: Duration = Duration::from_millis(200);
+
 /// Limits that hold together, compiled for Redis.
 #[derive(Debug)]
 pub struct SharedSet {
@@ -232,6 +235,31 @@ impl RedisStore {
     /// Decisions that were made by leases, without a round trip.
     pub fn leased(&self) -> u64 {
         self.shared.book.spent.load(Ordering::Relaxed)
+    }
+
+    /// Uses that this gateway holds on leases, without having spent them.
+    pub fn held(&self) -> u64 {
+        self.shared.book.held(self.shared.now()).1
+    }
+
+    /// Gives leases back before the process ends, as far as that is done in a moment. What is not given back counts as used when it
+    /// expires.
+    pub fn close(&self) {
+        let mut count = 0_u64;
+        self.shared.book.surrender(self.shared.now(), |set, key, errand| {
+            count = count.saturating_add(1);
+            self.shared.run(set, key, errand);
+        });
+        if count == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        let waiting = || self.shared.nodes.load().list().iter().any(|node| node.questions.capacity() < QUEUE);
+        while waiting() && begun.elapsed() < CLOSING {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The last round trip.
+        std::thread::sleep(self.shared.timeout.min(CLOSING));
     }
 
     /// Asks, and waits at most for the budget. `None`: decide without Redis.

@@ -3,8 +3,9 @@
 //! Space-Saving (Metwally, Agrawal, El Abbadi: "Efficient computation of frequent and top-k elements in data streams", 2005):
 //! a fixed number of counters; a key that has none takes over the smallest, count and all. A count is never too low, too
 //! high by at most what it took over, which is told beside it; and whoever has more than one [`PLACES`]th of all refusals is in the list.
-//! Only refusals pay for it.
+//! Only refusals pay for it, and none allocates: a flood of them is when memory is short.
 
+use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 /// Keys that are counted.
 pub const PLACES: usize = 256;
 /// Of a key, in bytes; what is longer is cut.
-const KEY_MAX: usize = 256;
+const KEY_MAX: usize = 128;
 
 /// One key that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,11 +33,24 @@ pub struct Top {
     places: Mutex<Places>,
 }
 
-#[derive(Default)]
 struct Places {
     /// Apart from the rest, so that a search reads few lines of memory.
     hashes: Vec<u64>,
-    entries: Vec<Refusals>,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    route: Arc<str>,
+    limit: Arc<str>,
+    key: ArrayVec<u8, KEY_MAX>,
+    count: u64,
+    error: u64,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Places { hashes: Vec::with_capacity(PLACES), entries: Vec::with_capacity(PLACES) }
+    }
 }
 
 impl Top {
@@ -50,8 +64,8 @@ impl Top {
             }
             return;
         }
-        let text = String::from_utf8_lossy(key.get(..KEY_MAX).unwrap_or(key)).into_owned();
-        let mut entry = Refusals { route: Arc::clone(route), limit: Arc::clone(limit), key: text, count: 1, error: 0 };
+        let key = key.iter().copied().take(KEY_MAX).collect();
+        let mut entry = Entry { route: Arc::clone(route), limit: Arc::clone(limit), key, count: 1, error: 0 };
         if places.entries.len() < PLACES {
             places.hashes.push(hash);
             places.entries.push(entry);
@@ -69,7 +83,16 @@ impl Top {
 
     /// The `most` keys with the highest counts, the highest first.
     pub fn list(&self, most: usize) -> Vec<Refusals> {
-        let mut list = self.places.lock().entries.clone();
+        let places = self.places.lock();
+        let told = |entry: &Entry| Refusals {
+            route: Arc::clone(&entry.route),
+            limit: Arc::clone(&entry.limit),
+            key: String::from_utf8_lossy(&entry.key).into_owned(),
+            count: entry.count,
+            error: entry.error,
+        };
+        let mut list: Vec<_> = places.entries.iter().map(told).collect();
+        drop(places);
         list.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.key.cmp(&b.key)));
         list.truncate(most);
         list

@@ -4,6 +4,7 @@
 //! The oracle knows nothing of leases or of the script: it has the true times of all admissions, and looks whether they obey the
 //! limit; and, where nothing goes wrong, how many an exact limit would have admitted.
 
+use crate::support::gateway::run;
 use crate::support::raw::{Client, request};
 use crate::support::redis::Redis;
 use crate::support::{Gateway, SOON, eventually};
@@ -414,6 +415,26 @@ fn config(redis: &Redis, limits: &str, lease: &str) -> String {
          {{ respond = {{ body = \"hello\" }} }}]\n",
         redis.url()
     )
+}
+
+#[test]
+fn a_gateway_that_stops_gives_its_leases_back() {
+    let redis = Redis::start();
+    let config = config(&redis, "[{ quota = '1000/1mo' }]", "500");
+    let mut first = Gateway::start(&config);
+    eventually("redis is up", SOON, || first.metric("gatewright_redis_up", &[]) == 1.0);
+    let mut client = Client::connect(first.http());
+    for _ in 0..10 {
+        assert_eq!(client.exchange(request("GET", "/a", &[], b"")).unwrap().status, 200);
+    }
+    assert!(first.metric("gatewright_redis_lease_uses", &[]) > 100.0);
+    drop(client);
+    first.sigterm();
+    assert!(first.wait_exit(SOON).success());
+    let second = Gateway::start(&config);
+    eventually("redis is up", SOON, || second.metric("gatewright_redis_up", &[]) == 1.0);
+    let shown = run(&["limit", "--admin", &second.admin.argument(), "show", "a"]);
+    assert!(shown.stdout.contains("990 left (limit 1000)"), "{shown:?}");
 }
 
 #[test]

@@ -166,6 +166,24 @@ fn an_estimate_of_requests_under_way_refuses_what_is_too_much() {
 }
 
 #[test]
+fn a_request_waits_for_a_place_no_longer_than_it_may_last() {
+    let origin = Origin::start("app");
+    let mut config = everything_to(&[&origin], "");
+    config.push_str("timeouts = { request = \"700ms\" }\n");
+    config.push_str("filters = [{ concurrency = { by = 'route', most = 1, queue = { size = 5, timeout = '30s' } } }]\n");
+    let gateway = Gateway::start(&config);
+    origin.answer(Answer::BlackHole);
+    let mut first = Client::connect(gateway.http());
+    first.send(request("GET", "/slow", &[], b""));
+    eventually("one under way", SOON, || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]) == 1.0);
+    let begun = std::time::Instant::now();
+    let waited = get(gateway.http(), "/x");
+    assert!(begun.elapsed() < Duration::from_secs(15), "it waited {:?}", begun.elapsed());
+    // It may have got the place of the first one, which ends at the same time, and be late with that.
+    assert!(matches!(waited.code().as_str(), "concurrency_limited" | "deadline_exceeded"), "{waited:?}");
+}
+
+#[test]
 fn a_grpc_call_over_its_limit_is_told_when_to_try_again() {
     let origin = H2Origin::plain();
     let cleartext = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\n";

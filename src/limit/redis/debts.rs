@@ -59,6 +59,8 @@ impl Debts {
             .entry(id)
             .or_insert_with(|| Debt { set: Arc::clone(set), states: set.limits.iter().map(|_| State::default()).collect() });
         for (limit, state) in set.limits.iter().zip(&mut debt.states) {
+            // What is known too late to be refused may be more than there is.
+            let cost = cost.min(limit.standing(state, now).remaining);
             if let Ok(next) = limit.take(state, now, cost) {
                 *state = next;
             }

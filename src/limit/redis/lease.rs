@@ -246,6 +246,20 @@ impl Book {
         }
     }
 
+    /// Gives back everything, because this gateway ends.
+    pub fn surrender(&self, now: u64, mut each: impl FnMut(&Arc<SharedSet>, &[u8], Errand)) {
+        for shard in &self.shards {
+            for (_, mut holding) in shard.lock().drain() {
+                holding.batches.retain(|batch| batch.expires > now);
+                holding.finish_all();
+                if !holding.finished.is_empty() {
+                    let back = std::mem::take(&mut holding.finished);
+                    each(&holding.set, &holding.key, self.errand(now, 0, back));
+                }
+            }
+        }
+    }
+
     /// The keys that have leases, and the uses that they hold. For metrics and tests.
     pub fn held(&self, now: u64) -> (u64, u64) {
         let mut sum = (0_u64, 0_u64);

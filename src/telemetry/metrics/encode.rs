@@ -210,6 +210,7 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
         family.sample(&["down"], redis.outages.get());
         page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
         page.family(&t::REDIS_LEASED).sample(&[], sample.redis_leased);
+        page.family(&t::REDIS_HELD).sample(&[], sample.redis_held);
         page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());

@@ -119,6 +119,8 @@ metrics! {
         "Decisions about limits that Redis made";
     REDIS_LEASED = Counter "gatewright_redis_leased_total" []
         "Decisions made by leases, without a round trip to Redis";
+    REDIS_HELD = Gauge "gatewright_redis_lease_uses" []
+        "Uses that this gateway holds on leases and has not spent";
     REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
         "Round trips to Redis that carried decisions, each with one or more";
     REDIS_FALLBACKS = Counter "gatewright_redis_fallbacks_total" []

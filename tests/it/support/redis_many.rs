@@ -158,5 +158,18 @@ impl Cluster {
 fn member() -> Redis {
     let bus = free_port().port().to_string();
     let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus];
-    Redis::start_with(&[&options[..], &["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"]].concat())
+    Redis::start_with(
+        &[
+            &options[..],
+            &[
+                "--repl-diskless-sync-delay",
+                "0",
+                "--cluster-replica-validity-factor",
+                "0",
+                "--cluster-require-full-coverage",
+                "no",
+            ],
+        ]
+        .concat(),
+    )
 }

@@ -65,6 +65,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
             redis_leased: 8,
+            redis_held: 9,
             shield_refused: Some(4),
             listener_shields: vec![("http".into(), 5)],
         },
