@@ -61,11 +61,13 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
 /// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
 /// how long an answer to the upgrade may take.
 fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return };
-    let read = target.upstream.read_timeout();
-    let wait = left.map_or(read, |left| left.min(read));
+    let read = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()).map(|target| target.upstream.read_timeout());
+    let wait = match (read, left) {
+        (Some(read), Some(left)) => Some(read.min(left)),
+        (read, left) => read.or(left),
+    };
     if let Some(connection) = &ctx.connection {
-        connection.expect_upgrade(ctx.gateway.clock().now().checked_add(wait));
+        connection.expect_upgrade(wait.and_then(|wait| ctx.gateway.clock().now().checked_add(wait)));
     }
 }
 
