@@ -7,7 +7,7 @@
 //!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
+//!   [`cache`] keeps answers, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
@@ -16,6 +16,7 @@
 
 pub mod admin;
 pub mod arena;
+pub mod cache;
 pub mod canonical;
 pub mod cli;
 pub mod clock;

@@ -24,6 +24,7 @@ pub use patience::Tolerance;
 pub use stage::{Active, Stage};
 
 use crate::forwarded::TrustedProxies;
+use crate::limit::shield::Shield;
 use crate::proxy::Gateway;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::tls::ServerTls;
@@ -125,6 +126,8 @@ pub struct ListenerSettings {
     pub max_connections_in_all: usize,
     /// For each client address; IPv6 by /64.
     pub max_connections_per_address: Option<u32>,
+    /// What the listener takes as a whole.
+    pub shield: Option<Arc<Shield>>,
 }
 
 /// One listener as the snapshot wants it.

@@ -5,6 +5,7 @@
 //! Each hook says what happens in which order; how is in `proxy/` and below.
 
 mod attempt;
+mod cache;
 mod ctx;
 mod deadline;
 mod failure;
@@ -26,9 +27,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use intake::Admitted;
+use pingora::cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, RangeType, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use std::sync::Arc;
@@ -80,14 +82,23 @@ impl ProxyHttp for Gateway {
         // Pingora's default adds a compression module that is off but costs every request.
     }
 
+    fn allow_spawning_subrequest(&self, _session: &Session, ctx: &Box<Ctx>) -> bool {
+        ctx.snapshot.cache.is_some()
+    }
+
     async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
+        if ctx.snapshot.cache.is_some() && cache::adopt(session, ctx) {
+            return Ok(false);
+        }
         let outcome = match intake::admit(session, ctx) {
             Ok(Admitted::Route(route)) => route.chain.request(session, &mut ctx.request).await,
             Ok(Admitted::Redirect(response)) => Ok(Flow::Respond(response)),
             Err(rejection) => Err(rejection),
         };
         match outcome {
-            Ok(Flow::Continue) if ctx.has_upstream() => return Ok(false),
+            Ok(Flow::Continue) if ctx.has_upstream() => {
+                return Ok(ctx.has_cache() && matches!(cache::answer(session, ctx).await?, cache::Outcome::Answered));
+            }
             Ok(Flow::Continue) => respond::reject(session, ctx, Rejection::new(&rejection::INTERNAL_ERROR)).await?,
             Ok(Flow::Respond(response)) => respond::local(session, ctx, *response).await?,
             Err(rejection) => respond::reject(session, ctx, rejection).await?,
@@ -106,11 +117,56 @@ impl ProxyHttp for Gateway {
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
-        attempt::enter(session, ctx).await
+        let Err(refused) = attempt::admit(session, ctx) else { return Ok(true) };
+        if session.cache.enabled() && session.cache.can_serve_stale_error() {
+            // The attempt that is refused then is an error of the upstream, and Pingora answers from the cache.
+            ctx.attempt.guarded.refused = Some(refused);
+            return Ok(true);
+        }
+        // Pingora boxes each hook: what is rare has a box of its own, so that this one stays small.
+        Box::pin(attempt::refuse(session, ctx, refused)).await?;
+        Ok(false)
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<()> {
+        cache::to_enable(session, ctx);
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, _session: &Session, ctx: &mut Box<Ctx>) -> Result<CacheKey> {
+        cache::key(ctx)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        _session: &mut Session,
+        _meta: &CacheMeta,
+        _body: &mut HitHandler,
+        _fresh: bool,
+        _ctx: &mut Box<Ctx>,
+    ) -> Result<Option<ForcedFreshness>> {
+        // Only fetches come here, and they are there to ask the upstream.
+        Ok(Some(ForcedFreshness::ForceExpired))
+    }
+
+    fn response_cache_filter(&self, session: &Session, head: &ResponseHeader, ctx: &mut Box<Ctx>) -> Result<RespCacheable> {
+        Ok(cache::judge(session, head, ctx))
+    }
+
+    fn cache_not_modified_filter(&self, _session: &Session, _head: &ResponseHeader, _ctx: &mut Box<Ctx>) -> Result<bool> {
+        // A fetch brings the whole; what of it a client needs is decided when the client is answered.
+        Ok(false)
+    }
+
+    fn range_header_filter(&self, _session: &mut Session, _head: &mut ResponseHeader, _ctx: &mut Box<Ctx>) -> RangeType {
+        RangeType::None
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<Box<HttpPeer>> {
-        forward::select(session, ctx).await
+        if let Some(pause) = attempt::pause(ctx) {
+            Box::pin(tokio::time::sleep(pause)).await;
+        }
+        forward::select(session, ctx)
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Box<Ctx>, error: Box<Error>) -> Box<Error> {
@@ -131,16 +187,28 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, head: &mut RequestHeader, ctx: &mut Box<Ctx>) -> Result<()> {
-        forward::request_head(session, head, ctx)
+        forward::request_head(session, head, ctx)?;
+        if ctx.is_fetch() {
+            cache::head_of_fetch(session, head, ctx)?;
+        }
+        Ok(())
     }
 
     async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
-        forward::response_head(session, head, ctx)
+        forward::response_head(session, head, ctx)?;
+        cache::not_modified(head, ctx);
+        Ok(())
     }
 
     async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
+        if ctx.is_fetch() {
+            return Ok(());
+        }
         if !head.status.is_informational() || head.status == 101 {
             ctx.grpc_web.response_head(head);
+            if ctx.snapshot.cache.is_some() {
+                cache::response(session, head, ctx);
+            }
             ctx.finish_response_head(session, head);
             if ctx.must_close() {
                 session.set_keepalive(None);
@@ -185,7 +253,9 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
-        record::request(session, error, ctx);
+        if !ctx.is_fetch() {
+            record::request(session, error, ctx);
+        }
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Box<Ctx>, _error: &Error) -> bool {

@@ -56,6 +56,7 @@ codes! {
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
     KEYS_UNAVAILABLE = 503, "keys_unavailable", "The keys that tokens are verified with are not available at this moment; try again later";
+    NOT_CACHED = 504, "not_cached", "The answer is not in the cache, and the request asks for nothing else";
     UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";
     DEADLINE_EXCEEDED = 504, "deadline_exceeded", "The request took longer than this route allows";
     VERSION_NOT_SUPPORTED = 505, "version_not_supported", "This gateway speaks HTTP/1.0, HTTP/1.1 and HTTP/2";

@@ -4,6 +4,7 @@
 //! are built, names become references, metric handles are resolved, the router is laid out. What must outlive a reload
 //! comes from the [`StatePool`].
 
+mod cache;
 mod compile;
 mod fixed;
 mod limits;
@@ -11,6 +12,8 @@ mod limits;
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
 
+use crate::cache::Cache;
+use crate::cache::policy::Policy;
 use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
@@ -25,7 +28,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::upstream::breaker::Breaker;
 use crate::upstream::retry::RetryPolicy;
-use crate::upstream::{FixedAnswer, Upstream};
+use crate::upstream::{FixedAnswer, Guards, Upstream};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -60,6 +63,8 @@ pub struct Snapshot {
     pub shield: Option<Arc<Shield>>,
     /// Where its limits are counted.
     pub limits: Stores,
+    /// `None`: no route has a cache.
+    pub cache: Option<Arc<Cache>>,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }
@@ -69,6 +74,8 @@ pub struct Route {
     pub name: Arc<str>,
     pub chain: Chain,
     pub upstream: Option<Target>,
+    /// How its answers are stored; `None`: they are not.
+    pub cache: Option<Arc<Policy>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
     /// What clients may say about that.
@@ -95,6 +102,12 @@ pub struct DeadlineRules {
 pub struct Target {
     pub upstream: Arc<Upstream>,
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+impl Target {
+    pub fn guards(&self) -> &Guards {
+        self.upstream.guards()
+    }
 }
 
 impl Snapshot {

@@ -4,8 +4,8 @@ use super::Admin;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample, LogSample,
-    MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
+    LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -29,6 +29,7 @@ pub fn exposition(admin: &Admin) -> String {
         auth: auth(admin),
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
         limits: limits(admin),
+        cache: cache(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
         resilience: super::resilience::sample(&snapshot),
@@ -82,13 +83,27 @@ fn limits(admin: &Admin) -> LimitsSample {
         })
         .collect();
     limits.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    let shields = snapshot.listeners.iter().filter_map(|listener| {
+        let shield = listener.settings.shield.as_ref()?;
+        Some((listener.name.to_string(), shield.refused.get()))
+    });
     let local = snapshot.limits.live(&admin.state).map(|store| store.stats());
     LimitsSample {
         limits,
         local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
         redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
+        redis_held: snapshot.limits.redis.as_ref().map_or(0, |redis| redis.held()),
+        redis_leased: snapshot.limits.redis.as_ref().map_or(0, |redis| redis.leased()),
+        listener_shields: shields.collect(),
         shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
     }
+}
+
+fn cache(admin: &Admin) -> CacheSample {
+    let snapshot = admin.gateway.snapshot();
+    let policies =
+        snapshot.routes().filter_map(|route| Some((route.name.to_string(), Arc::clone(&route.cache.as_ref()?.metrics))));
+    CacheSample { routes: policies.collect(), memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()) }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

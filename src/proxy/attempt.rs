@@ -1,7 +1,7 @@
 //! Whether an attempt may be made, and what follows from how it ended.
 //!
-//! Before the first one stand the guards of the upstream: its overload limit and its breakers (`enter`). Each attempt is
-//! reported to whoever counts (`Observer`), once, and only with what the upstream has to answer for: not with what the gateway
+//! Before the first one stand the guards of the upstream: its overload limit and its breakers (`admit`). Each attempt is
+//! reported to whoever counts (`report`), once, and only with what the upstream has to answer for: not with what the gateway
 //! refuses, and not with a client that goes away. A failed one is made again when the request may be repeated, the policy
 //! wants it, time is left, and the budget has room.
 //!
@@ -11,13 +11,15 @@ use super::Ctx;
 use crate::rejection::{self, Code, Rejection};
 use crate::respond::{self, LocalResponse};
 use crate::snapshot::{Route, Target};
-use crate::upstream::breaker::{Breaker, Permit};
+use crate::upstream::breaker::Permit;
+use crate::upstream::hedge::Hedge;
 use crate::upstream::overload::Place;
 use crate::upstream::retry::RetryPolicy;
 use crate::upstream::{Endpoint, FixedAnswer};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -41,6 +43,10 @@ const AGAIN: &str = "attempted_again";
 #[derive(Default)]
 pub(super) struct Guarded {
     place: Option<Place>,
+    /// The request was refused before its first attempt, and goes on only to find a stale answer in the cache.
+    pub(super) refused: Option<Rejection>,
+    /// What is answered in place of a refusal.
+    answer: Option<Arc<FixedAnswer>>,
     upstream: Option<Permit>,
     route: Option<Permit>,
     endpoint: Option<Permit>,
@@ -48,7 +54,9 @@ pub(super) struct Guarded {
     admitted: bool,
     /// Its end has been reported.
     reported: bool,
-    /// When the last of the request's body went on its way.
+    /// Somebody wants to know when the last of the request's body went on its way.
+    pub(super) timed: bool,
+    /// When it did.
     pub(super) sent: Option<Instant>,
     /// Attempts that met a stale connection.
     stale: u32,
@@ -60,6 +68,8 @@ pub(super) struct Guarded {
     failure: Option<&'static Code>,
     /// The attempt ends for the sake of another.
     again: bool,
+    /// The connection of this attempt is a race and must not be used again.
+    pub(super) hedged: bool,
     /// The deadline is the client's own, so that missing it is no fault of the upstream.
     pub(super) deadline_of_client: bool,
 }
@@ -73,52 +83,39 @@ enum Kind {
     Other,
 }
 
-/// Lets a request go on to its upstream, or answers it here, where the connection with the client can be kept. `false`: it
-/// has been answered.
-pub async fn enter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-    let refused = match admit(session, ctx) {
-        Ok(()) => return Ok(true),
-        Err(refused) => refused,
-    };
-    match refused.answer {
+/// Answers a request that may not go on to its upstream. This early the connection with the client can be kept.
+pub async fn refuse(session: &mut Session, ctx: &mut Ctx, refused: Rejection) -> Result<()> {
+    match ctx.attempt.guarded.answer.take() {
         Some(answer) => {
             let mut headers = HeaderMap::with_capacity(1);
             headers.insert(header::CONTENT_TYPE, answer.content_type.clone());
             let response = LocalResponse { status: answer.status, headers, body: answer.body.clone() };
-            ctx.rejection = Some(refused.rejection);
+            ctx.rejection = Some(refused);
             respond::local(session, ctx, response).await?;
         }
-        None => respond::reject(session, ctx, refused.rejection).await?,
+        None => respond::reject(session, ctx, refused).await?,
     }
-    Ok(false)
+    Ok(())
 }
 
-/// Why a request does not go on, and what may be answered in place of that.
-struct Refused {
-    rejection: Rejection,
-    answer: Option<Arc<FixedAnswer>>,
-}
-
-impl From<Rejection> for Refused {
-    fn from(rejection: Rejection) -> Self {
-        Refused { rejection, answer: None }
-    }
-}
-
-fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
-    let Some(route) = ctx.route.clone() else { return Ok(()) };
+/// Lets a request go on to its upstream, or says why not.
+pub fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
+    let Some(route) = &ctx.route else { return Ok(()) };
     let Some(target) = &route.upstream else { return Ok(()) };
-    let guards = target.upstream.guards();
-    if ctx.request.deadline.is_none() && !guards.observes() && route.breaker.is_none() {
+    let guards = target.guards();
+    if let (Some(deadline), Some(least)) = (ctx.request.deadline, guards.least)
+        && deadline.saturating_duration_since(ctx.gateway.clock().now()) <= least
+    {
+        return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED));
+    }
+    if !guards.observes() && route.breaker.is_none() {
         return Ok(());
     }
+    ctx.attempt.guarded.timed = true;
     let now = ctx.gateway.clock().now();
-    if let Some(deadline) = ctx.request.deadline {
-        let least = guards.least.unwrap_or_default();
-        if deadline.saturating_duration_since(now) <= least {
-            return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED).into());
-        }
-    }
+    let route = Arc::clone(route);
+    let Some(target) = &route.upstream else { return Ok(()) };
+    let guards = target.guards();
     permits(ctx, &route, target, now)?;
     if let Some(overload) = &guards.overload
         && ctx.attempt.guarded.place.is_none()
@@ -127,7 +124,7 @@ fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
         let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
         let Some(place) = overload.enter(share) else {
             ctx.attempt.guarded.release();
-            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER).into());
+            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
         };
         ctx.attempt.guarded.place = Some(place);
     }
@@ -135,21 +132,22 @@ fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Refused> {
 }
 
 /// The permits of the breakers of route and upstream for one attempt.
-fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<(), Refused> {
+fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<(), Rejection> {
     let guarded = &mut ctx.attempt.guarded;
     if guarded.admitted {
         return Ok(());
     }
-    let of = |breaker: &Option<Breaker>, answer: &Option<Arc<FixedAnswer>>| match breaker {
-        None => Ok(None),
-        Some(breaker) => breaker.admit(now).map(Some).map_err(|wait| Refused {
-            rejection: Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait),
-            answer: answer.clone(),
-        }),
-    };
-    let guards = target.upstream.guards();
-    guarded.route = of(&route.breaker, &route.breaker_answer)?;
-    guarded.upstream = of(&guards.breaker, &guards.answer)?;
+    let refused = |wait| Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait);
+    let guards = target.guards();
+    if let Some(breaker) = &route.breaker {
+        guarded.answer.clone_from(&route.breaker_answer);
+        guarded.route = Some(breaker.admit(now).map_err(refused)?);
+    }
+    if let Some(breaker) = &guards.breaker {
+        guarded.answer.clone_from(&guards.answer);
+        guarded.upstream = Some(breaker.admit(now).map_err(refused)?);
+    }
+    guarded.answer = None;
     guarded.admitted = true;
     Ok(())
 }
@@ -161,27 +159,37 @@ impl Guarded {
     }
 }
 
-/// Waits before another attempt, if there is anything to wait for.
-pub async fn pause(ctx: &mut Ctx) {
-    if let Some(pause) = ctx.attempt.guarded.pause.take() {
-        tokio::time::sleep(pause).await;
-    }
+/// How long to wait before the next attempt, if there is anything to wait for.
+pub fn pause(ctx: &mut Ctx) -> Option<Duration> {
+    ctx.attempt.guarded.pause.take()
 }
 
 /// The endpoint of the next attempt.
 pub fn choose(ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
-    let internal = || Rejection::new(&rejection::INTERNAL_ERROR);
-    let route = ctx.route.clone().ok_or_else(internal)?;
-    let target = route.upstream.as_ref().ok_or_else(internal)?;
+    // Lent to itself for the while, which costs less than a second handle.
+    let route = ctx.route.take();
+    let target = route.as_ref().and_then(|route| Some((route, route.upstream.as_ref()?)));
+    let chosen = match target {
+        Some((route, target)) => choose_of(ctx, route, target, now),
+        None => Err(Rejection::new(&rejection::INTERNAL_ERROR)),
+    };
+    ctx.route = route;
+    chosen
+}
+
+fn choose_of(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    if let Some(refused) = ctx.attempt.guarded.refused.take() {
+        return Err(refused);
+    }
     let first = ctx.attempt.count == 0;
     if first {
-        target.upstream.guards().budget.request(now);
+        target.guards().budget.request(now);
     } else {
         // What was replayed is counted again.
         ctx.body.received = 0;
         ctx.attempt.guarded.endpoint = None;
     }
-    permits(ctx, &route, target, now).map_err(|refused| refused.rejection)?;
+    permits(ctx, route, target, now)?;
     let guarded = &mut ctx.attempt.guarded;
     (guarded.admitted, guarded.reported, guarded.sent) = (false, false, None);
     let failure = guarded.failure.take();
@@ -202,8 +210,8 @@ pub fn choose(ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
     };
     // Moving on to an endpoint that accepts connections costs the upstream nothing. Knocking at one more closed door does.
     if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) && endpoint.state().is_refusing() {
-        let allowance = policy(&route, target).allowance;
-        if !target.upstream.guards().budget.withdraw(allowance, now) {
+        let allowance = policy(route, target).allowance;
+        if !target.guards().budget.withdraw(allowance, now) {
             ctx.attempt.guarded.release();
             return Err(Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED));
         }
@@ -230,7 +238,30 @@ fn search(target: &Target, ctx: &mut Ctx, now: Instant, open_for: &mut Option<Du
 }
 
 fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
-    route.retry.as_deref().unwrap_or(&target.upstream.guards().retry)
+    route.retry.as_deref().unwrap_or(&target.guards().retry)
+}
+
+/// Makes a race of the first attempt of a request that may be hedged.
+pub fn hedge(session: &mut Session, ctx: &mut Ctx, endpoint: &Arc<Endpoint>, peer: &mut HttpPeer) {
+    ctx.attempt.guarded.hedged = false;
+    let Some(route) = &ctx.route else { return };
+    let Some(target) = &route.upstream else { return };
+    let Some(plan) = &target.guards().hedge else { return };
+    let harmless = matches!(session.req_header().method, Method::GET | Method::HEAD) && session.as_mut().is_body_empty();
+    if ctx.attempt.count > 0 || !harmless || session.is_upgrade_req() {
+        return;
+    }
+    let Some(delay) = plan.after.delay(&target.metrics.response_time) else { return };
+    let hedge = Hedge {
+        upstream: Arc::clone(&target.upstream),
+        state: Arc::clone(&plan.state),
+        first: Arc::clone(endpoint),
+        delay,
+        allowance: policy(route, target).allowance,
+        connect_timeout: plan.connect_timeout,
+    };
+    hedge.attach(peer);
+    ctx.attempt.guarded.hedged = true;
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
@@ -255,13 +286,14 @@ fn another(ctx: &Ctx, policy: &RetryPolicy) -> bool {
 
 /// The head of an answer has come. An error means that it is dropped, and another attempt made.
 pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    let Some(route) = ctx.route.clone() else { return Ok(()) };
+    let concerns = |route: &&Arc<Route>| {
+        let target = route.upstream.as_ref();
+        let of = |target| route.breaker.is_some() || Target::guards(target).observes() || policy(route, target).wants_answers();
+        target.is_some_and(of)
+    };
+    let Some(route) = ctx.route.as_ref().filter(concerns).map(Arc::clone) else { return Ok(()) };
     let Some(target) = &route.upstream else { return Ok(()) };
-    let guards = target.upstream.guards();
-    let policy = policy(&route, target);
-    if !guards.observes() && route.breaker.is_none() && !policy.wants_answers() {
-        return Ok(());
-    }
+    let (guards, policy) = (target.guards(), policy(&route, target));
     let status = head.status.as_u16();
     let grpc = head.headers.get(GRPC_STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
     // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what HTTP has 5xx for.
@@ -338,7 +370,7 @@ pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> 
     if std::mem::take(&mut ctx.attempt.guarded.again) {
         return true;
     }
-    let guards = target.upstream.guards();
+    let guards = target.guards();
     let policy = policy(&route, target);
     let invalid = ctx.rejection.as_ref().is_some_and(|found| std::ptr::eq(found.code, &rejection::UPSTREAM_PROTOCOL_ERROR));
     let of_upstream = error.esource() == &ErrorSource::Upstream || invalid;
@@ -408,7 +440,7 @@ fn kind(error: &Error) -> Kind {
 /// Tells whoever counts how the attempt under way ended. An answer that breaks off after it began well is told as one more
 /// failure.
 fn report(ctx: &mut Ctx, target: &Target, failed: bool, took: Option<Duration>) {
-    let guards = target.upstream.guards();
+    let guards = target.guards();
     let of_route = ctx.route.as_ref().and_then(|route| route.breaker.as_ref());
     if !guards.observes() && of_route.is_none() {
         return;

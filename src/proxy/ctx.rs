@@ -31,6 +31,8 @@ pub struct Ctx {
     pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
+    /// What the cache is to do with the answer; `None` on routes without one.
+    pub(super) cache: Option<Box<super::cache::Role>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
 }
@@ -79,12 +81,17 @@ impl Ctx {
             grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
+            cache: None,
             head: None,
         }
     }
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    pub(super) fn has_cache(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.cache.is_some())
     }
 
     /// Whether the client speaks gRPC-Web and the upstream does not.

@@ -20,20 +20,20 @@ static HOP_BY_HOP: [HeaderName; 4] =
     [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
-pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    attempt::pause(ctx).await;
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let now = ctx.gateway.clock().now();
     let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection))?;
-    let peer = if session.is_upgrade_req() {
+    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
+    let mut peer = if session.is_upgrade_req() {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
     } else {
         endpoint.http_peer(left)
     };
+    attempt::hedge(session, ctx, &endpoint, &mut peer);
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref())
     {
@@ -119,8 +119,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
-    ctx.grpc_web.request_head(head)?;
     deadline::forward(asked, head, ctx);
+    ctx.grpc_web.request_head(head)?;
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
@@ -133,7 +133,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
     let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
-    if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
+    let keep = !ctx.attempt.guarded.hedged && ctx.attempt.endpoint.as_ref().is_none_or(|endpoint| endpoint.may_pool());
+    if http1 && !keep {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = &ctx.route

@@ -12,6 +12,7 @@ use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
 use crate::limit::Stores;
+use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -46,11 +47,12 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
-    let limits = super::limits::stores(config, parts, d);
+    let limits = super::limits::stores(config, parts, &mut Files { d, read: &mut files });
     let builder =
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
+    let cache = super::cache::store(config, parts, d);
     let access_log = access_log(config, parts, d);
     if d.has_errors() {
         return None;
@@ -74,6 +76,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
+        cache,
         access_log,
     })
 }
@@ -130,11 +133,14 @@ impl RouteBuilder<'_> {
             }
         };
         let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
+        let authenticated = filters.iter().any(|filter| filter.establishes_identity());
+        let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {
             name: name.into(),
             chain: Chain::new(&filters),
+            cache,
             upstream,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
             deadline: DeadlineRules {
@@ -318,6 +324,11 @@ fn listener(
         tls,
         redirect_to_https: config.redirect_to_https.value.then_some(config.https_port),
         proxy_protocol: config.proxy_protocol.as_ref().map(balancers),
+        shield: config.max_requests.map(|rate| {
+            // Another rate begins a count of its own.
+            let key = format!("listener {} {rate}", entry.name.value);
+            parts.state.get_or_create(&key, || Shield::new(rate))
+        }),
         max_connections: count(config.max_connections.value),
         max_connections_in_all: in_all.map_or(usize::MAX, count),
         max_connections_per_address: config.max_connections_per_address.as_ref().map(|most| most.value),

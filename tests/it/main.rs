@@ -4,13 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod access_log;
+mod accuracy;
 mod activation;
 mod answers;
 mod auth;
 mod authorised_path;
 mod bounds;
+mod cache;
+mod cache_rfc;
 mod crowd;
 mod custom_filter;
+mod faults;
 mod floods;
 mod frames;
 mod golden;
@@ -19,12 +23,16 @@ mod headers;
 mod http2;
 mod jwt;
 mod keepalive;
+mod leases;
 mod limits;
+mod limits_kinds;
 mod malformed;
 mod metrics;
 mod problem;
 mod proxy_protocol;
+mod redis_topologies;
 mod reload;
+mod resilience;
 mod rolling;
 mod routing;
 mod status;

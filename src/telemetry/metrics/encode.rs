@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample, RouteMetrics,
-    UpstreamMetrics,
+    AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample,
+    RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -65,6 +65,7 @@ pub struct MetricsView<'a> {
     pub endpoints: Vec<EndpointSample>,
     pub resilience: ResilienceSample,
     pub limits: LimitsSample,
+    pub cache: CacheSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
     pub gateway: &'a GatewayMetrics,
@@ -86,6 +87,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     endpoints(&mut page, &view.endpoints);
     super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
+    cache(&mut page, &view.cache);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
     gateway(&mut page, view.gateway);
@@ -195,15 +197,59 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
     if let Some(refused) = sample.shield_refused {
         page.family(&t::SHIELD_REFUSED).sample(&[], refused);
     }
+    if !sample.listener_shields.is_empty() {
+        let mut family = page.family(&t::LISTENER_SHIELD_REFUSED);
+        for (listener, refused) in &sample.listener_shields {
+            family.sample(&[listener], *refused);
+        }
+    }
     if let Some(redis) = &sample.redis {
         page.family(&t::REDIS_UP).sample(&[], u8::from(redis.is_up()));
         let mut family = page.family(&t::REDIS_CHANGES);
         family.sample(&["up"], redis.recoveries.get());
         family.sample(&["down"], redis.outages.get());
         page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
+        page.family(&t::REDIS_LEASED).sample(&[], sample.redis_leased);
+        page.family(&t::REDIS_HELD).sample(&[], sample.redis_held);
         page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
+    }
+}
+
+fn cache(page: &mut Page, sample: &CacheSample) {
+    let routes = &sample.routes;
+    let mut family = page.family(&t::CACHE_REQUESTS);
+    for (route, metrics) in routes {
+        for (result, count) in metrics.results() {
+            family.sample(&[route, result], count);
+        }
+    }
+    let mut family = page.family(&t::CACHE_BYPASS);
+    for (route, metrics) in routes {
+        for (reason, count) in metrics.bypasses().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, reason], count);
+        }
+    }
+    let mut family = page.family(&t::CACHE_REFUSED);
+    for (route, metrics) in routes {
+        for (reason, count) in metrics.refusals().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, reason], count);
+        }
+    }
+    each(page, &t::CACHE_STORED, routes, |metrics| metrics.stored.get());
+    each(page, &t::CACHE_BYTES, routes, |metrics| metrics.bytes.get());
+    each(page, &t::CACHE_REFRESHES, routes, |metrics| metrics.refreshes.get());
+    each(page, &t::CACHE_INVALIDATIONS, routes, |metrics| metrics.invalidations.get());
+    if let Some(memory) = &sample.memory {
+        let mut family = page.family(&t::CACHE_MEMORY);
+        family.sample(&["capacity"], memory.capacity);
+        family.sample(&["stored"], memory.stored);
+        family.sample(&["filling"], memory.filling);
+        page.family(&t::CACHE_ENTRIES).sample(&[], memory.entries);
+        let mut family = page.family(&t::CACHE_EVICTED);
+        family.sample(&["room"], memory.evicted);
+        family.sample(&["admission"], memory.rejected);
     }
 }
 

@@ -81,6 +81,8 @@ metrics! {
         "When the last health check of the endpoint ended, in Unix time";
     RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
         "Retries that were not made because the budget had no room for them";
+    HEDGES = Counter "gatewright_upstream_hedges_total" ["upstream", "event"]
+        "Second requests that were sent because the first took long, and those of them that won";
     BREAKER_STATE = Gauge "gatewright_breaker_state" ["kind", "name"]
         "0 if the breaker of the upstream, endpoint or route is closed, 1 if it is half open, 2 if it is open";
     BREAKER_CHANGES = Counter "gatewright_breaker_changes_total" ["kind", "name", "state"]
@@ -107,18 +109,44 @@ metrics! {
         "The bound of the memory of the local store";
     SHIELD_REFUSED = Counter "gatewright_limit_global_refused_total" []
         "Requests refused by the global limit";
+    LISTENER_SHIELD_REFUSED = Counter "gatewright_listener_requests_refused_total" ["listener"]
+        "Requests that the max_requests of their listener refused";
     REDIS_UP = Gauge "gatewright_redis_up" []
         "1 if Redis answers, 0 if it is away and limits do what on_error says";
     REDIS_CHANGES = Counter "gatewright_redis_state_changes_total" ["state"]
         "Times that Redis came to be reachable (up) and ceased to be (down)";
     REDIS_DECISIONS = Counter "gatewright_redis_decisions_total" []
         "Decisions about limits that Redis made";
+    REDIS_LEASED = Counter "gatewright_redis_leased_total" []
+        "Decisions made by leases, without a round trip to Redis";
+    REDIS_HELD = Gauge "gatewright_redis_lease_uses" []
+        "Uses that this gateway holds on leases and has not spent";
     REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
         "Round trips to Redis that carried decisions, each with one or more";
     REDIS_FALLBACKS = Counter "gatewright_redis_fallbacks_total" []
         "Decisions made as on_error says because Redis was away or did not answer in time";
     REDIS_ERRORS = Counter "gatewright_redis_errors_total" []
         "Errors that Redis answered with, and connections that broke";
+    CACHE_REQUESTS = Counter "gatewright_cache_requests_total" ["route", "result"]
+        "Requests to a route with a cache, by what it did: hit, stale, revalidated, miss, collapsed (waited for the fetch of another) or bypass";
+    CACHE_BYPASS = Counter "gatewright_cache_bypass_total" ["route", "reason"]
+        "Requests that went past the cache of their route, by the reason";
+    CACHE_REFUSED = Counter "gatewright_cache_not_stored_total" ["route", "reason"]
+        "Answers that were not stored, by the reason";
+    CACHE_STORED = Counter "gatewright_cache_stored_total" ["route"]
+        "Answers that were taken in to be stored";
+    CACHE_BYTES = Counter "gatewright_cache_served_bytes_total" ["route"]
+        "Bytes of bodies that were answered from the cache";
+    CACHE_REFRESHES = Counter "gatewright_cache_refreshes_total" ["route"]
+        "Fetches in the background of answers that were stale or about to be";
+    CACHE_INVALIDATIONS = Counter "gatewright_cache_invalidations_total" ["route"]
+        "Stored answers that unsafe requests to the route have made invalid";
+    CACHE_MEMORY = Gauge "gatewright_cache_memory_bytes" ["state"]
+        "Memory of the cache: its bound (capacity), what is stored, and what is coming in (filling)";
+    CACHE_ENTRIES = Gauge "gatewright_cache_entries" []
+        "Stored answers";
+    CACHE_EVICTED = Counter "gatewright_cache_evicted_total" ["reason"]
+        "Stored answers that went to make room (room), and new ones that were not worth what they would have pushed out (admission)";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
         "Connections that the listener has accepted";
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]

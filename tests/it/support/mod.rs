@@ -11,16 +11,18 @@ pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;
+pub mod open_loop;
 pub mod origin;
 pub mod raw;
 pub mod redis;
+pub mod redis_many;
 mod selftest;
 pub mod tls;
 pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;
-pub use origin::{Answer, Origin};
+pub use origin::{Answer, Origin, Script};
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};

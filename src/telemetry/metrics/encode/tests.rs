@@ -1,5 +1,7 @@
-use super::super::{AuthOutcome, METRICS, Method, NO_ROUTE};
+use super::super::{AuthOutcome, Bypass, CacheMetrics, METRICS, Method, NO_ROUTE};
 use super::*;
+use crate::cache::memory::MemoryStats;
+use crate::cache::policy::Refusal;
 use crate::rejection;
 use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +43,9 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         checks_failed: 1,
         last_check: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
     };
+    let cache = CacheMetrics::default();
+    cache.bypassed(Bypass::Method);
+    cache.refused(Refusal::NoStore);
     let auth = AuthMetrics::default();
     auth.count(AuthOutcome::Accepted);
     let stats = WriterStats { records: 5, dropped: 1, bytes: 500, write_errors: 1 };
@@ -54,11 +59,15 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             endpoint,
         ],
         resilience: resilience(),
+        cache: CacheSample { routes: vec![("orders".into(), cache.into())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
+            redis_leased: 8,
+            redis_held: 9,
             shield_refused: Some(4),
+            listener_shields: vec![("http".into(), 5)],
         },
         listeners: vec![("http".into(), listener)],
         certificates: vec![CertificateSample {
@@ -92,6 +101,7 @@ fn resilience() -> ResilienceSample {
         ejections: vec![ejection],
         overloads: vec![OverloadSample { upstream: "orders".into(), limit: 50, in_flight: 3, shed: 2 }],
         budgets: vec![("orders".into(), 1)],
+        hedges: vec![("orders".into(), 2, 1)],
     }
 }
 
@@ -124,6 +134,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
         resilience: ResilienceSample::default(),
+        cache: CacheSample { routes: vec![("r".into(), Arc::default())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),
