@@ -80,7 +80,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
-        Verb::Key(args) => key::run(&args),
+        Verb::Key(args) => key::run(&args, &registry),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

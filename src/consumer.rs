@@ -7,17 +7,21 @@
 mod build;
 pub mod config;
 mod digest;
+pub mod issued;
 mod password;
 #[cfg(test)]
 mod tests;
 
 pub use config::{ConsumerConfig, CredentialConfig, TierConfig, is_role};
 pub use digest::KeyDigest;
+pub use issued::{ConsumerSourceConfig, Issued};
 #[cfg(test)]
 pub(crate) use password::cheap as cheap_password;
 pub use password::{PASSWORD_MAX, PasswordHash};
 
 use crate::identity::Identity;
+use crate::request::ClientCertificate;
+use crate::signature::VerifyKey;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,6 +60,13 @@ pub struct BasicUser {
     pub password: PasswordHash,
 }
 
+/// A key that requests are signed with.
+#[derive(Debug)]
+pub struct Signer {
+    pub credential: Credential,
+    pub key: VerifyKey,
+}
+
 /// Why a credential that is known does not count. For metrics and logs only: clients are told the same in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unusable {
@@ -87,12 +98,17 @@ pub struct Consumers {
     by_name: Map<Arc<str>, Arc<Consumer>>,
     by_key: Map<KeyDigest, Credential>,
     by_username: Map<Arc<str>, BasicUser>,
+    by_signer: Map<Arc<str>, Signer>,
+    /// By fingerprint, name and subject, see [`config::MtlsCredential::key`].
+    by_certificate: Map<Box<str>, Credential>,
     /// Subjects that one issuer alone may vouch for, by issuer and subject.
     by_issuer: Map<Arc<str>, Map<Arc<str>, Credential>>,
     /// Subjects that every issuer may vouch for.
     by_subject: Map<Arc<str>, Credential>,
     tiers: BTreeMap<Arc<str>, Arc<Tier>>,
     roles: BTreeSet<Arc<str>>,
+    /// Those that Redis knows besides.
+    issued: Option<Issued>,
 }
 
 impl Consumers {
@@ -117,6 +133,23 @@ impl Consumers {
         own.or_else(|| self.by_subject.get(subject))
     }
 
+    /// The credential `{ hmac = { key_id = "..." } }`.
+    pub fn by_signer(&self, key_id: &str) -> Option<&Signer> {
+        self.by_signer.get(key_id)
+    }
+
+    /// The credential `{ mtls = { ... } }` of a certificate that was verified: by its fingerprint, else by one of its names in
+    /// their order, else by its subject.
+    pub fn by_certificate(&self, certificate: &ClientCertificate) -> Option<&Credential> {
+        if self.by_certificate.is_empty() {
+            return None;
+        }
+        let find = |kind: &str, text: &str| self.by_certificate.get(format!("{kind}:{text}").as_str());
+        find("sha256", &certificate.sha256)
+            .or_else(|| certificate.names.iter().find_map(|name| find("name", name)))
+            .or_else(|| find("subject", &certificate.subject))
+    }
+
     /// The hash of someone's password, if anyone has one.
     pub fn any_password(&self) -> Option<&PasswordHash> {
         self.by_username.values().next().map(|user| &user.password)
@@ -138,6 +171,16 @@ impl Consumers {
     /// Every role that some consumer has, in the order of their names.
     pub fn roles(&self) -> impl Iterator<Item = &str> + Clone {
         self.roles.iter().map(|role| &**role)
+    }
+
+    /// The keys and consumers that Redis knows besides these.
+    pub fn issued(&self) -> Option<&Issued> {
+        self.issued.as_ref()
+    }
+
+    /// Adds what Redis knows.
+    pub fn with_issued(self, issued: Option<Issued>) -> Self {
+        Consumers { issued, ..self }
     }
 
     pub fn len(&self) -> usize {

@@ -11,10 +11,13 @@ mod auth;
 mod basic;
 mod chain;
 mod concurrency;
+mod forward_auth;
 mod header_edits;
 mod health;
+mod hmac;
 mod ip_allow;
 mod jwt;
+mod mtls;
 mod rate_limit;
 mod redirect;
 mod registry;
@@ -105,8 +108,8 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
-    /// Whether it may give an identity roles that no configured consumer has, such as those of a token's claims.
-    fn grants_roles(&self) -> bool {
+    /// Whether it may give an identity this role although no configured consumer has it, such as one of a token's claims.
+    fn grants_role(&self, _role: &str) -> bool {
         false
     }
 

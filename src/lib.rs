@@ -7,9 +7,9 @@
 //!   new configurations.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
+//!   [`consumer`] who may call, [`identity`] who does, [`jwt`] and [`signature`] what proves it; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
-//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
+//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`tracked`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.
@@ -37,6 +37,7 @@ pub mod request;
 pub mod respond;
 pub mod route;
 pub mod server;
+pub mod signature;
 pub mod snapshot;
 pub mod state;
 pub mod systemd;
@@ -44,6 +45,7 @@ pub mod telemetry;
 pub mod template;
 pub mod text;
 pub mod tls;
+pub mod tracked;
 pub mod upstream;
 pub mod value;
 

@@ -3,6 +3,7 @@
 use crate::identity::Identity;
 use crate::limit;
 use crate::route::Params;
+use crate::signature::digest::BodyDigest;
 use arrayvec::ArrayString;
 use http::HeaderValue;
 use std::net::IpAddr;
@@ -86,6 +87,8 @@ pub struct RequestCtx {
     pub limits: limit::Report,
     /// The places of the request among those under way, given back with it.
     pub held: limit::concurrency::Held,
+    /// What the body must be, where a filter has found a `Content-Digest` that was signed.
+    pub body_digest: Option<Box<BodyDigest>>,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
     pub extensions: http::Extensions,
 }
@@ -109,6 +112,7 @@ impl RequestCtx {
             deadline: None,
             limits: limit::Report::new(),
             held: limit::concurrency::Held::default(),
+            body_digest: None,
             extensions: http::Extensions::new(),
         }
     }
@@ -135,6 +139,7 @@ impl RequestCtx {
             deadline: None,
             limits: limit::Report::new(),
             held: limit::concurrency::Held::default(),
+            body_digest: None,
             extensions: http::Extensions::new(),
         }
     }

@@ -5,10 +5,12 @@
 //! comes from the [`StatePool`].
 
 mod compile;
+mod consumers;
 mod fixed;
 mod limits;
 
 pub use compile::{CompileParts, compile};
+pub use consumers::{RedisAddress, redis_address};
 pub use fixed::Fixed;
 
 use crate::consumer::Consumers;

@@ -1,7 +1,7 @@
 //! The root of the tree.
 
 use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
-use crate::consumer::{ConsumerConfig, TierConfig};
+use crate::consumer::{ConsumerConfig, ConsumerSourceConfig, TierConfig};
 use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
@@ -55,6 +55,8 @@ pub struct Config {
     pub listeners: Named<ListenerConfig>,
     /// Limits that consumers share.
     pub tiers: Named<TierConfig>,
+    /// A second source of consumers and keys, beside this file.
+    pub consumer_source: ConsumerSourceConfig,
     /// Who calls: roles, tier and credentials.
     pub consumers: Named<ConsumerConfig>,
     /// Issuers of tokens.

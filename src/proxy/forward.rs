@@ -91,6 +91,10 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    if let Some(digest) = &mut ctx.request.body_digest {
+        // Each attempt sends the body from its beginning.
+        digest.restart();
+    }
     let asked = session.req_header();
     // HTTP/2 has it in the target.
     let host = match asked.uri.authority() {

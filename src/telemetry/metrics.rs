@@ -21,7 +21,7 @@ mod route;
 mod table;
 mod upstream;
 
-pub use auth::{AuthMetrics, AuthOutcome};
+pub use auth::{AuthMetrics, AuthOutcome, SourceSample};
 pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};

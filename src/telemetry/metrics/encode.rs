@@ -5,7 +5,10 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics};
+use super::{
+    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, SourceSample,
+    UpstreamMetrics,
+};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -58,6 +61,8 @@ pub struct MetricsView<'a> {
     /// Sorted, so that pages can be compared.
     pub auth: Vec<AuthSample>,
     pub keys: Vec<KeySample>,
+    /// `None` without `[consumer_source]`.
+    pub source: Option<SourceSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
     pub limits: LimitsSample,
@@ -78,6 +83,9 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     routes(&mut page, &view.routes);
     auth(&mut page, &view.auth);
     keys(&mut page, &view.keys);
+    if let Some(sample) = &view.source {
+        source(&mut page, sample);
+    }
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
     limits(&mut page, &view.limits);
@@ -200,6 +208,15 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
     }
+}
+
+fn source(page: &mut Page, sample: &SourceSample) {
+    page.family(&t::SOURCE_UP).sample(&[], u8::from(sample.up));
+    page.family(&t::SOURCE_OUTAGES).sample(&[], sample.outages);
+    page.family(&t::SOURCE_ASKED).sample(&[], sample.asked);
+    page.family(&t::SOURCE_INVALIDATED).sample(&[], sample.invalidated);
+    page.family(&t::SOURCE_UNAVAILABLE).sample(&[], sample.unavailable);
+    page.family(&t::SOURCE_ENTRIES).sample(&[], sample.entries);
 }
 
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {

@@ -52,6 +52,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
             endpoint,
         ],
+        source: Some(crate::telemetry::metrics::SourceSample::default()),
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
@@ -99,6 +100,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
+        source: Some(crate::telemetry::metrics::SourceSample::default()),
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),
