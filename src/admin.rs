@@ -128,8 +128,12 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             let body = metrics::exposition(admin);
             typed(StatusCode::OK, metrics::CONTENT_TYPE, body)
         }
+        (&Method::GET | &Method::HEAD, "/jwks") => match &admin.gateway.snapshot().signer {
+            Some(signer) => typed(StatusCode::OK, "application/jwk-set+json", signer.jwks().to_owned()),
+            None => text(StatusCode::NOT_FOUND, "this gateway signs nothing: [identity] has no key\n"),
+        },
         (&Method::POST, "/reload") => reload(admin).await,
-        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/reload") => {
+        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload") => {
             let allow = if request.uri().path() == "/reload" { "POST" } else { "GET, HEAD" };
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             if let Ok(allow) = allow.parse() {
@@ -137,7 +141,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             }
             response
         }
-        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics, POST /reload\n"),
+        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics /jwks, POST /reload\n"),
     }
 }
 

@@ -11,6 +11,7 @@ mod auth;
 mod basic;
 mod chain;
 mod concurrency;
+mod cors;
 mod forward_auth;
 mod header_edits;
 mod health;
@@ -27,7 +28,7 @@ mod respond;
 mod response_headers;
 mod rewrite;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use chain::Chain;
 pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
@@ -100,6 +101,11 @@ pub trait Filter: Send + Sync + 'static {
 
     /// Whether a request that it lets through may have an [identity](crate::identity) that it had not before.
     fn establishes_identity(&self) -> bool {
+        false
+    }
+
+    /// Whether it must stand before filters that ask for credentials, because it answers requests that have none.
+    fn precedes_identity(&self) -> bool {
         false
     }
 

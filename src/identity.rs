@@ -5,8 +5,10 @@
 //! the configuration have theirs made when the snapshot is compiled, so that a request costs a counter and no allocation.
 
 mod headers;
+mod signed;
 
 pub use headers::{IdentityHeaders, write};
+pub use signed::{IdentityConfig, IdentitySigner, Signed};
 
 use crate::consumer::Consumer;
 use serde_json::{Map, Value};
@@ -33,6 +35,8 @@ pub struct Identity {
     pub tier: Option<Arc<str>>,
     /// The verified claims of a token.
     pub claims: Option<Arc<Map<String, Value>>>,
+    /// The gateway's own token for the upstream, while it is good.
+    pub signed: Signed,
 }
 
 impl Identity {
@@ -48,6 +52,7 @@ impl Identity {
             scopes: Arc::default(),
             tier: consumer.tier.as_ref().map(|tier| Arc::clone(&tier.name)),
             claims: None,
+            signed: Signed::default(),
         }
     }
 
@@ -63,6 +68,7 @@ impl Identity {
             scopes: Arc::default(),
             tier: None,
             claims: None,
+            signed: Signed::default(),
         }
     }
 

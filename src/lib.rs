@@ -19,6 +19,7 @@ pub mod arena;
 pub mod canonical;
 pub mod cli;
 pub mod clock;
+pub mod condition;
 pub mod config;
 pub mod consumer;
 pub mod demo;

@@ -16,7 +16,7 @@ pub use fixed::Fixed;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
-use crate::identity::IdentityHeaders;
+use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub forwarded_headers: ForwardedHeaders,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
+    /// Says who calls in the gateway's own name, if it does.
+    pub signer: Option<Arc<IdentitySigner>>,
     /// What we call ourselves.
     pub via: Via,
     /// What the gateway takes as a whole.

@@ -13,6 +13,7 @@ usage: benches/wrk/run.sh [options]
   --threads N       worker threads or processes of each proxy (default: one per core)
   --origins N       origins behind each proxy (default 2)
   --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
+  --auth            instead: Gatewright without authentication against Gatewright with keys and tokens
   --proxies LIST    default gatewright,baseline,nginx,haproxy
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
@@ -20,7 +21,7 @@ usage: benches/wrk/run.sh [options]
 EOF
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' name='' build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' auth='' name='' build=1 save=1
 proxies=gatewright,baseline,nginx,haproxy
 while (($#)); do
   case $1 in
@@ -30,6 +31,7 @@ while (($#)); do
     --threads) threads=$2; shift ;;
     --origins) origin_count=$2; shift ;;
     --routes) routes=$2; shift ;;
+    --auth) auth=1 ;;
     --proxies) proxies=$2; shift ;;
     --name) name=$2; shift ;;
     --no-build) build='' ;;
@@ -46,6 +48,8 @@ cd "$here/../.."
 source "$here/lib.sh"
 # shellcheck source=benches/wrk/servers.sh
 source "$here/servers.sh"
+# shellcheck source=benches/wrk/auth.sh
+source "$here/auth.sh"
 
 for tool in wrk nginx haproxy curl pgrep; do
   command -v "$tool" >/dev/null || { echo "run.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
@@ -65,6 +69,11 @@ for ((i = 1; i <= origin_count; i++)); do origin "origin$i"; done
 if [[ $routes ]]; then
   proxies="routes-10,routes-$routes"
   reference="routes-10"
+elif [[ $auth ]]; then
+  proxies="auth-none,auth-key,auth-hs256,auth-rs256,auth-rs256-uncached"
+  reference="auth-none"
+  : "${name:=auth}"
+  auth_setup
 else
   reference=baseline
 fi
@@ -76,6 +85,7 @@ for proxy in "${order[@]}"; do
   counts[$proxy]=10
   case $proxy in
     gatewright) gatewright "$proxy" 10 ;;
+    auth-*) gatewright "$proxy" 10 "$(auth_filters "$proxy")" "$(auth_sections)" ;;
     routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
     baseline) baseline "$proxy" ;;
     nginx) nginx_proxy "$proxy" ;;
@@ -83,15 +93,18 @@ for proxy in "${order[@]}"; do
     *) echo "run.sh: unknown proxy $proxy" >&2; exit 2 ;;
   esac
   pids[$proxy]=$pid ports[$proxy]=$port
-  wait_for "http://127.0.0.1:$port/service-00001/items" "$proxy"
+  headers=()
+  [[ $auth ]] && auth_headers "$proxy"
+  wait_for "http://127.0.0.1:$port/service-00001/items" "$proxy" "${headers[@]}"
 done
 
 # load PROXY SECONDS OUTPUT
 load() {
-  local script=()
+  local script=() headers=()
+  [[ $auth ]] && auth_headers "$1"
   # Paths of one kind cost wrk nothing; only the comparison of route counts needs many.
   [[ $routes ]] && script=(-s "$here/paths.lua")
-  ROUTES=${counts[$1]} wrk -t1 -c"$connections" -d"$2"s --latency "${script[@]}" \
+  ROUTES=${counts[$1]} wrk -t1 -c"$connections" -d"$2"s --latency "${script[@]}" "${headers[@]}" \
     "http://127.0.0.1:${ports[$1]}/service-00001/items" >"$3"
 }
 

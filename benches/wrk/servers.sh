@@ -33,9 +33,9 @@ EOF
   wait_for "http://127.0.0.1:$port/" "$name"
 }
 
-# Gatewright with routing, round-robin, metrics and an access log to a file. gatewright NAME ROUTES
+# Gatewright with routing, round-robin, metrics and an access log to a file. gatewright NAME ROUTES [FILTERS [SECTIONS]]
 gatewright() {
-  local name=$1 routes=$2 endpoints
+  local name=$1 routes=$2 filters=${3-} sections=${4-} endpoints
   free_port
   endpoints=$(printf '"%s", ' "${origins[@]}")
   {
@@ -56,9 +56,10 @@ address = "127.0.0.1:$port"
 [upstreams.app]
 endpoints = [${endpoints%, }]
 EOF
-    awk -v routes="$routes" 'BEGIN {
+    printf '%s\n' "$sections"
+    awk -v routes="$routes" -v filters="${filters:+filters = [$filters]}" 'BEGIN {
       for (i = 1; i <= routes; i++)
-        printf "\n[routes.r%05d]\nmatch = { path = \"/service-%05d/{*rest}\" }\nupstream = \"app\"\n", i, i
+        printf "\n[routes.r%05d]\nmatch = { path = \"/service-%05d/{*rest}\" }\nupstream = \"app\"\n%s\n", i, i, filters
     }'
   } >"$work/$name.toml"
   start "$name" "$binaries/gatewright" run -c "$work/$name.toml"

@@ -411,6 +411,7 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "log" => error::<LogConfig>(value),
         "limits" => error::<LimitsConfig>(value),
         "redis" => error::<RedisConfig>(value),
+        "identity" => error::<crate::identity::IdentityConfig>(value),
         "consumer_source" => error::<crate::consumer::ConsumerSourceConfig>(value),
         "listeners" => error::<ListenerConfig>(inner(&value)),
         "tiers" => error::<crate::consumer::TierConfig>(inner(&value)),

@@ -2,6 +2,7 @@
 
 use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
 use crate::consumer::{ConsumerConfig, ConsumerSourceConfig, TierConfig};
+use crate::identity::IdentityConfig;
 use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
@@ -55,6 +56,8 @@ pub struct Config {
     pub listeners: Named<ListenerConfig>,
     /// Limits that consumers share.
     pub tiers: Named<TierConfig>,
+    /// What the gateway says about callers in its own name.
+    pub identity: IdentityConfig,
     /// A second source of consumers and keys, beside this file.
     pub consumer_source: ConsumerSourceConfig,
     /// Who calls: roles, tier and credentials.

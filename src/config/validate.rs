@@ -32,6 +32,9 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("consumer_source", "") {
         config.consumer_source.check(config.redis.url.is_some(), d);
     }
+    if intact("identity", "") {
+        config.identity.check(d);
+    }
     names("listener", &config.listeners, d);
     names("tier", &config.tiers, d);
     names("consumer", &config.consumers, d);

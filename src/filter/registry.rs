@@ -147,6 +147,7 @@ impl Registry {
             .with::<super::require::RequireConfig>()
             .with::<super::ip_allow::IpAllowConfig>()
             .with::<super::ip_allow::IpDenyConfig>()
+            .with::<super::cors::CorsConfig>()
             .with::<super::rate_limit::RateLimitConfig>()
             .with::<super::concurrency::ConcurrencyConfig>()
             .with::<super::request_headers::RequestHeadersConfig>()

@@ -13,7 +13,7 @@ use super::token::{TOKEN_MAX, Token};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::Diagnostics;
-use crate::identity::Identity;
+use crate::identity::{Identity, Signed};
 use crate::state::StatePool;
 use crate::value::Located;
 use base64::Engine;
@@ -320,6 +320,7 @@ impl Issuer {
             scopes: facts.scopes.into(),
             tier: facts.tier.map(Arc::from).or_else(own_tier),
             claims: None,
+            signed: Signed::default(),
         };
         Ok((Identity { claims: Some(Arc::new(claims)), ..identity }, window))
     }

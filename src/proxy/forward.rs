@@ -115,6 +115,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
+    if let Some(signer) = &ctx.snapshot.signer {
+        signer.write(ctx.request.identity.as_deref(), ctx.gateway.clock().wall(), head);
+    }
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;

@@ -7,7 +7,7 @@ use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
-use crate::identity::IdentityHeaders;
+use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
@@ -48,6 +48,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let access_log = access_log(config, parts, d);
+    let signer = IdentitySigner::build(&config.identity, d).map(Arc::new);
     if d.has_errors() {
         return None;
     }
@@ -65,7 +66,10 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
-        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
+        identity_headers: IdentityHeaders::new(
+            config.server.identity_headers.iter().map(|name| name.as_str()).chain(config.identity.header_name()),
+        ),
+        signer,
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
@@ -201,6 +205,11 @@ fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diag
         if filter.needs_identity() && !identity {
             let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
             once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
+        }
+        if complete && identity && filter.precedes_identity() {
+            let message = format!("`{}` stands after a filter that asks for credentials", spec.name);
+            let help = "put it first: browsers send no credentials with the requests that it answers";
+            once(d, spec.span.clone(), message, Some(help.to_owned()));
         }
         let granted = |role: &str| filters.iter().take(index).any(|(_, before)| before.grants_role(role));
         for role in filter.unknown_roles().iter().filter(|role| complete && !granted(role)) {

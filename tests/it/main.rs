@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod access;
 mod access_log;
 mod activation;
 mod answers;
@@ -19,6 +20,7 @@ mod keepalive;
 mod limits;
 mod malformed;
 mod metrics;
+mod oauth;
 mod problem;
 mod proxy_protocol;
 mod reload;
