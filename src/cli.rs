@@ -6,6 +6,7 @@ mod key;
 mod reload;
 mod run;
 mod schema;
+mod upgrade;
 
 use crate::filter::Registry;
 use clap::{Args, Parser, Subcommand};
@@ -44,6 +45,7 @@ enum Verb {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
     Demo(demo::DemoArgs),
@@ -79,6 +81,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
+        Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args, &registry),
         Verb::Demo(args) => demo::run(&args, registry),

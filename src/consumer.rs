@@ -42,6 +42,8 @@ pub struct Consumer {
 #[derive(Debug)]
 pub struct Tier {
     pub name: Arc<str>,
+    /// Which part of the limit of an overloaded upstream its requests may fill, in percent.
+    pub share: u32,
 }
 
 /// One credential of a consumer, with the identity that it proves.
@@ -109,6 +111,8 @@ pub struct Consumers {
     roles: BTreeSet<Arc<str>>,
     /// Those that Redis knows besides.
     issued: Option<Issued>,
+    /// What those who belong to no tier may fill, if tiers differ in that.
+    share_without_tier: Option<u32>,
 }
 
 impl Consumers {
@@ -161,6 +165,15 @@ impl Consumers {
 
     pub fn tiers(&self) -> impl Iterator<Item = &Arc<Tier>> + Clone {
         self.tiers.values()
+    }
+
+    /// Which part of the limit of an overloaded upstream the requests of this identity may fill, in percent.
+    pub fn share(&self, identity: Option<&Identity>) -> u32 {
+        let tier = identity.and_then(|identity| match &identity.consumer {
+            Some(consumer) => consumer.tier.as_ref(),
+            None => self.tiers.get(identity.tier.as_deref()?),
+        });
+        tier.map(|tier| tier.share).or(self.share_without_tier).unwrap_or(100)
     }
 
     /// Whether any consumer has the role.

@@ -4,6 +4,7 @@
 //! are built, names become references, metric handles are resolved, the router is laid out. What must outlive a reload
 //! comes from the [`StatePool`].
 
+mod cache;
 mod compile;
 mod consumers;
 mod fixed;
@@ -13,6 +14,9 @@ pub use compile::{CompileParts, compile};
 pub use consumers::{RedisAddress, redis_address};
 pub use fixed::Fixed;
 
+use crate::cache::Cache;
+use crate::cache::policy::Policy;
+use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
@@ -24,7 +28,10 @@ use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
-use crate::upstream::Upstream;
+use crate::upstream::breaker::Breaker;
+use crate::upstream::retry::RetryPolicy;
+use crate::upstream::{FixedAnswer, Guards, Upstream};
+use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,6 +55,8 @@ pub struct Snapshot {
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// Names of headers are passed on as they were spelled.
+    pub preserve_header_case: bool,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
     /// Says who calls in the gateway's own name, if it does.
@@ -58,6 +67,8 @@ pub struct Snapshot {
     pub shield: Option<Arc<Shield>>,
     /// Where its limits are counted.
     pub limits: Stores,
+    /// `None`: no route has a cache.
+    pub cache: Option<Arc<Cache>>,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }
@@ -67,11 +78,27 @@ pub struct Route {
     pub name: Arc<str>,
     pub chain: Chain,
     pub upstream: Option<Target>,
+    /// How its answers are stored; `None`: they are not.
+    pub cache: Option<Arc<Policy>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
+    /// What clients may say about that.
+    pub deadline: DeadlineRules,
+    /// In place of the upstream's.
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub breaker: Option<Breaker>,
+    /// What is answered while it is open.
+    pub breaker_answer: Option<Arc<FixedAnswer>>,
     /// Of the request body, in bytes.
     pub max_body: u64,
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// Whose word counts on how long a request may take, and where it stands.
+#[derive(Debug, Clone)]
+pub struct DeadlineRules {
+    pub client: ClientDeadline,
+    pub header: Option<HeaderName>,
 }
 
 /// The upstream of a route, with the metrics that belong to it.
@@ -79,6 +106,12 @@ pub struct Route {
 pub struct Target {
     pub upstream: Arc<Upstream>,
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+impl Target {
+    pub fn guards(&self) -> &Guards {
+        self.upstream.guards()
+    }
 }
 
 impl Snapshot {

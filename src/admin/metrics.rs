@@ -5,8 +5,8 @@ use crate::consumer::Issued;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample, LogSample,
-    MetricsView, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
+    LogSample, MetricsView, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -31,8 +31,10 @@ pub fn exposition(admin: &Admin) -> String {
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
         source: snapshot.consumers.issued().map(source),
         limits: limits(admin),
+        cache: cache(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
+        resilience: super::resilience::sample(&snapshot),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
         certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
         gateway: admin.gateway.metrics(),
@@ -102,6 +104,13 @@ fn limits(admin: &Admin) -> LimitsSample {
         redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
         shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
     }
+}
+
+fn cache(admin: &Admin) -> CacheSample {
+    let snapshot = admin.gateway.snapshot();
+    let policies =
+        snapshot.routes().filter_map(|route| Some((route.name.to_string(), Arc::clone(&route.cache.as_ref()?.metrics))));
+    CacheSample { routes: policies.collect(), memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()) }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

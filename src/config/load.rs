@@ -64,12 +64,13 @@ pub(super) fn is_named(section: &str) -> bool {
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 14] = [
+pub(super) const SECTIONS: [&str; 15] = [
     "server",
     "admin",
     "log",
     "limits",
     "redis",
+    "cache",
     "listeners",
     "tiers",
     "consumer_source",
@@ -324,6 +325,7 @@ impl<'i> FileReader<'_, 'i> {
                 "redis" => self.singleton("redis", &key, value, &mut config.redis),
                 "consumer_source" => self.singleton("consumer_source", &key, value, &mut config.consumer_source),
                 "identity" => self.singleton("identity", &key, value, &mut config.identity),
+                "cache" => self.singleton("cache", &key, value, &mut config.cache),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
                 "tiers" => self.named("tiers", value, &mut config.tiers),
                 "consumers" => self.named("consumers", value, &mut config.consumers),

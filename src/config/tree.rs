@@ -1,6 +1,7 @@
 //! The root of the tree.
 
 use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
+use crate::cache::config::CacheConfig;
 use crate::consumer::{ConsumerConfig, ConsumerSourceConfig, TierConfig};
 use crate::identity::IdentityConfig;
 use crate::jwt::IssuerConfig;
@@ -52,6 +53,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// The Redis that gateways share.
     pub redis: RedisConfig,
+    /// What the caches of all routes share.
+    pub cache: CacheConfig,
     /// Addresses that accept connections.
     pub listeners: Named<ListenerConfig>,
     /// Limits that consumers share.

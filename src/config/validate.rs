@@ -35,6 +35,9 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("identity", "") {
         config.identity.check(d);
     }
+    if intact("cache", "") {
+        config.cache.check(d);
+    }
     names("listener", &config.listeners, d);
     names("tier", &config.tiers, d);
     names("consumer", &config.consumers, d);

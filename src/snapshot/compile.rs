@@ -1,8 +1,10 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::{Route, Snapshot, Target};
+use super::{DeadlineRules, Route, Snapshot, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig};
+use crate::config::{
+    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig,
+};
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
@@ -17,7 +19,7 @@ use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{Upstream, UpstreamConfig};
+use crate::upstream::{self, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,6 +49,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
+    let cache = super::cache::store(config, parts, d);
     let access_log = access_log(config, parts, d);
     let signer = IdentitySigner::build(&config.identity, d).map(Arc::new);
     if d.has_errors() {
@@ -70,9 +73,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
             config.server.identity_headers.iter().map(|name| name.as_str()).chain(config.identity.header_name()),
         ),
         signer,
+        preserve_header_case: config.server.header_case == HeaderCase::Preserve,
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
+        cache,
         access_log,
     })
 }
@@ -128,13 +133,24 @@ impl RouteBuilder<'_> {
                 None
             }
         };
+        let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
+        let authenticated = filters.iter().any(|filter| filter.establishes_identity());
+        let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {
             name: name.into(),
             chain: Chain::new(&filters),
+            cache,
             upstream,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
+            deadline: DeadlineRules {
+                client: entry.value.timeouts.client,
+                header: entry.value.timeouts.header.as_ref().and_then(|name| name.parse().ok()),
+            },
+            retry: entry.value.retry.as_ref().map(|retry| Arc::new(retry.policy())),
+            breaker: breaker.map(|breaker| upstream::guard("route", name, breaker, self.parts.state, self.parts.clock)),
+            breaker_answer: breaker.and_then(|breaker| upstream::fixed(breaker.answer.as_ref()?)),
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
             metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
         }))
@@ -298,7 +314,7 @@ fn listener(
             max_header: bytes(config.max_header.value.0),
             max_headers: count(config.max_headers.value),
             max_uri: bytes(config.max_uri.value.0),
-            ..HeadLimits::default()
+            allow_underscores: config.allow_underscores,
         },
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),

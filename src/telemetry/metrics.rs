@@ -12,21 +12,25 @@
 //! refuses, and each of its metrics would be an allocation behind a lock in a family of labels.
 
 mod auth;
+mod cache;
 mod encode;
 mod gateway;
 mod label;
 mod limit;
 mod listener;
+mod resilience;
 mod route;
 mod table;
 mod upstream;
 
 pub use auth::{AuthMetrics, AuthOutcome, SourceSample};
+pub use cache::{Bypass, CacheMetrics, CacheResult, CacheSample};
 pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use limit::{LimitMetrics, LimitsSample, RedisMetrics};
 pub use listener::{ListenerMetrics, Reasons};
+pub use resilience::{BreakerSample, EjectionSample, OverloadSample, ResilienceSample};
 pub use route::{NO_ROUTE, RouteMetrics};
 pub use table::{Kind, METRICS, Metric};
 pub use upstream::{EndpointSample, UpstreamMetrics};

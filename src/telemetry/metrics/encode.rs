@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, SourceSample,
-    UpstreamMetrics,
+    AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample,
+    RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -65,7 +65,9 @@ pub struct MetricsView<'a> {
     pub source: Option<SourceSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
+    pub resilience: ResilienceSample,
     pub limits: LimitsSample,
+    pub cache: CacheSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
     pub gateway: &'a GatewayMetrics,
@@ -88,7 +90,9 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     }
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
+    super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
+    cache(&mut page, &view.cache);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
     gateway(&mut page, view.gateway);
@@ -219,6 +223,42 @@ fn source(page: &mut Page, sample: &SourceSample) {
     page.family(&t::SOURCE_ENTRIES).sample(&[], sample.entries);
 }
 
+fn cache(page: &mut Page, sample: &CacheSample) {
+    let routes = &sample.routes;
+    let mut family = page.family(&t::CACHE_REQUESTS);
+    for (route, metrics) in routes {
+        for (result, count) in metrics.results() {
+            family.sample(&[route, result], count);
+        }
+    }
+    let mut family = page.family(&t::CACHE_BYPASS);
+    for (route, metrics) in routes {
+        for (reason, count) in metrics.bypasses().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, reason], count);
+        }
+    }
+    let mut family = page.family(&t::CACHE_REFUSED);
+    for (route, metrics) in routes {
+        for (reason, count) in metrics.refusals().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, reason], count);
+        }
+    }
+    each(page, &t::CACHE_STORED, routes, |metrics| metrics.stored.get());
+    each(page, &t::CACHE_BYTES, routes, |metrics| metrics.bytes.get());
+    each(page, &t::CACHE_REFRESHES, routes, |metrics| metrics.refreshes.get());
+    each(page, &t::CACHE_INVALIDATIONS, routes, |metrics| metrics.invalidations.get());
+    if let Some(memory) = &sample.memory {
+        let mut family = page.family(&t::CACHE_MEMORY);
+        family.sample(&["capacity"], memory.capacity);
+        family.sample(&["stored"], memory.stored);
+        family.sample(&["filling"], memory.filling);
+        page.family(&t::CACHE_ENTRIES).sample(&[], memory.entries);
+        let mut family = page.family(&t::CACHE_EVICTED);
+        family.sample(&["room"], memory.evicted);
+        family.sample(&["admission"], memory.rejected);
+    }
+}
+
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     each(page, &t::CONNECTIONS_ACCEPTED, listeners, ListenerMetrics::accepted);
     each(page, &t::CONNECTIONS_ACTIVE, listeners, ListenerMetrics::active);
@@ -251,6 +291,7 @@ fn gateway(page: &mut Page, metrics: &GatewayMetrics) {
     let mut family = page.family(&t::RELOADS);
     family.sample(&["success"], ok);
     family.sample(&["failure"], failed);
+    page.family(&t::UPGRADES_FAILED).sample(&[], metrics.upgrades_failed());
     let config = metrics.config();
     page.family(&t::LAST_RELOAD_OK).sample(&[], u8::from(config.last_successful));
     if let Some(at) = config.last_success {
@@ -320,18 +361,18 @@ impl Display for Seconds {
     }
 }
 
-struct Page {
+pub(super) struct Page {
     out: String,
 }
 
 impl Page {
-    fn family(&mut self, metric: &'static Metric) -> Family<'_> {
+    pub(super) fn family(&mut self, metric: &'static Metric) -> Family<'_> {
         Family { out: &mut self.out, metric, begun: false }
     }
 }
 
 /// One metric on its way out. `HELP` and `TYPE` come with the first sample, so that a metric without any leaves no trace.
-struct Family<'a> {
+pub(super) struct Family<'a> {
     out: &'a mut String,
     metric: &'static Metric,
     begun: bool,
@@ -347,7 +388,7 @@ impl Family<'_> {
         }
     }
 
-    fn sample(&mut self, labels: &[&str], value: impl Display) {
+    pub(super) fn sample(&mut self, labels: &[&str], value: impl Display) {
         self.begin();
         self.line("", labels, None, value);
     }

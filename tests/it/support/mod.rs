@@ -5,11 +5,13 @@
 //! sleeps in the hope that something has happened: [`eventually`] polls the condition itself, under a deadline.
 
 pub mod admin;
+pub mod frames;
 pub mod gateway;
 pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;
+pub mod open_loop;
 pub mod origin;
 pub mod raw;
 pub mod redis;
@@ -19,7 +21,7 @@ pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;
-pub use origin::{Answer, Origin};
+pub use origin::{Answer, Origin, Script};
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,6 +1,9 @@
-use super::super::{AuthOutcome, METRICS, Method, NO_ROUTE};
+use super::super::{AuthOutcome, Bypass, CacheMetrics, METRICS, Method, NO_ROUTE};
 use super::*;
+use crate::cache::memory::MemoryStats;
+use crate::cache::policy::Refusal;
 use crate::rejection;
+use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -40,6 +43,9 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         checks_failed: 1,
         last_check: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
     };
+    let cache = CacheMetrics::default();
+    cache.bypassed(Bypass::Method);
+    cache.refused(Refusal::NoStore);
     let auth = AuthMetrics::default();
     auth.count(AuthOutcome::Accepted);
     let stats = WriterStats { records: 5, dropped: 1, bytes: 500, write_errors: 1 };
@@ -53,6 +59,8 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             endpoint,
         ],
         source: Some(crate::telemetry::metrics::SourceSample::default()),
+        resilience: resilience(),
+        cache: CacheSample { routes: vec![("orders".into(), cache.into())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
@@ -69,6 +77,28 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         logs: vec![LogSample { log: "gateway", stats }, LogSample { log: "access", stats }],
         log_suppressed: 4,
         process: ProcessSample::read(),
+    }
+}
+
+fn resilience() -> ResilienceSample {
+    let breaker = BreakerSample {
+        kind: "upstream",
+        name: "orders".into(),
+        state: 2,
+        entered: vec![("closed", 0), ("open", 1), ("half_open", 0)],
+        refused: 7,
+    };
+    let ejection = EjectionSample {
+        upstream: "orders".into(),
+        endpoint: "127.0.0.1:1".into(),
+        ejected: true,
+        ejections: vec![("consecutive_errors", 1), ("latency", 0)],
+    };
+    ResilienceSample {
+        breakers: vec![breaker],
+        ejections: vec![ejection],
+        overloads: vec![OverloadSample { upstream: "orders".into(), limit: 50, in_flight: 3, shed: 2 }],
+        budgets: vec![("orders".into(), 1)],
     }
 }
 
@@ -101,6 +131,8 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
         source: Some(crate::telemetry::metrics::SourceSample::default()),
+        resilience: ResilienceSample::default(),
+        cache: CacheSample { routes: vec![("r".into(), Arc::default())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),
