@@ -168,6 +168,10 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             let body = metrics::exposition(admin);
             typed(StatusCode::OK, metrics::CONTENT_TYPE, body)
         }
+        (&Method::GET | &Method::HEAD, "/jwks") => match &admin.gateway.snapshot().signer {
+            Some(signer) => typed(StatusCode::OK, "application/jwk-set+json", signer.jwks().to_owned()),
+            None => text(StatusCode::NOT_FOUND, "this gateway signs nothing: [identity] has no key\n"),
+        },
         (&Method::POST, "/reload") => reload(admin).await,
         (&Method::POST, "/upgrade") => upgrade(admin).await,
         (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
@@ -175,7 +179,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         (&Method::POST, "/limits/reset") => limit(admin, request.uri().query(), true).await,
         (
             _,
-            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
+            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
             | "/limits/reset"),
         ) => {
             let allow = match path {
@@ -191,7 +195,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "not found: /livez /readyz /status /metrics /limits /limits/top, POST /reload /upgrade /limits/reset\n",
+            "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, POST /reload /upgrade /limits/reset\n",
         ),
     }
 }

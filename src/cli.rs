@@ -85,7 +85,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Reload(args) => reload::run(&args),
         Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
-        Verb::Key(args) => key::run(&args),
+        Verb::Key(args) => key::run(&args, &registry),
         Verb::Limit(args) => limit::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };

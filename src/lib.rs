@@ -7,9 +7,10 @@
 //!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`cache`] keeps answers, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
+//!   [`cache`] keeps answers; [`consumer`] who may call, [`identity`] who does, [`jwt`] and [`signature`] what proves it,
+//!   [`condition`] what must be true besides; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
-//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
+//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`tracked`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.
@@ -20,6 +21,7 @@ pub mod cache;
 pub mod canonical;
 pub mod cli;
 pub mod clock;
+pub mod condition;
 pub mod config;
 pub mod consumer;
 pub mod demo;
@@ -39,6 +41,7 @@ pub mod request;
 pub mod respond;
 pub mod route;
 pub mod server;
+pub mod signature;
 pub mod snapshot;
 pub mod state;
 pub mod systemd;
@@ -46,6 +49,7 @@ pub mod telemetry;
 pub mod template;
 pub mod text;
 pub mod tls;
+pub mod tracked;
 pub mod upgrade;
 pub mod upstream;
 pub mod value;

@@ -6,10 +6,12 @@
 
 mod cache;
 mod compile;
+mod consumers;
 mod fixed;
 mod limits;
 
 pub use compile::{CompileParts, compile};
+pub use consumers::{RedisAddress, redis_address};
 pub use fixed::Fixed;
 
 use crate::cache::Cache;
@@ -18,7 +20,7 @@ use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
-use crate::identity::IdentityHeaders;
+use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
@@ -57,6 +59,8 @@ pub struct Snapshot {
     pub preserve_header_case: bool,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
+    /// Says who calls in the gateway's own name, if it does.
+    pub signer: Option<Arc<IdentitySigner>>,
     /// What we call ourselves.
     pub via: Via,
     /// What the gateway takes as a whole.

@@ -1,11 +1,12 @@
 //! `/metrics`: everything that is counted, gathered from where it is counted.
 
 use super::Admin;
+use crate::consumer::Issued;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
     self, AuthMetrics, AuthSample, CacheSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
-    LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    LogSample, MetricsView, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -28,6 +29,7 @@ pub fn exposition(admin: &Admin) -> String {
         routes: routes.chain([unrouted]).collect(),
         auth: auth(admin),
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
+        source: snapshot.consumers.issued().map(source),
         limits: limits(admin),
         cache: cache(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
@@ -67,6 +69,18 @@ fn auth(admin: &Admin) -> Vec<AuthSample> {
         .collect();
     samples.sort_by(|a, b| (&a.route, &a.filter).cmp(&(&b.route, &b.filter)));
     samples
+}
+
+fn source(issued: &Issued) -> SourceSample {
+    let (facts, metrics) = (issued.facts(), issued.facts().metrics());
+    SourceSample {
+        up: facts.is_up(),
+        asked: metrics.asked.get(),
+        invalidated: metrics.invalidated.get(),
+        outages: metrics.outages.get(),
+        unavailable: metrics.unavailable.get(),
+        entries: facts.len(),
+    }
 }
 
 fn key_sample(issuer: &str, keys: &RemoteKeys) -> KeySample {

@@ -29,6 +29,12 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("redis", "") {
         config.redis.check(d);
     }
+    if intact("consumer_source", "") {
+        config.consumer_source.check(config.redis.url.is_some(), d);
+    }
+    if intact("identity", "") {
+        config.identity.check(d);
+    }
     if intact("cache", "") {
         config.cache.check(d);
     }
@@ -155,6 +161,12 @@ fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         {
             let known = config.jwt.keys().map(String::as_str).chain(progress.failed_names("jwt"));
             dangling(d, issuer.span.clone(), "issuer", issuer, known);
+        }
+    }
+    for issuer in config.jwt.values().filter(|issuer| issuer.deny_list.value) {
+        if config.consumer_source.source.is_none() {
+            d.error(issuer.deny_list.span.clone(), "withdrawn tokens are listed in Redis, and no source says where")
+                .help("write [consumer_source] with source = \"redis\"");
         }
     }
     for route in config.routes.values() {

@@ -97,6 +97,10 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    if let Some(digest) = &mut ctx.request.body_digest {
+        // Each attempt sends the body from its beginning.
+        digest.restart();
+    }
     let asked = session.req_header();
     // HTTP/2 has it in the target.
     let host = match asked.uri.authority() {
@@ -118,6 +122,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     });
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
+    }
+    if let Some(signer) = &ctx.snapshot.signer {
+        signer.write(ctx.request.identity.as_deref(), ctx.gateway.clock().wall(), head);
     }
     deadline::forward(asked, head, ctx);
     ctx.grpc_web.request_head(head)?;

@@ -9,7 +9,7 @@ use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
-use crate::identity::IdentityHeaders;
+use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
@@ -44,7 +44,8 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
-    let consumers = Arc::new(Consumers::build(consumers, tiers, d));
+    let consumers = Consumers::build(consumers, tiers, d);
+    let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, parts, d)));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
     let limits = super::limits::stores(config, parts, &mut Files { d, read: &mut files });
@@ -54,6 +55,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let router = router(config, d);
     let cache = super::cache::store(config, parts, d);
     let access_log = access_log(config, parts, d);
+    let signer = IdentitySigner::build(&config.identity, d).map(Arc::new);
     if d.has_errors() {
         return None;
     }
@@ -71,8 +73,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        identity_headers: IdentityHeaders::new(
+            config.server.identity_headers.iter().map(|name| name.as_str()).chain(config.identity.header_name()),
+        ),
+        signer,
         preserve_header_case: config.server.header_case == HeaderCase::Preserve,
-        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
@@ -215,13 +220,19 @@ impl RouteBuilder<'_> {
 /// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
 /// role that nobody can have. With a filter missing that could not be built, nothing is certain.
 fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
-    let (mut identity, mut roles) = (!complete, !complete);
-    for (spec, filter) in filters {
+    let mut identity = !complete;
+    for (index, (spec, filter)) in filters.iter().enumerate() {
         if filter.needs_identity() && !identity {
             let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
             once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
         }
-        for role in filter.unknown_roles().iter().filter(|_| !roles) {
+        if complete && identity && filter.precedes_identity() {
+            let message = format!("`{}` stands after a filter that asks for credentials", spec.name);
+            let help = "put it first: browsers send no credentials with the requests that it answers";
+            once(d, spec.span.clone(), message, Some(help.to_owned()));
+        }
+        let granted = |role: &str| filters.iter().take(index).any(|(_, before)| before.grants_role(role));
+        for role in filter.unknown_roles().iter().filter(|role| complete && !granted(role)) {
             let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
             let help = "give it to one of the [consumers], or put a filter before that grants roles";
             once(
@@ -232,7 +243,6 @@ fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diag
             );
         }
         identity |= filter.establishes_identity();
-        roles |= filter.grants_roles();
     }
 }
 

@@ -23,7 +23,7 @@ mod route;
 mod table;
 mod upstream;
 
-pub use auth::{AuthMetrics, AuthOutcome};
+pub use auth::{AuthMetrics, AuthOutcome, SourceSample};
 pub use cache::{Bypass, CacheMetrics, CacheResult, CacheSample};
 pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};

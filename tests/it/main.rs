@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod access;
 mod access_log;
 mod accuracy;
 mod activation;
@@ -21,6 +22,7 @@ mod golden;
 mod grpc;
 mod headers;
 mod http2;
+mod issued;
 mod jwt;
 mod keepalive;
 mod leases;
@@ -28,6 +30,7 @@ mod limits;
 mod limits_kinds;
 mod malformed;
 mod metrics;
+mod oauth;
 mod problem;
 mod proxy_protocol;
 mod redis_topologies;
@@ -35,6 +38,7 @@ mod reload;
 mod resilience;
 mod rolling;
 mod routing;
+mod signed;
 mod status;
 mod stop;
 mod support;

@@ -7,7 +7,7 @@
 use super::table::{self as t, Kind, Metric};
 use super::{
     AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample,
-    RouteMetrics, UpstreamMetrics,
+    RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -61,6 +61,8 @@ pub struct MetricsView<'a> {
     /// Sorted, so that pages can be compared.
     pub auth: Vec<AuthSample>,
     pub keys: Vec<KeySample>,
+    /// `None` without `[consumer_source]`.
+    pub source: Option<SourceSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
     pub resilience: ResilienceSample,
@@ -83,6 +85,9 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     routes(&mut page, &view.routes);
     auth(&mut page, &view.auth);
     keys(&mut page, &view.keys);
+    if let Some(sample) = &view.source {
+        source(&mut page, sample);
+    }
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
     super::resilience::encode(&mut page, &view.resilience);
@@ -215,6 +220,15 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
     }
+}
+
+fn source(page: &mut Page, sample: &SourceSample) {
+    page.family(&t::SOURCE_UP).sample(&[], u8::from(sample.up));
+    page.family(&t::SOURCE_OUTAGES).sample(&[], sample.outages);
+    page.family(&t::SOURCE_ASKED).sample(&[], sample.asked);
+    page.family(&t::SOURCE_INVALIDATED).sample(&[], sample.invalidated);
+    page.family(&t::SOURCE_UNAVAILABLE).sample(&[], sample.unavailable);
+    page.family(&t::SOURCE_ENTRIES).sample(&[], sample.entries);
 }
 
 fn cache(page: &mut Page, sample: &CacheSample) {

@@ -55,6 +55,18 @@ metrics! {
         "Attempts to fetch the keys of an issuer";
     KEY_AGE = Gauge "gatewright_jwt_key_age_seconds" ["issuer"]
         "Time since the keys of an issuer were last known to be right; absent before the first time";
+    SOURCE_UP = Gauge "gatewright_consumer_source_up" []
+        "1 if the Redis of [consumer_source] answers, 0 if it is away and only known keys go on";
+    SOURCE_OUTAGES = Counter "gatewright_consumer_source_outages_total" []
+        "Times that the Redis of [consumer_source] ceased to be reachable";
+    SOURCE_ASKED = Counter "gatewright_consumer_source_asked_total" []
+        "Look-ups of keys, consumers and withdrawn tokens that Redis was asked for";
+    SOURCE_INVALIDATED = Counter "gatewright_consumer_source_invalidated_total" []
+        "Changes that Redis told of";
+    SOURCE_UNAVAILABLE = Counter "gatewright_consumer_source_unavailable_total" []
+        "Look-ups that could not be answered, so that the request was refused";
+    SOURCE_ENTRIES = Gauge "gatewright_consumer_source_entries" []
+        "Keys, consumers and withdrawn tokens that are remembered, unknown ones included";
     UPSTREAM_REQUESTS = Counter "gatewright_upstream_requests_total" ["upstream", "class"]
         "Attempts at endpoints, retries included, by the class of the status that came back; class none: no response came";
     UPSTREAM_RESPONSE_TIME = Histogram "gatewright_upstream_response_time_seconds" ["upstream"]

@@ -58,6 +58,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
             endpoint,
         ],
+        source: Some(crate::telemetry::metrics::SourceSample::default()),
         resilience: resilience(),
         cache: CacheSample { routes: vec![("orders".into(), cache.into())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample {
@@ -133,6 +134,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
+        source: Some(crate::telemetry::metrics::SourceSample::default()),
         resilience: ResilienceSample::default(),
         cache: CacheSample { routes: vec![("r".into(), Arc::default())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
