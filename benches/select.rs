@@ -8,7 +8,7 @@
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use gatewright::clock::{SharedClock, SystemClock};
 use gatewright::state::StatePool;
-use gatewright::upstream::{Tried, Upstream};
+use gatewright::upstream::{Beside, Tried, Upstream};
 use std::fmt::Write;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn upstream(endpoints: usize, largest_weight: usize) -> Arc<Upstream> {
     }
     text.push(']');
     let clock: SharedClock = Arc::new(SystemClock);
-    Upstream::build("bench", &toml::from_str(&text).unwrap(), None, &StatePool::new(), &clock)
+    Upstream::build("bench", &toml::from_str(&text).unwrap(), Beside::default(), &StatePool::new(), &clock)
 }
 
 fn select(criterion: &mut Criterion) {

@@ -5,6 +5,7 @@
 //! a `Host` that is not loopback (DNS rebinding) and any `Origin` (cross-site requests) are refused.
 
 pub mod client;
+mod drain;
 mod metrics;
 mod status;
 
@@ -129,15 +130,16 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             typed(StatusCode::OK, metrics::CONTENT_TYPE, body)
         }
         (&Method::POST, "/reload") => reload(admin).await,
-        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/reload") => {
-            let allow = if request.uri().path() == "/reload" { "POST" } else { "GET, HEAD" };
+        (&Method::POST, path @ ("/drain" | "/undrain")) => drain::answer(request.uri().query(), path == "/drain", admin),
+        (_, path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/drain" | "/undrain")) => {
+            let allow = if matches!(path, "/reload" | "/drain" | "/undrain") { "POST" } else { "GET, HEAD" };
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             if let Ok(allow) = allow.parse() {
                 response.headers_mut().insert(header::ALLOW, allow);
             }
             response
         }
-        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics, POST /reload\n"),
+        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics, POST /reload /drain /undrain\n"),
     }
 }
 

@@ -6,7 +6,8 @@
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
 //!   new configurations.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
-//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
+//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes, [`discovery`]
+//!   which endpoints there are;
 //!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
@@ -23,6 +24,7 @@ pub mod config;
 pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
+pub mod discovery;
 pub mod filter;
 pub mod forwarded;
 pub mod identity;

@@ -7,6 +7,7 @@
 mod compile;
 mod fixed;
 mod limits;
+mod upstreams;
 
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
@@ -75,6 +76,22 @@ pub struct Route {
 pub struct Target {
     pub upstream: Arc<Upstream>,
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+/// Which of its route's upstreams a request goes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The one that the route names.
+    #[default]
+    Primary,
+}
+
+impl Route {
+    pub fn target(&self, choice: Choice) -> Option<&Target> {
+        match choice {
+            Choice::Primary => self.upstream.as_ref(),
+        }
+    }
 }
 
 impl Snapshot {

@@ -4,8 +4,8 @@ use super::Admin;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample, LogSample,
-    MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
+    LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -31,6 +31,7 @@ pub fn exposition(admin: &Admin) -> String {
         limits: limits(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
+        discovery: snapshot.upstreams.values().filter_map(discovery).collect(),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
         certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
         gateway: admin.gateway.metrics(),
@@ -94,6 +95,17 @@ fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {
     upstream.endpoints().iter().map(|endpoint| sample(upstream, endpoint)).collect()
 }
 
+fn discovery(upstream: &Arc<Upstream>) -> Option<DiscoverySample> {
+    let standing = upstream.found()?.0.standing();
+    Some(DiscoverySample {
+        upstream: upstream.name().to_string(),
+        endpoints: standing.endpoints,
+        unused: standing.unused,
+        age: standing.age,
+        failures: standing.failures.to_vec(),
+    })
+}
+
 fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
     let report = endpoint.health().map(|health| health.report()).unwrap_or_default();
     let state = endpoint.state();
@@ -103,6 +115,7 @@ fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
         upstream: upstream.name().to_string(),
         endpoint: endpoint.address().to_string(),
         healthy: endpoint.is_healthy(),
+        drained: state.is_drained(),
         in_flight: state.in_flight().into(),
         requests: state.requests(),
         connect_failures: state.connect_failures(),

@@ -5,9 +5,10 @@ use crate::forwarded::Via;
 use crate::listener::Connection;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::{Choice, Route, Snapshot};
 use crate::telemetry::metrics::GaugeGuard;
 use crate::upstream::{InFlight, Tried};
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -24,6 +25,8 @@ pub struct Ctx {
     /// The rejection that was answered, or that is about to be: a hook that can only fail leaves the reason here.
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
+    /// Which of its route's upstreams it goes to.
+    pub(super) choice: Choice,
     pub(super) attempt: Attempt,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
@@ -48,6 +51,8 @@ pub(super) struct Attempt {
     pub resets: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
+    /// What makes the client come back to this endpoint.
+    pub cookie: Option<HeaderValue>,
     pub started: Option<Instant>,
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,
@@ -70,6 +75,7 @@ impl Ctx {
             route: None,
             rejection: None,
             body: BodyCount::default(),
+            choice: Choice::Primary,
             attempt: Attempt::default(),
             in_flight: None,
             recorded: false,

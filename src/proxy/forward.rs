@@ -4,11 +4,14 @@ use super::Ctx;
 use crate::forwarded::{self, ForwardedFacts, Via};
 use crate::identity;
 use crate::rejection::{self, Rejection};
+use crate::request::{RequestCtx, Scheme};
+use crate::upstream::Facts;
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::time::Duration;
 
 /// How often a request may be sent again after a connection broke, whatever the upstream's `attempts` say: several pooled
 /// connections can be stale at once when an endpoint restarts.
@@ -23,12 +26,14 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let left = ctx.check_deadline()?;
     keep_upgrade_open(session)?;
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else {
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) else {
         return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
     };
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let Some(endpoint) = target.upstream.select(&ctx.attempt.tried) else {
+    // Most ways of choosing ask nothing of the request.
+    let facts = target.upstream.asks().then(|| facts(session, &ctx.request));
+    let Some(endpoint) = target.upstream.select_for(&ctx.attempt.tried, facts.as_ref()) else {
         let rejection = if ctx.attempt.count == 0 {
             Rejection::new(&rejection::UPSTREAM_UNAVAILABLE).retry_after(target.upstream.retry_after())
         } else {
@@ -37,6 +42,8 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         };
         return Err(ctx.fail(rejection));
     };
+    let https = ctx.request.scheme == Scheme::Https;
+    ctx.attempt.cookie = facts.and_then(|facts| target.upstream.cookie_for(&endpoint, &facts, https));
     let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
     if ctx.attempt.count > 0 {
         target.metrics.retries.increment();
@@ -50,6 +57,11 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     Ok(peer)
 }
 
+fn facts<'a>(session: &'a Session, request: &'a RequestCtx) -> Facts<'a> {
+    let head = session.req_header();
+    Facts { headers: &head.headers, query: head.uri.query(), client: request.client, identity: request.identity.as_deref() }
+}
+
 /// Works around cloudflare/pingora#946: when a 101 is read before the task that says "the request body is over and empty", that
 /// task ends the tunnel. With a body that is said to come, there is no such task: the transport delivers none of it
 /// (`listener::io`), and with the 101 or a refusal Pingora begins the client's side anew. The upstream hears of no body.
@@ -60,12 +72,18 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// Since the attempt began.
+fn elapsed(ctx: &Ctx) -> Duration {
+    ctx.attempt.started.map_or(Duration::ZERO, |started| ctx.gateway.clock().now().saturating_duration_since(started))
+}
+
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return error };
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) else { return error };
     target.metrics.connect_failures.increment();
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().count_connect_failure();
+        endpoint.failed(elapsed(ctx), ctx.gateway.clock().now());
         ctx.attempt.tried.add(endpoint);
     }
     ctx.attempt.connect_failures = ctx.attempt.connect_failures.saturating_add(1);
@@ -79,7 +97,7 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
     let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.reused = reused;
     ctx.attempt.connect_time = elapsed.filter(|_| !reused);
-    if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+    if let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         if reused {
             target.metrics.reused();
         } else {
@@ -140,11 +158,17 @@ pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     check_framing(head, ctx)?;
     let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
-    if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+    if let (Some(endpoint), Some(elapsed)) = (&ctx.attempt.endpoint, elapsed) {
+        endpoint.answered(elapsed, ctx.gateway.clock().now());
+    }
+    if let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         target.metrics.attempted(Some(head.status.as_u16()));
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
     remove_hop_by_hop(head);
+    if let Some(cookie) = ctx.attempt.cookie.take() {
+        head.append_header(header::SET_COOKIE, cookie)?;
+    }
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
         ctx.set_deadline(None);
@@ -193,9 +217,10 @@ pub fn attempt_failed(session: &mut Session, ctx: &mut Ctx, mut error: Box<Error
     let endpoint = ctx.attempt.endpoint.as_ref().filter(|_| error.esource() == &ErrorSource::Upstream && !reused);
     if let Some(endpoint) = endpoint {
         endpoint.state().count_error();
+        endpoint.failed(elapsed(ctx), ctx.gateway.clock().now());
         ctx.attempt.tried.add(endpoint);
     }
-    if unanswered && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+    if unanswered && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         target.metrics.attempted(None);
     }
     error.set_retry(safe && ctx.in_time() && ctx.attempt.resets <= MAX_RESETS);

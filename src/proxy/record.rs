@@ -90,7 +90,7 @@ fn finish(ctx: &Ctx, ends: &Ends<'_>) {
         query: ends.query,
         protocol: ends.protocol,
         route: ctx.request.route.as_deref(),
-        upstream: ctx.route.as_ref().and_then(|route| Some(&**route.upstream.as_ref()?.upstream.name())),
+        upstream: ctx.route.as_ref().and_then(|route| Some(&**route.target(ctx.choice)?.upstream.name())),
         endpoint: endpoint.map(|endpoint| endpoint.address()),
         consumer: ctx.request.identity.as_ref().map(|identity| &*identity.name),
         credential: ctx.request.identity.as_ref().map(|identity| &*identity.credential),

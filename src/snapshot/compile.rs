@@ -17,7 +17,7 @@ use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{Upstream, UpstreamConfig};
+use crate::upstream::{Beside, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub struct CompileParts<'a> {
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let mut files = Vec::new();
     let listeners: Vec<_> = config.listeners.values().map(|entry| listener(entry, parts, &mut files, d)).collect();
-    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(config, entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
@@ -75,6 +75,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
 type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
 fn upstream(
+    config: &Config,
     entry: &Entry<UpstreamConfig>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
@@ -83,7 +84,10 @@ fn upstream(
     let name = entry.name.value.as_str();
     // `None` where it should be something has left an error behind, so that nothing of this is ever used.
     let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
-    (name.into(), Upstream::build(name, &entry.value, tls, parts.state, parts.clock))
+    let sticky = super::upstreams::sticky(&entry.value, d);
+    let discover = super::upstreams::discover(config, &entry.value, read, d);
+    let beside = Beside { tls, sticky, discover };
+    (name.into(), Upstream::build(name, &entry.value, beside, parts.state, parts.clock))
 }
 
 /// Compiles routes. Each gets its own copies of the filters of the chains that it uses.

@@ -29,7 +29,7 @@ pub use limit::{LimitMetrics, LimitsSample, RedisMetrics};
 pub use listener::{ListenerMetrics, Reasons};
 pub use route::{NO_ROUTE, RouteMetrics};
 pub use table::{Kind, METRICS, Metric};
-pub use upstream::{EndpointSample, UpstreamMetrics};
+pub use upstream::{DiscoverySample, EndpointSample, UpstreamMetrics};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -5,13 +5,14 @@
 
 use super::Upstream;
 use super::config::{HealthConfig, Protocol, StatusRange};
+use super::dependents::Dependents;
 use super::peer::Link;
 use crate::clock::SharedClock;
 use crate::tls::ClientTls;
 use parking_lot::Mutex;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// What is checked. State belongs to this: another definition finds out anew.
@@ -91,6 +92,8 @@ pub struct Report {
     pub healthy: bool,
     /// Checks in a row with the result of the last one.
     pub streak: u32,
+    /// Since when it is healthy again; `None` if it never was anything else.
+    pub recovered: Option<Instant>,
     pub checks_ok: u64,
     pub checks_failed: u64,
     pub last_check: Option<Instant>,
@@ -111,7 +114,7 @@ pub struct HealthState {
     /// Written by the endpoint's check loop, read by expositions; never touched by a request that finds an endpoint.
     report: Mutex<Report>,
     /// The upstreams whose ring depends on this: one for each build that is still in use.
-    dependents: Mutex<Vec<Weak<Upstream>>>,
+    dependents: Dependents,
 }
 
 impl HealthState {
@@ -123,7 +126,7 @@ impl HealthState {
             clock,
             healthy: AtomicBool::new(true),
             report: Mutex::new(report),
-            dependents: Mutex::default(),
+            dependents: Dependents::default(),
         }
     }
 
@@ -146,10 +149,7 @@ impl HealthState {
     }
 
     pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
-        let upstream = Arc::downgrade(upstream);
-        let mut dependents = self.dependents.lock();
-        dependents.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&upstream));
-        dependents.push(upstream);
+        self.dependents.add(upstream);
     }
 
     pub(super) fn expect_next(&self, wait: Duration) {
@@ -184,13 +184,13 @@ impl HealthState {
             let changes = report.healthy != result.is_ok() && report.streak >= needed;
             if changes {
                 report.healthy = result.is_ok();
+                report.recovered = Some(self.clock.now());
                 self.healthy.store(report.healthy, Ordering::Release);
             }
             changes.then_some(report.healthy)
         };
         if changed.is_some() {
-            let dependents = self.dependents.lock().clone();
-            dependents.iter().filter_map(Weak::upgrade).for_each(|upstream| upstream.rebuild_ring());
+            self.dependents.tell(|upstream| upstream.rebuild_ring());
         }
         changed
     }

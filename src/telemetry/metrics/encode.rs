@@ -5,7 +5,10 @@
 //! a few requests apart, except within a histogram.
 
 use super::table::{self as t, Kind, Metric};
-use super::{AuthMetrics, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics, UpstreamMetrics};
+use super::{
+    AuthMetrics, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics,
+    UpstreamMetrics,
+};
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
 use crate::telemetry::writer::WriterStats;
@@ -60,6 +63,7 @@ pub struct MetricsView<'a> {
     pub keys: Vec<KeySample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
+    pub discovery: Vec<DiscoverySample>,
     pub limits: LimitsSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
@@ -80,6 +84,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     keys(&mut page, &view.keys);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
+    discovery(&mut page, &view.discovery);
     limits(&mut page, &view.limits);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
@@ -159,6 +164,7 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     };
     each(&t::ENDPOINT_HEALTHY, |sample| sample.healthy.into());
     each(&t::ENDPOINT_IN_FLIGHT, |sample| sample.in_flight);
+    each(&t::ENDPOINT_DRAINED, |sample| sample.drained.into());
     each(&t::ENDPOINT_REQUESTS, |sample| sample.requests);
     each(&t::ENDPOINT_CONNECT_FAILURES, |sample| sample.connect_failures);
     let mut family = page.family(&t::ENDPOINT_CHECKS);
@@ -170,6 +176,26 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     for sample in endpoints {
         if let Some(at) = sample.last_check {
             family.sample(&[&sample.upstream, &sample.endpoint], unix(at));
+        }
+    }
+}
+
+fn discovery(page: &mut Page, samples: &[DiscoverySample]) {
+    let mut each = |metric, value: fn(&DiscoverySample) -> Option<u64>| {
+        let mut family = page.family(metric);
+        for sample in samples {
+            if let Some(value) = value(sample) {
+                family.sample(&[&sample.upstream], value);
+            }
+        }
+    };
+    each(&t::DISCOVERY_ENDPOINTS, |sample| sample.endpoints.try_into().ok());
+    each(&t::DISCOVERY_UNUSED, |sample| sample.unused.try_into().ok());
+    each(&t::DISCOVERY_AGE, |sample| sample.age.map(|age| age.as_secs()));
+    let mut family = page.family(&t::DISCOVERY_FAILURES);
+    for sample in samples {
+        for (reason, count) in &sample.failures {
+            family.sample(&[&sample.upstream, reason], count);
         }
     }
 }

@@ -71,6 +71,8 @@ metrics! {
         "1 if the endpoint may be chosen, 0 if it is out of rotation";
     ENDPOINT_IN_FLIGHT = Gauge "gatewright_endpoint_requests_in_flight" ["upstream", "endpoint"]
         "Requests that the endpoint is working on now";
+    ENDPOINT_DRAINED = Gauge "gatewright_endpoint_drained" ["upstream", "endpoint"]
+        "1 while an operator has taken the endpoint out of use, else 0";
     ENDPOINT_REQUESTS = Counter "gatewright_endpoint_requests_total" ["upstream", "endpoint"]
         "Attempts at the endpoint";
     ENDPOINT_CONNECT_FAILURES = Counter "gatewright_endpoint_connect_failures_total" ["upstream", "endpoint"]
@@ -79,6 +81,14 @@ metrics! {
         "Health checks of the endpoint by result, success or failure";
     ENDPOINT_LAST_CHECK = Gauge "gatewright_endpoint_last_health_check_timestamp_seconds" ["upstream", "endpoint"]
         "When the last health check of the endpoint ended, in Unix time";
+    DISCOVERY_ENDPOINTS = Gauge "gatewright_discovery_endpoints" ["upstream"]
+        "Endpoints of the upstream that were discovered and are in use";
+    DISCOVERY_UNUSED = Gauge "gatewright_discovery_unused" ["upstream"]
+        "Addresses of the last answer that are not used: outside of the allowed networks, impossible, or too many";
+    DISCOVERY_AGE = Gauge "gatewright_discovery_age_seconds" ["upstream"]
+        "Time since the last good answer; absent before the first";
+    DISCOVERY_FAILURES = Counter "gatewright_discovery_failures_total" ["upstream", "reason"]
+        "Questions without a good answer: timeout, unreachable, denied, invalid, or empty";
     LIMIT_DECISIONS = Counter "gatewright_limit_decisions_total" ["route", "limit", "decision"]
         "Decisions of limits: allowed, refused, or shadowed, which is what would have been refused";
     LIMIT_FORGOTTEN = Counter "gatewright_limit_local_forgotten_total" []

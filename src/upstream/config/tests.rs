@@ -92,7 +92,10 @@ fn decoding_errors_point_into_the_endpoint() {
         (error.message().to_owned(), text[error.span().unwrap()].to_owned())
     };
     let (message, at) = spans("endpoints = [{ address = 'a:1', wieght = 2 }]");
-    assert_eq!((message.as_str(), at.as_str()), ("unknown field `wieght`, expected `address` or `weight`", "wieght"));
+    assert_eq!(
+        (message.as_str(), at.as_str()),
+        ("unknown field `wieght`, expected one of `address`, `weight`, `priority`, `zone`", "wieght")
+    );
     let (message, at) = spans("endpoints = [7]");
     assert!(message.contains("expected an address such as"), "{message}");
     assert_eq!(at, "7");
