@@ -7,6 +7,7 @@
 pub mod client;
 mod drain;
 mod metrics;
+mod resilience;
 mod status;
 
 use crate::listener::Listeners;

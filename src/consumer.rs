@@ -38,6 +38,8 @@ pub struct Consumer {
 #[derive(Debug)]
 pub struct Tier {
     pub name: Arc<str>,
+    /// Which part of the limit of an overloaded upstream its requests may fill, in percent.
+    pub share: u32,
 }
 
 /// One credential of a consumer, with the identity that it proves.
@@ -93,6 +95,8 @@ pub struct Consumers {
     by_subject: Map<Arc<str>, Credential>,
     tiers: BTreeMap<Arc<str>, Arc<Tier>>,
     roles: BTreeSet<Arc<str>>,
+    /// What those who belong to no tier may fill, if tiers differ in that.
+    share_without_tier: Option<u32>,
 }
 
 impl Consumers {
@@ -128,6 +132,15 @@ impl Consumers {
 
     pub fn tiers(&self) -> impl Iterator<Item = &Arc<Tier>> + Clone {
         self.tiers.values()
+    }
+
+    /// Which part of the limit of an overloaded upstream the requests of this identity may fill, in percent.
+    pub fn share(&self, identity: Option<&Identity>) -> u32 {
+        let tier = identity.and_then(|identity| match &identity.consumer {
+            Some(consumer) => consumer.tier.as_ref(),
+            None => self.tiers.get(identity.tier.as_deref()?),
+        });
+        tier.map(|tier| tier.share).or(self.share_without_tier).unwrap_or(100)
     }
 
     /// Whether any consumer has the role.

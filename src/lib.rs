@@ -31,6 +31,7 @@ pub mod identity;
 pub mod jwt;
 pub mod limit;
 pub mod listener;
+pub mod mirror;
 pub mod proxy;
 pub mod readiness;
 pub mod rejection;

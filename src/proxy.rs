@@ -4,11 +4,14 @@
 //! healthy endpoint; the response hooks run the filters on the way back; `logging` counts and writes the access log.
 //! Each hook says what happens in which order; how is in `proxy/` and below.
 
+mod attempt;
 mod ctx;
+mod deadline;
 mod failure;
 mod forward;
 mod intake;
 mod record;
+mod target;
 
 pub use ctx::Ctx;
 
@@ -102,8 +105,12 @@ impl ProxyHttp for Gateway {
         intake::body_chunk(body, end, ctx)
     }
 
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        attempt::enter(session, ctx).await
+    }
+
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        forward::select(session, ctx)
+        forward::select(session, ctx).await
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
@@ -127,8 +134,8 @@ impl ProxyHttp for Gateway {
         forward::request_head(session, head, ctx)
     }
 
-    async fn upstream_response_filter(&self, _session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-        forward::response_head(head, ctx)
+    async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        forward::response_head(session, head, ctx)
     }
 
     async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {

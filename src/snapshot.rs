@@ -7,11 +7,14 @@
 mod compile;
 mod fixed;
 mod limits;
+mod split;
 mod upstreams;
 
 pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
+pub use split::Split;
 
+use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
@@ -20,10 +23,14 @@ use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
+use crate::mirror::Mirror;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
-use crate::upstream::Upstream;
+use crate::upstream::breaker::Breaker;
+use crate::upstream::retry::RetryPolicy;
+use crate::upstream::{FixedAnswer, Upstream};
+use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,11 +71,31 @@ pub struct Route {
     pub name: Arc<str>,
     pub chain: Chain,
     pub upstream: Option<Target>,
+    /// Where parts of the requests go instead.
+    pub split: Option<Split>,
+    /// Where requests go that the upstream cannot take.
+    pub fallback: Option<Target>,
+    /// Who gets copies.
+    pub mirror: Option<Arc<Mirror>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
+    /// What clients may say about that.
+    pub deadline: DeadlineRules,
+    /// In place of the upstream's.
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub breaker: Option<Breaker>,
+    /// What is answered while it is open.
+    pub breaker_answer: Option<Arc<FixedAnswer>>,
     /// Of the request body, in bytes.
     pub max_body: u64,
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// Whose word counts on how long a request may take, and where it stands.
+#[derive(Debug, Clone)]
+pub struct DeadlineRules {
+    pub client: ClientDeadline,
+    pub header: Option<HeaderName>,
 }
 
 /// The upstream of a route, with the metrics that belong to it.
@@ -84,12 +111,33 @@ pub enum Choice {
     /// The one that the route names.
     #[default]
     Primary,
+    /// One of its split, by its place there.
+    Part(u8),
+    /// The one that takes what the others cannot.
+    Fallback,
 }
 
 impl Route {
     pub fn target(&self, choice: Choice) -> Option<&Target> {
         match choice {
             Choice::Primary => self.upstream.as_ref(),
+            Choice::Part(at) => self.split.as_ref()?.target(at),
+            Choice::Fallback => self.fallback.as_ref(),
+        }
+    }
+
+    /// Whether requests may go elsewhere than to `upstream`.
+    pub fn steers(&self) -> bool {
+        self.split.is_some() || self.fallback.is_some()
+    }
+
+    /// Where a request goes on to when this choice can take nothing: from a part of a split to the rest, from there to the
+    /// fallback. `None`: nowhere.
+    pub fn instead_of(&self, choice: Choice) -> Option<Choice> {
+        match choice {
+            Choice::Part(_) => Some(Choice::Primary),
+            Choice::Primary => self.fallback.as_ref().map(|_| Choice::Fallback),
+            Choice::Fallback => None,
         }
     }
 }

@@ -12,21 +12,31 @@
 
 pub mod address;
 pub mod balance;
+pub mod breaker;
+pub mod budget;
 pub mod config;
 mod dependents;
 pub mod endpoint;
+mod guards;
 pub mod health;
+pub mod outlier;
+pub mod overload;
 mod peer;
 mod probe;
 mod report;
 pub mod resolve;
+pub mod retry;
+mod side;
 mod supervisor;
+mod window;
 
 pub use balance::{Affinity, Facts};
 pub use config::{Protocol, UpstreamConfig, WhenAllDown};
 pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
+pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
 pub use resolve::{Resolve, SystemResolver};
+pub use side::{Side, Stream};
 pub use supervisor::Supervisor;
 
 use crate::clock::SharedClock;
@@ -55,7 +65,7 @@ pub struct Upstream {
     link: peer::Link,
     timeouts: peer::Timeouts,
     request_timeout: Option<Duration>,
-    attempts: usize,
+    guards: Guards,
     pool_limit: u32,
     when_all_down: WhenAllDown,
     policy: Policy,
@@ -168,12 +178,12 @@ impl Upstream {
             link,
             timeouts: peer::Timeouts {
                 connect: timeouts.connect.value.get(),
-                read: timeouts.read.value.get(),
+                read: timeouts.attempt.iter().map(|most| most.get()).fold(timeouts.read.get(), Duration::min),
                 write: timeouts.write.value.get(),
                 idle: timeouts.idle.value.get(),
             },
             request_timeout: timeouts.request.as_ref().map(|limit| limit.value).map(Written::get),
-            attempts: usize::from(*config.attempts),
+            guards: Guards::build(name, config, state, clock),
             pool_limit: config.keepalive.connections.into(),
             when_all_down: config.when_all_down,
             policy: policy(name, config, sticky, state),
@@ -197,6 +207,7 @@ impl Upstream {
             let watcher: std::sync::Weak<Upstream> = Arc::downgrade(&upstream);
             feed.watch(watcher);
         }
+        upstream.guards.group().into_iter().for_each(|group| group.depend(&upstream));
         upstream.renew_endpoints();
         upstream
     }
@@ -205,9 +216,13 @@ impl Upstream {
         &self.name
     }
 
-    /// How many endpoints may be tried for one request when connecting fails.
-    pub fn attempts(&self) -> usize {
-        self.attempts
+    /// Its retries, breaker, outlier detection and overload limit.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    fn clock(&self) -> &SharedClock {
+        &self.clock
     }
 
     /// The limit of a request in total, if the upstream sets one.
@@ -383,12 +398,21 @@ impl Upstream {
     fn order(&self, endpoints: Arc<[Arc<Endpoint>]>, cookies: Arc<HashMap<Box<str>, u16>>) -> Set {
         let now = self.clock.now();
         let available = endpoints.iter().filter(|endpoint| endpoint.takes_traffic()).count();
-        let (levels, warming) = match self.when_all_down {
-            WhenAllDown::TryAll if available == 0 => {
-                balance::levels(&endpoints, &self.policy, now, |endpoint| !endpoint.state.is_drained())
-            }
-            _ => balance::levels(&endpoints, &self.policy, now, Endpoint::takes_traffic),
-        };
+        // With too few left, ejections are void: an endpoint that fails at times is better than one that is overrun.
+        let panic = self.guards.outlier.as_ref().is_some_and(|outlier| {
+            let in_use = |endpoint: &&Arc<Endpoint>| endpoint.weight > 0 && !endpoint.state.is_drained();
+            let all = u64::try_from(endpoints.iter().filter(in_use).count()).unwrap_or(0);
+            let least = all.saturating_mul(outlier.panic.into());
+            available == 0 || u64::try_from(available).unwrap_or(0).saturating_mul(1_000_000) < least
+        });
+        let (levels, warming) = balance::levels(&endpoints, &self.policy, now, |endpoint| {
+            let works = match self.when_all_down {
+                WhenAllDown::TryAll if available == 0 => true,
+                _ if panic => endpoint.passes_checks(),
+                _ => endpoint.is_healthy(),
+            };
+            works && !endpoint.state.is_drained()
+        });
         Set { endpoints, levels, cookies, warming, available }
     }
 
@@ -396,8 +420,9 @@ impl Upstream {
         let key = format!("{:?} {address}", self.name);
         let health = self.health.as_ref().map(|config| {
             let definition = Definition::new(config, &settings.written, &self.link);
-            let key = format!("{key} {definition:?}");
-            self.state.get_or_create(&key, || HealthState::new(definition, self.clock.clone()))
+            let port = config.port.as_ref().map(|port| port.value);
+            let key = format!("{key} {definition:?} {port:?}");
+            self.state.get_or_create(&key, || HealthState::new(definition, port, self.clock.clone()))
         });
         // What comes later warms up; what an upstream begins with has nobody to leave the work to.
         let since = self.turn.in_use.load(Relaxed).then(|| self.clock.now());
@@ -422,6 +447,7 @@ impl Upstream {
             pool_limit: self.pool_limit,
             state,
             health,
+            guards: self.guards.of_endpoint(&self.name, address, &self.state, &self.clock),
             peer: peer::prepare(address, self.group, &self.timeouts, &self.link),
         })
     }

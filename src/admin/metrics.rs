@@ -3,9 +3,10 @@
 use super::Admin;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
+use crate::snapshot::Route;
 use crate::telemetry::metrics::{
     self, AuthMetrics, AuthSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
-    LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -30,8 +31,10 @@ pub fn exposition(admin: &Admin) -> String {
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
         limits: limits(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
+        mirrors: snapshot.routes().filter_map(|route| mirror(route)).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
         discovery: snapshot.upstreams.values().filter_map(discovery).collect(),
+        resilience: super::resilience::sample(&snapshot),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
         certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
         gateway: admin.gateway.metrics(),
@@ -93,6 +96,12 @@ fn limits(admin: &Admin) -> LimitsSample {
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {
     upstream.endpoints().iter().map(|endpoint| sample(upstream, endpoint)).collect()
+}
+
+fn mirror(route: &Route) -> Option<MirrorSample> {
+    let metrics = &route.mirror.as_ref()?.metrics;
+    let counts = [("answered", &metrics.answered), ("failed", &metrics.failed), ("busy", &metrics.busy), ("body", &metrics.body)];
+    Some(MirrorSample { route: route.name.to_string(), results: counts.map(|(result, count)| (result, count.get())) })
 }
 
 fn discovery(upstream: &Arc<Upstream>) -> Option<DiscoverySample> {

@@ -10,7 +10,8 @@ pub fn document(admin: &Admin) -> Value {
     let listeners = admin.listeners.addresses();
     let routes = snapshot.routes().map(|route| {
         let upstream = route.upstream.as_ref().map(|target| &**target.upstream.name());
-        json!({ "name": &*route.name, "upstream": upstream })
+        let breaker = route.breaker.as_ref().map(|breaker| breaker.report(admin.gateway.clock().now()));
+        json!({ "name": &*route.name, "upstream": upstream, "breaker": breaker })
     });
     json!({
         "version": crate::VERSION,

@@ -99,6 +99,11 @@ pub enum PasswordConfig {
 pub struct TierConfig {
     /// The limits, each of which must have room for a request; up to 8, as in `rate_limit`. Default: none.
     pub limits: Vec<LimitConfig>,
+    /// Who is refused last while an upstream with `overload` has more to do than it can: of several priorities the highest
+    /// may fill the whole limit, each lower one four fifths of what the next higher one may. 0 to 100; those who belong to no
+    /// tier have 0. Default 0.
+    #[schemars(range(min = 0, max = 100))]
+    pub priority: Located<u8>,
 }
 
 impl Default for ConsumerConfig {
@@ -174,6 +179,10 @@ impl CredentialConfig {
 impl TierConfig {
     /// Checks what serde cannot.
     pub fn check(&self, name: &Located<String>, d: &mut Diagnostics) {
+        if self.priority.value > 100 {
+            let span = self.priority.span.clone();
+            d.error(span, format!("`priority` is {}", self.priority.value)).label("must be from 0 to 100");
+        }
         if self.limits.is_empty() {
             return;
         }

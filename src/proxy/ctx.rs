@@ -1,8 +1,10 @@
 //! What travels with one request through Pingora's hooks.
 
 use super::Gateway;
+use super::attempt::Guarded;
 use crate::forwarded::Via;
 use crate::listener::Connection;
+use crate::mirror::MirrorCopy;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
@@ -27,6 +29,10 @@ pub struct Ctx {
     pub(super) body: BodyCount,
     /// Which of its route's upstreams it goes to.
     pub(super) choice: Choice,
+    /// What makes the client keep to it.
+    pub(super) cookie: Option<HeaderValue>,
+    /// The copy for the route's mirror, as far as it has come.
+    pub(super) mirror: Option<Box<MirrorCopy>>,
     pub(super) attempt: Attempt,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
@@ -46,9 +52,6 @@ pub(super) struct BodyCount {
 pub(super) struct Attempt {
     /// Attempts begun.
     pub count: u32,
-    /// Attempts that ended before a connection was made, and those that broke before an answer began.
-    pub connect_failures: u32,
-    pub resets: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
     /// What makes the client come back to this endpoint.
@@ -59,6 +62,8 @@ pub(super) struct Attempt {
     pub reused: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
+    /// What breakers, the overload limit and retries know of it.
+    pub guarded: Guarded,
 }
 
 impl Ctx {
@@ -76,6 +81,8 @@ impl Ctx {
             rejection: None,
             body: BodyCount::default(),
             choice: Choice::Primary,
+            cookie: None,
+            mirror: None,
             attempt: Attempt::default(),
             in_flight: None,
             recorded: false,

@@ -1,21 +1,14 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
-use super::Ctx;
+use super::{Ctx, attempt, deadline};
 use crate::forwarded::{self, ForwardedFacts, Via};
 use crate::identity;
 use crate::rejection::{self, Rejection};
-use crate::request::{RequestCtx, Scheme};
-use crate::upstream::Facts;
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
-use std::time::Duration;
-
-/// How often a request may be sent again after a connection broke, whatever the upstream's `attempts` say: several pooled
-/// connections can be stale at once when an endpoint restarts.
-const MAX_RESETS: u32 = 3;
+use pingora::{Error, Result};
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
@@ -23,43 +16,27 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Picks the endpoint of the next attempt.
-pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    attempt::pause(ctx).await;
     let left = ctx.check_deadline()?;
     keep_upgrade_open(session)?;
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) else {
-        return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
-    };
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    // Most ways of choosing ask nothing of the request.
-    let facts = target.upstream.asks().then(|| facts(session, &ctx.request));
-    let Some(endpoint) = target.upstream.select_for(&ctx.attempt.tried, facts.as_ref()) else {
-        let rejection = if ctx.attempt.count == 0 {
-            Rejection::new(&rejection::UPSTREAM_UNAVAILABLE).retry_after(target.upstream.retry_after())
-        } else {
-            // Every endpoint that could be tried was.
-            Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED)
-        };
-        return Err(ctx.fail(rejection));
-    };
-    let https = ctx.request.scheme == Scheme::Https;
-    ctx.attempt.cookie = facts.and_then(|facts| target.upstream.cookie_for(&endpoint, &facts, https));
+    let now = ctx.gateway.clock().now();
+    let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection))?;
     let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
-    if ctx.attempt.count > 0 {
+    if ctx.attempt.count > 0
+        && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice))
+    {
         target.metrics.retries.increment();
     }
     ctx.attempt.count = ctx.attempt.count.saturating_add(1);
-    ctx.attempt.started = Some(ctx.gateway.clock().now());
+    ctx.attempt.started = Some(now);
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
     ctx.attempt.interim = 0;
     ctx.attempt.endpoint = Some(endpoint.begin());
     Ok(peer)
-}
-
-fn facts<'a>(session: &'a Session, request: &'a RequestCtx) -> Facts<'a> {
-    let head = session.req_header();
-    Facts { headers: &head.headers, query: head.uri.query(), client: request.client, identity: request.identity.as_deref() }
 }
 
 /// Works around cloudflare/pingora#946: when a 101 is read before the task that says "the request body is over and empty", that
@@ -72,24 +49,8 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-/// Since the attempt began.
-fn elapsed(ctx: &Ctx) -> Duration {
-    ctx.attempt.started.map_or(Duration::ZERO, |started| ctx.gateway.clock().now().saturating_duration_since(started))
-}
-
-/// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) else { return error };
-    target.metrics.connect_failures.increment();
-    if let Some(endpoint) = &ctx.attempt.endpoint {
-        endpoint.state().count_connect_failure();
-        endpoint.failed(elapsed(ctx), ctx.gateway.clock().now());
-        ctx.attempt.tried.add(endpoint);
-    }
-    ctx.attempt.connect_failures = ctx.attempt.connect_failures.saturating_add(1);
-    error.set_retry(
-        ctx.in_time() && usize::try_from(ctx.attempt.connect_failures).unwrap_or(usize::MAX) < target.upstream.attempts(),
-    );
+    error.set_retry(attempt::connect_failed(ctx));
     error
 }
 
@@ -97,6 +58,9 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
     let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.reused = reused;
     ctx.attempt.connect_time = elapsed.filter(|_| !reused);
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        endpoint.state().connected();
+    }
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         if reused {
             target.metrics.reused();
@@ -129,6 +93,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
+    deadline::forward(asked, head, ctx);
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
@@ -143,10 +108,16 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     {
         return Err(ctx.fail(rejection));
     }
+    if let Some(mirror) = ctx.route.as_ref().and_then(|route| route.mirror.as_ref())
+        && ctx.attempt.count == 1
+        && !session.is_upgrade_req()
+    {
+        ctx.mirror = mirror.begin(head);
+    }
     Ok(())
 }
 
-pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     ctx.check_deadline()?;
     if head.status.is_informational() && head.status != 101 {
         ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
@@ -165,8 +136,9 @@ pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         target.metrics.attempted(Some(head.status.as_u16()));
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
+    attempt::answered(session, head, ctx)?;
     remove_hop_by_hop(head);
-    if let Some(cookie) = ctx.attempt.cookie.take() {
+    for cookie in [ctx.attempt.cookie.take(), ctx.cookie.take()].into_iter().flatten() {
         head.append_header(header::SET_COOKIE, cookie)?;
     }
     if head.status == 101 {
@@ -205,24 +177,7 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     }
 }
 
-/// The connection was made, and then something broke. What may be sent again without a client noticing is: a request
-/// whose method is idempotent (RFC 9110 §9.2.2), whose body can be replayed, and that has not been answered in part.
-pub fn attempt_failed(session: &mut Session, ctx: &mut Ctx, mut error: Box<Error>, reused: bool) -> Box<Error> {
-    let broke = matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
-    let unanswered = ctx.attempt.header_time.is_none() && session.response_written().is_none();
-    let replayable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
-    let safe = error.esource() == &ErrorSource::Upstream && broke && unanswered && replayable && ctx.rejection.is_none();
-    ctx.attempt.resets = ctx.attempt.resets.saturating_add(1);
-    // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
-    let endpoint = ctx.attempt.endpoint.as_ref().filter(|_| error.esource() == &ErrorSource::Upstream && !reused);
-    if let Some(endpoint) = endpoint {
-        endpoint.state().count_error();
-        endpoint.failed(elapsed(ctx), ctx.gateway.clock().now());
-        ctx.attempt.tried.add(endpoint);
-    }
-    if unanswered && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
-        target.metrics.attempted(None);
-    }
-    error.set_retry(safe && ctx.in_time() && ctx.attempt.resets <= MAX_RESETS);
+pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    error.set_retry(attempt::failed(session, ctx, &error, reused));
     error
 }

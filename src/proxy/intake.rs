@@ -1,7 +1,7 @@
 //! From bytes that parsed to a request that may go on: canonical host and path, who is calling from where, the route,
 //! and the bounds of the body. Everything after this decides by what is written here.
 
-use super::Ctx;
+use super::{Ctx, deadline};
 use crate::canonical::{self, PathForm, PathRules};
 use crate::forwarded;
 use crate::rejection::{self, Rejection};
@@ -68,6 +68,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     ctx.in_flight = Some(route.metrics.begin());
     ctx.route = Some(Arc::clone(&route));
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
+    deadline::of_client(&session.req_header().headers, &route, ctx);
     bound_body(session, ctx, route.max_body)?;
     Ok(Admitted::Route(route))
 }
@@ -200,11 +201,17 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if end && body.as_ref().is_some_and(Bytes::is_empty) {
         *body = None;
     }
+    if let Some(mirror) = &mut ctx.mirror {
+        mirror.piece(body.as_ref(), end);
+    }
     let Some(piece) = body else { return Ok(()) };
     let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
     ctx.body.received = ctx.body.received.saturating_add(length);
     if ctx.body.received > ctx.body.limit {
         return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
+    }
+    if end {
+        ctx.attempt.guarded.sent = Some(ctx.gateway.clock().now());
     }
     ctx.check_deadline().map(|_| ())
 }

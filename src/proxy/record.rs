@@ -17,6 +17,15 @@ const DROPPED: &str = "dropped";
 /// A request that came to its end, well or badly.
 pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
     ctx.recorded = true;
+    if let Some(copy) = ctx.mirror.take() {
+        let head = session.req_header();
+        let none = |name| head.headers.get(name).is_none_or(|value| value == "0");
+        copy.finish(
+            none(&header::CONTENT_LENGTH)
+                && !head.headers.contains_key(header::TRANSFER_ENCODING)
+                && head.version != Version::HTTP_2,
+        );
+    }
     let head = session.req_header();
     let status = session.response_written().map(|head| head.status.as_u16());
     let ends = Ends {

@@ -1,8 +1,10 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::{Route, Snapshot, Target};
+use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig};
+use crate::config::{
+    AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
+};
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
@@ -11,13 +13,14 @@ use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
+use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{Beside, Upstream, UpstreamConfig};
+use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -108,11 +111,7 @@ impl RouteBuilder<'_> {
         order(&filters, complete, d);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
-            Some(upstream) => {
-                let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
-                let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
-                Some(Target { upstream, metrics })
-            }
+            Some(upstream) => Some(self.target(upstream)?),
             None => {
                 // Where something else is wrong in the file, a filter or the upstream may only be missing because of that.
                 let file = entry.name.span.as_ref().map(|span| span.file);
@@ -127,16 +126,61 @@ impl RouteBuilder<'_> {
                 None
             }
         };
+        let split = match &entry.value.split {
+            Some(split) => {
+                let targets: Option<Vec<_>> = split.to.iter().map(|part| self.target(&part.upstream)).collect();
+                Some(Split::new(split, targets?))
+            }
+            None => None,
+        };
+        let fallback = match &entry.value.fallback {
+            Some(fallback) => Some(self.target(fallback)?),
+            None => None,
+        };
+        let mirror = match &entry.value.mirror {
+            Some(mirror) => Some(self.mirror(name, mirror)?),
+            None => None,
+        };
+        let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {
             name: name.into(),
             chain: Chain::new(&filters),
             upstream,
+            split,
+            fallback,
+            mirror,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
+            deadline: DeadlineRules {
+                client: entry.value.timeouts.client,
+                header: entry.value.timeouts.header.as_ref().and_then(|name| name.parse().ok()),
+            },
+            retry: entry.value.retry.as_ref().map(|retry| Arc::new(retry.policy())),
+            breaker: breaker.map(|breaker| upstream::guard("route", name, breaker, self.parts.state, self.parts.clock)),
+            breaker_answer: breaker.and_then(|breaker| upstream::fixed(breaker.answer.as_ref()?)),
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
             metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
         }))
+    }
+
+    /// `None` for a name that does not exist, which was reported when the file was read.
+    fn target(&self, name: &Located<String>) -> Option<Target> {
+        let upstream = Arc::clone(self.upstreams.get(name.value.as_str())?);
+        let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
+        Some(Target { upstream, metrics })
+    }
+
+    fn mirror(&self, route: &str, config: &MirrorConfig) -> Option<Arc<Mirror>> {
+        let CompileParts { state, dry, .. } = self.parts;
+        let upstream = Arc::clone(self.upstreams.get(config.upstream.value.as_str())?);
+        let bounds = MirrorBounds {
+            share: config.share.parts_per_million,
+            max_body: usize::try_from(config.max_body.value.0).unwrap_or(0),
+            timeout: config.timeout.get(),
+        };
+        let metrics = state.get_or_create(route, MirrorMetrics::default);
+        Some(Mirror::new(upstream, metrics, bounds, state.get_or_create("", || Worker::start(*dry))))
     }
 
     /// Appends the filters in the order in which they run, those of named chains in place. `false` if one could not be built.

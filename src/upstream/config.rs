@@ -11,6 +11,10 @@ pub use crate::discovery::{PRIORITY_MAX, WEIGHT_MAX};
 pub use endpoint::EndpointConfig;
 pub use health::{HealthConfig, StatusRange};
 
+use super::breaker::BreakerConfig;
+use super::outlier::OutlierConfig;
+use super::overload::OverloadConfig;
+use super::retry::RetryConfig;
 use crate::diagnostic::Diagnostics;
 use crate::discovery::DiscoverConfig;
 use crate::tls::UpstreamTlsConfig;
@@ -19,7 +23,7 @@ use schemars::JsonSchema;
 
 /// The most entries that `endpoints` may have.
 pub const ENDPOINTS_MAX: usize = 4096;
-/// The largest value of `attempts`.
+/// The largest value of `retry.attempts`.
 pub const ATTEMPTS_MAX: usize = 10;
 
 /// A named group of endpoints that serve the same thing, and how the gateway uses them.
@@ -50,12 +54,15 @@ pub struct UpstreamConfig {
     /// How many idle connections are kept for the next request.
     #[serde(default)]
     pub keepalive: KeepaliveConfig,
-    /// How many endpoints are tried for one request, the first included, when a connection is refused or times out: nothing
-    /// was sent then, so that trying another one is safe for every method. 1 to 10, default 2. At the limit the request is
-    /// rejected with `upstream_connect_failed`.
-    #[serde(default = "attempts")]
-    #[schemars(range(min = 1, max = 10))]
-    pub attempts: Located<u8>,
+    /// When a request that failed is sent again.
+    #[serde(default)]
+    pub retry: RetryConfig,
+    /// Takes an endpoint that fails out of rotation for a while, by how its requests end. Default: off.
+    pub outlier: Option<Located<OutlierConfig>>,
+    /// Refuses requests at once while the upstream fails. Default: off.
+    pub breaker: Option<Located<BreakerConfig>>,
+    /// Bounds how many requests the upstream works on at once by what it can take. Default: off.
+    pub overload: Option<Located<OverloadConfig>>,
     /// What to do while no endpoint is healthy. Default `"reject"`.
     #[serde(default)]
     pub when_all_down: WhenAllDown,
@@ -104,10 +111,17 @@ pub enum WhenAllDown {
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutsConfig {
-    /// The longest that opening a connection may take. Default `"1s"`. Then another endpoint is tried, see `attempts`.
+    /// The longest that opening a connection may take. Default `"1s"`. Then another endpoint is tried, see `retry`.
     pub connect: Located<Duration>,
     /// The longest silence while the response is read, not the whole of it. Default `"30s"`.
     pub read: Located<Duration>,
+    /// How long one attempt may wait for the answer to begin; then another one may be made, see `retry`. Silences within the
+    /// answer are bounded by it as well, so that upstreams that stream with long pauses need a long one. Default: only
+    /// `read` and what is left of the whole request.
+    pub attempt: Option<Located<Duration>>,
+    /// A request that has less time left than this is refused with 504 `deadline_exceeded` and not sent: what the upstream
+    /// needs at the very least. Default: none is.
+    pub least: Option<Located<Duration>>,
     /// The longest that one write of the request may be blocked. Default `"30s"`.
     pub write: Located<Duration>,
     /// How long an unused connection is kept for reuse. Default `"60s"`; keep it below the endpoint's own limit.
@@ -146,6 +160,8 @@ impl Default for TimeoutsConfig {
             read: Located::nowhere(Duration::from_secs(30)),
             write: Located::nowhere(Duration::from_secs(30)),
             idle: Located::nowhere(Duration::from_secs(60)),
+            attempt: None,
+            least: None,
             request: None,
         }
     }
@@ -165,9 +181,6 @@ impl Default for ResolveConfig {
 
 fn max_streams() -> Located<u16> {
     Located::nowhere(100)
-}
-fn attempts() -> Located<u8> {
-    Located::nowhere(2)
 }
 fn one_second() -> Located<Duration> {
     Located::nowhere(Duration::from_secs(1))
@@ -192,8 +205,9 @@ impl UpstreamConfig {
         if let Some(health) = &self.health {
             health.value.check(health.span.clone(), d);
         }
-        let TimeoutsConfig { connect, read, write, idle, request } = &self.timeouts;
-        for timeout in [Some(connect), Some(read), Some(write), Some(idle), request.as_ref()].into_iter().flatten() {
+        let TimeoutsConfig { connect, read, write, idle, attempt, least, request } = &self.timeouts;
+        let optional = [attempt, least, request].into_iter().flatten();
+        for timeout in [connect, read, write, idle].into_iter().chain(optional) {
             within(timeout, Duration::from_millis(1), Duration::from_secs(86_400), d);
         }
         within(&self.resolve.interval, Duration::from_secs(1), Duration::from_secs(86_400), d);
@@ -203,9 +217,15 @@ impl UpstreamConfig {
                 .label("must be from 1 to 10000");
         }
         self.check_protocol(d);
-        if !(1..=ATTEMPTS_MAX).contains(&usize::from(*self.attempts)) {
-            d.error(self.attempts.span.clone(), format!("`attempts` is {}", self.attempts.value))
-                .label(format!("must be from 1 to {ATTEMPTS_MAX}"));
+        self.retry.check(d);
+        if let Some(outlier) = &self.outlier {
+            outlier.check(d);
+        }
+        if let Some(breaker) = &self.breaker {
+            breaker.check(d);
+        }
+        if let Some(overload) = &self.overload {
+            overload.check(d);
         }
     }
 

@@ -9,7 +9,9 @@ use super::Upstream;
 use super::balance::sticky::EndpointCookie;
 use super::balance::{Load, PeakEwma};
 use super::dependents::Dependents;
+use super::guards::EndpointGuards;
 use super::health::HealthState;
+use super::outlier::OutlierState;
 use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 use pingora::upstreams::peer::HttpPeer;
@@ -36,6 +38,8 @@ pub struct EndpointState {
     /// When it last began to take traffic that it did not have before, for slow start. Not read by requests.
     warm_since: Mutex<Option<Instant>>,
     dependents: Dependents,
+    /// The last attempt to open a connection failed.
+    refusing: AtomicBool,
 }
 
 /// Tells endpoints apart within one process, cheaper than by address.
@@ -57,6 +61,7 @@ impl EndpointState {
             drained: AtomicBool::new(false),
             warm_since: Mutex::new(warm_since),
             dependents: Dependents::default(),
+            refusing: AtomicBool::new(false),
         }
     }
 
@@ -112,6 +117,19 @@ impl EndpointState {
     /// Counts an attempt whose connection was refused or timed out.
     pub fn count_connect_failure(&self) {
         self.connect_failures.fetch_add(1, Relaxed);
+        self.refusing.store(true, Relaxed);
+    }
+
+    /// A connection stands.
+    pub fn connected(&self) {
+        if self.refusing.load(Relaxed) {
+            self.refusing.store(false, Relaxed);
+        }
+    }
+
+    /// Whether the last attempt to open a connection failed.
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Relaxed)
     }
 
     /// Counts an attempt that failed after the connection stood.
@@ -138,6 +156,7 @@ pub struct Endpoint {
     pub(super) pool_limit: u32,
     pub(super) state: Arc<EndpointState>,
     pub(super) health: Option<Arc<HealthState>>,
+    pub(super) guards: EndpointGuards,
     pub(super) peer: HttpPeer,
 }
 
@@ -207,9 +226,24 @@ impl Endpoint {
         self.health.as_ref()
     }
 
-    /// An endpoint without health check counts as healthy.
+    /// Its checks pass, and it is not ejected. An endpoint without health check counts as healthy.
     pub fn is_healthy(&self) -> bool {
+        self.passes_checks() && !self.outlier().is_some_and(|state| state.is_ejected())
+    }
+
+    /// Its checks pass, or it has none.
+    pub fn passes_checks(&self) -> bool {
         self.health.as_ref().is_none_or(|health| health.is_healthy())
+    }
+
+    /// Its breaker and its outlier detection.
+    pub fn guards(&self) -> &EndpointGuards {
+        &self.guards
+    }
+
+    /// How its requests ended of late; `None` if the upstream has no `outlier`.
+    pub fn outlier(&self) -> Option<&Arc<OutlierState>> {
+        self.guards.outlier.as_ref().map(|watched| &watched.state)
     }
 
     /// Counts an attempt in; it counts out when the guard is dropped.
@@ -299,6 +333,11 @@ impl Tried {
     /// How many attempts were made.
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// All may be tried again.
+    pub fn clear(&mut self) {
+        self.0.clear();
     }
 
     pub fn is_empty(&self) -> bool {

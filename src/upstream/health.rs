@@ -11,6 +11,7 @@ use crate::clock::SharedClock;
 use crate::tls::ClientTls;
 use parking_lot::Mutex;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -22,15 +23,21 @@ pub enum Definition {
     Tcp,
     /// The endpoint answers `GET path` with an expected status, in the protocol that requests use.
     Http { path: Box<str>, host: Box<str>, expect: StatusRange, http2: bool, tls: Option<Arc<ClientTls>> },
+    /// The endpoint answers `SERVING` for this service, by the gRPC health checking protocol.
+    Grpc { service: Box<str>, host: Box<str>, tls: Option<Arc<ClientTls>> },
 }
 
 impl Definition {
     pub(super) fn new(config: &HealthConfig, written: &str, link: &Link) -> Self {
-        match &config.path {
-            None => Definition::Tcp,
-            Some(path) => Definition::Http {
+        let host = || config.host.as_ref().map_or(written, |host| host.value.as_str()).into();
+        match (&config.path, &config.grpc) {
+            (None, None) => Definition::Tcp,
+            (None, Some(service)) => {
+                Definition::Grpc { service: service.value.as_str().into(), host: host(), tls: link.tls.clone() }
+            }
+            (Some(path), _) => Definition::Http {
                 path: path.value.as_str().into(),
-                host: config.host.as_ref().map_or(written, |host| host.value.as_str()).into(),
+                host: host(),
                 expect: config.expect.as_ref().map_or(StatusRange::SUCCESS, |expect| expect.value),
                 http2: matches!(link.protocol, Protocol::H2 | Protocol::H2c),
                 tls: link.tls.clone(),
@@ -72,6 +79,10 @@ pub enum CheckError {
     Protocol,
     /// An answer with a status that is not expected.
     Status(u16),
+    /// A gRPC call that failed, with its code.
+    Grpc(u8),
+    /// A gRPC service that does not serve, with its `ServingStatus`: 0 unknown, 2 not serving, 3 service unknown.
+    NotServing(u8),
 }
 
 impl fmt::Display for CheckError {
@@ -82,6 +93,8 @@ impl fmt::Display for CheckError {
             CheckError::Timeout => f.write_str("timed out"),
             CheckError::Protocol => f.write_str("no valid response"),
             CheckError::Status(status) => write!(f, "status {status}"),
+            CheckError::Grpc(code) => write!(f, "gRPC status {code}"),
+            CheckError::NotServing(status) => write!(f, "gRPC serving status {status}"),
         }
     }
 }
@@ -109,6 +122,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct HealthState {
     definition: Definition,
+    port: Option<u16>,
     clock: SharedClock,
     healthy: AtomicBool,
     /// Written by the endpoint's check loop, read by expositions; never touched by a request that finds an endpoint.
@@ -118,11 +132,12 @@ pub struct HealthState {
 }
 
 impl HealthState {
-    pub(super) fn new(definition: Definition, clock: SharedClock) -> Self {
+    pub(super) fn new(definition: Definition, port: Option<u16>, clock: SharedClock) -> Self {
         // Healthy until a check says otherwise: a gateway that starts, or gains an endpoint, serves at once.
         let report = Report { healthy: true, ..Report::default() };
         HealthState {
             definition,
+            port,
             clock,
             healthy: AtomicBool::new(true),
             report: Mutex::new(report),
@@ -136,6 +151,14 @@ impl HealthState {
 
     pub fn definition(&self) -> &Definition {
         &self.definition
+    }
+
+    /// Where an endpoint with this address is asked.
+    pub fn target(&self, mut address: SocketAddr) -> SocketAddr {
+        if let Some(port) = self.port {
+            address.set_port(port);
+        }
+        address
     }
 
     pub fn report(&self) -> Report {
@@ -210,7 +233,7 @@ mod tests {
     }
 
     fn state() -> HealthState {
-        HealthState::new(Definition::Tcp, ManualClock::new())
+        HealthState::new(Definition::Tcp, None, ManualClock::new())
     }
 
     #[test]
@@ -232,7 +255,7 @@ mod tests {
     #[test]
     fn the_report_says_what_was_found() {
         let clock = ManualClock::new();
-        let state = HealthState::new(Definition::Tcp, clock.clone());
+        let state = HealthState::new(Definition::Tcp, None, clock.clone());
         changes(&state, &[PASS, FAIL, FAIL]);
         state.expect_next(Duration::from_secs(5));
         clock.advance(Duration::from_secs(2));

@@ -7,7 +7,7 @@
 
 use super::health::{HealthState, Tuning};
 use super::resolve::{NameState, Refresh, Resolve};
-use super::{Endpoint, Upstream, probe};
+use super::{Endpoint, Upstream, outlier, probe};
 use crate::discovery::{self, Feed, Plan};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -45,6 +45,7 @@ struct Tasks {
     names: HashMap<usize, Task<NameState, Refresh>>,
     warmers: HashMap<usize, Task<Upstream, Duration>>,
     feeds: HashMap<usize, Task<Feed, String>>,
+    outliers: HashMap<usize, Task<outlier::Group, ()>>,
 }
 
 /// A running loop over one state.
@@ -144,11 +145,21 @@ impl Inner {
             let Some(health) = endpoint.health() else { continue };
             tasks.checks.entry(at).or_insert_with(|| {
                 let who = format!("upstream {}: endpoint {}", upstream.name(), Who(&endpoint));
-                let job = check(Arc::downgrade(health), endpoint.address(), tuning, who, self.checks_at_once.clone());
+                let job =
+                    check(Arc::downgrade(health), health.target(endpoint.address()), tuning, who, self.checks_at_once.clone());
                 let handle = self.runtime.spawn(job).abort_handle();
                 Task { _state: Arc::downgrade(health), settings: tuning, handle }
             });
         }
+        let groups: Vec<_> = upstreams.iter().filter_map(|upstream| upstream.guards().group()).collect();
+        tasks.outliers.retain(|at, _| groups.iter().any(|group| key(group) == *at));
+        for group in groups {
+            tasks.outliers.entry(key(group)).or_insert_with(|| {
+                let handle = self.runtime.spawn(outlier::watch(Arc::downgrade(group))).abort_handle();
+                Task { _state: Arc::downgrade(group), settings: (), handle }
+            });
+        }
+
         let feeds: HashMap<usize, (&Arc<Feed>, &Arc<Plan>)> =
             upstreams.iter().filter_map(|upstream| upstream.found()).map(|found| (key(found.0), found)).collect();
         tasks.feeds.retain(|at, task| feeds.get(at).is_some_and(|(_, plan)| plan.identity == task.settings));

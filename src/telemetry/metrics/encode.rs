@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics,
-    UpstreamMetrics,
+    AuthMetrics, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, MirrorSample, Reasons,
+    ResilienceSample, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -62,8 +62,10 @@ pub struct MetricsView<'a> {
     pub auth: Vec<AuthSample>,
     pub keys: Vec<KeySample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
+    pub mirrors: Vec<MirrorSample>,
     pub endpoints: Vec<EndpointSample>,
     pub discovery: Vec<DiscoverySample>,
+    pub resilience: ResilienceSample,
     pub limits: LimitsSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
@@ -83,8 +85,10 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     auth(&mut page, &view.auth);
     keys(&mut page, &view.keys);
     upstreams(&mut page, &view.upstreams);
+    mirrors(&mut page, &view.mirrors);
     endpoints(&mut page, &view.endpoints);
     discovery(&mut page, &view.discovery);
+    super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
@@ -153,6 +157,15 @@ fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {
     }
     each(page, &t::UPSTREAM_CONNECT_FAILURES, upstreams, |metrics| metrics.connect_failures.get());
     each(page, &t::UPSTREAM_RETRIES, upstreams, |metrics| metrics.retries.get());
+}
+
+fn mirrors(page: &mut Page, samples: &[MirrorSample]) {
+    let mut family = page.family(&t::MIRROR_REQUESTS);
+    for sample in samples {
+        for (result, count) in sample.results {
+            family.sample(&[&sample.route, result], count);
+        }
+    }
 }
 
 fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
@@ -329,18 +342,18 @@ impl Display for Seconds {
     }
 }
 
-struct Page {
+pub(super) struct Page {
     out: String,
 }
 
 impl Page {
-    fn family(&mut self, metric: &'static Metric) -> Family<'_> {
+    pub(super) fn family(&mut self, metric: &'static Metric) -> Family<'_> {
         Family { out: &mut self.out, metric, begun: false }
     }
 }
 
 /// One metric on its way out. `HELP` and `TYPE` come with the first sample, so that a metric without any leaves no trace.
-struct Family<'a> {
+pub(super) struct Family<'a> {
     out: &'a mut String,
     metric: &'static Metric,
     begun: bool,
@@ -356,7 +369,7 @@ impl Family<'_> {
         }
     }
 
-    fn sample(&mut self, labels: &[&str], value: impl Display) {
+    pub(super) fn sample(&mut self, labels: &[&str], value: impl Display) {
         self.begin();
         self.line("", labels, None, value);
     }

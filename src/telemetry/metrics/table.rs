@@ -67,6 +67,8 @@ metrics! {
         "Connections to endpoints that could not be opened";
     UPSTREAM_RETRIES = Counter "gatewright_upstream_retries_total" ["upstream"]
         "Attempts after the first one of a request";
+    MIRROR_REQUESTS = Counter "gatewright_mirror_requests_total" ["route", "result"]
+        "Copies of requests for the mirror of the route: answered, failed, or not sent because the queue was full (busy) or the body too large or incomplete (body)";
     ENDPOINT_HEALTHY = Gauge "gatewright_endpoint_healthy" ["upstream", "endpoint"]
         "1 if the endpoint may be chosen, 0 if it is out of rotation";
     ENDPOINT_IN_FLIGHT = Gauge "gatewright_endpoint_requests_in_flight" ["upstream", "endpoint"]
@@ -89,6 +91,24 @@ metrics! {
         "Time since the last good answer; absent before the first";
     DISCOVERY_FAILURES = Counter "gatewright_discovery_failures_total" ["upstream", "reason"]
         "Questions without a good answer: timeout, unreachable, denied, invalid, or empty";
+    RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
+        "Retries that were not made because the budget had no room for them";
+    BREAKER_STATE = Gauge "gatewright_breaker_state" ["kind", "name"]
+        "0 if the breaker of the upstream, endpoint or route is closed, 1 if it is half open, 2 if it is open";
+    BREAKER_CHANGES = Counter "gatewright_breaker_changes_total" ["kind", "name", "state"]
+        "How often the breaker came to be closed, open or half_open";
+    BREAKER_REFUSED = Counter "gatewright_breaker_refused_total" ["kind", "name"]
+        "Attempts that the breaker refused";
+    ENDPOINT_EJECTED = Gauge "gatewright_endpoint_ejected" ["upstream", "endpoint"]
+        "1 if the endpoint is ejected because its requests fail, 0 if not";
+    ENDPOINT_EJECTIONS = Counter "gatewright_endpoint_ejections_total" ["upstream", "endpoint", "reason"]
+        "How often the endpoint was ejected: for consecutive_errors, its error_rate or its latency";
+    OVERLOAD_LIMIT = Gauge "gatewright_upstream_concurrency_limit" ["upstream"]
+        "How many requests the upstream may work on at once, as its latency has it";
+    OVERLOAD_IN_FLIGHT = Gauge "gatewright_upstream_concurrency" ["upstream"]
+        "Requests that count against the limit now";
+    OVERLOAD_SHED = Counter "gatewright_upstream_shed_total" ["upstream"]
+        "Requests refused because the upstream has more to do than it can";
     LIMIT_DECISIONS = Counter "gatewright_limit_decisions_total" ["route", "limit", "decision"]
         "Decisions of limits: allowed, refused, or shadowed, which is what would have been refused";
     LIMIT_FORGOTTEN = Counter "gatewright_limit_local_forgotten_total" []

@@ -50,6 +50,13 @@ impl UpstreamMetrics {
     }
 }
 
+/// Copies of the requests of a route, at the time of a scrape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorSample {
+    pub route: String,
+    pub results: [(&'static str, u64); 4],
+}
+
 /// What was discovered for an upstream, at the time of a scrape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiscoverySample {

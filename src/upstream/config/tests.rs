@@ -20,7 +20,7 @@ fn findings(text: &str) -> Vec<String> {
 #[test]
 fn one_line_is_a_whole_upstream() {
     let config: UpstreamConfig = toml::from_str(r#"endpoints = ["127.0.0.1:3001"]"#).unwrap();
-    assert_eq!((*config.attempts, config.keepalive.connections, *config.endpoints[0].weight), (2, 256, 1));
+    assert_eq!((*config.retry.attempts, config.keepalive.connections, *config.endpoints[0].weight), (2, 256, 1));
     assert_eq!(config.timeouts.connect.value, Duration::from_secs(1));
     assert_eq!(config.when_all_down, WhenAllDown::Reject);
     assert!(config.health.is_none());
@@ -33,9 +33,16 @@ fn every_key_of_the_reference_is_understood() {
         balance = "round_robin"
         health = { path = "/health?deep=1", expect = "200-399", host = "o", interval = "5s", timeout = "1s",
                    rise = 2, fall = 3 }
-        timeouts = { connect = "1s", read = "30s", write = "30s", idle = "60s", request = "5s" }
+        timeouts = { connect = "1s", read = "30s", write = "30s", idle = "60s", request = "5s", attempt = "2s", least = "5ms" }
         keepalive = { connections = 0 }
-        attempts = 3
+        retry = { attempts = 3, on = ["connect", "reset", "timeout", "503", "502-504", "UNAVAILABLE"],
+                  backoff = { base = "25ms", max = "250ms" }, budget = "10%", budget_floor = 20, methods = "idempotent" }
+        outlier = { consecutive_errors = 5, error_rate = "50%", latency_factor = 3, latency_min = "50ms", min_requests = 20,
+                    window = "10s", eject_for = "30s", eject_for_max = "5m", max_ejected = "50%", panic = "0%" }
+        breaker = { scope = "both", error_rate = "50%", window = "10s", min_requests = 20, consecutive_failures = 10,
+                    slow = "1s", slow_rate = "80%", open_for = "30s", probes = 3,
+                    answer = { status = 200, body = "later", content_type = "text/plain" } }
+        overload = { min = 4, max = 1000, initial = 50, slack = "50%" }
         when_all_down = "try_all"
         resolve = { interval = "10s", timeout = "2s" }
     "#;
@@ -49,7 +56,7 @@ fn impossible_values_are_all_reported_where_they_stand() {
         endpoints = ["a:1", "b:0", { address = "A:1", weight = 1001 }]
         health = { path = "health", host = "a b", interval = "1s", timeout = "1s", rise = 0, fall = 101 }
         timeouts = { connect = "0s" }
-        attempts = 11
+        retry = { attempts = 11 }
         resolve = { interval = "10ms" }
     "#;
     assert_eq!(
@@ -80,7 +87,7 @@ fn an_upstream_that_can_take_no_traffic_is_an_error() {
 #[test]
 fn a_health_check_has_one_kind() {
     let with = |health: &str| findings(&format!("endpoints = ['a:1']\nhealth = {health}"));
-    assert_eq!(with("{}"), ["a health check has neither `path` nor `tcp` @ {}"]);
+    assert_eq!(with("{}"), ["a health check has neither `path` nor `tcp` nor `grpc` @ {}"]);
     assert_eq!(with("{ path = '/', tcp = true }").len(), 1);
     assert_eq!(with("{ tcp = true, expect = '200' }"), ["`expect` has no meaning for a TCP check @ '200'"]);
 }

@@ -12,6 +12,7 @@ pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;
+pub mod open_loop;
 pub mod origin;
 pub mod raw;
 pub mod redis;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// Requests kept word for word; later ones are only counted.
 const RECORDED_MAX: usize = 20_000;
@@ -47,6 +47,14 @@ pub enum Answer {
     CloseAfter(usize),
     /// Exactly these bytes; the connection stays open.
     Bytes(Vec<u8>),
+    /// Interim responses without end.
+    InterimFlood,
+    /// This status with these header lines, each with its line break, and no body.
+    Refuse(u16, &'static str),
+    /// The second answer in so many of a hundred cases, by chance, and else the first.
+    Sometimes(Box<Answer>, u8, Box<Answer>),
+    /// The echo, as a service with so many workers gives it: each works on one request at a time for so long.
+    Workers(Arc<Semaphore>, Duration),
 }
 
 /// One request as it arrived.

@@ -1,6 +1,7 @@
 use super::super::{AuthOutcome, METRICS, Method, NO_ROUTE};
 use super::*;
 use crate::rejection;
+use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -49,6 +50,10 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         auth: vec![AuthSample { route: "orders".into(), filter: "api_key".into(), metrics: auth.into() }],
         keys: vec![KeySample { issuer: "main".into(), fetched: 3, failed: 1, age: Some(Duration::from_secs(7)) }],
         upstreams: vec![("orders".into(), upstream)],
+        mirrors: vec![MirrorSample {
+            route: "orders".into(),
+            results: [("answered", 3), ("failed", 1), ("busy", 0), ("body", 0)],
+        }],
         endpoints: vec![
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
             endpoint,
@@ -60,6 +65,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             age: Some(Duration::from_secs(4)),
             failures: vec![("timeout", 2)],
         }],
+        resilience: resilience(),
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
@@ -76,6 +82,28 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         logs: vec![LogSample { log: "gateway", stats }, LogSample { log: "access", stats }],
         log_suppressed: 4,
         process: ProcessSample::read(),
+    }
+}
+
+fn resilience() -> ResilienceSample {
+    let breaker = BreakerSample {
+        kind: "upstream",
+        name: "orders".into(),
+        state: 2,
+        entered: vec![("closed", 0), ("open", 1), ("half_open", 0)],
+        refused: 7,
+    };
+    let ejection = EjectionSample {
+        upstream: "orders".into(),
+        endpoint: "127.0.0.1:1".into(),
+        ejected: true,
+        ejections: vec![("consecutive_errors", 1), ("latency", 0)],
+    };
+    ResilienceSample {
+        breakers: vec![breaker],
+        ejections: vec![ejection],
+        overloads: vec![OverloadSample { upstream: "orders".into(), limit: 50, in_flight: 3, shed: 2 }],
+        budgets: vec![("orders".into(), 1)],
     }
 }
 
@@ -106,8 +134,10 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         auth: vec![AuthSample { route: "r".into(), filter: "jwt".into(), metrics: Arc::default() }],
         keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
         upstreams: vec![("u".into(), Arc::default())],
+        mirrors: Vec::new(),
         endpoints: Vec::new(),
         discovery: Vec::new(),
+        resilience: ResilienceSample::default(),
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),

@@ -64,7 +64,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
         }
         let echo = echo(shared, &request, method, target);
         shared.record(request);
-        let answer = shared.answer.lock().clone();
+        let mut answer = shared.answer.lock().clone();
+        while let Answer::Sometimes(usually, percent, else_) = answer {
+            answer = if fastrand::u8(0..100) < percent { *else_ } else { *usually };
+        }
         let draining = *phase.borrow() != Phase::Serving;
         let close = draining || matches!(answer, Answer::CloseAfter(limit) if served >= limit);
         match answer {
@@ -96,7 +99,8 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await?;
                 return Ok(End::Close);
             }
-            Answer::BlackHole => std::future::pending().await,
+            // Until the peer gives up, or a stop would wait for it for ever.
+            Answer::BlackHole => while stream.read_buf(&mut buffer).await? > 0 {},
             Answer::Garbage => {
                 stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").await?;
                 return Ok(End::Close);
@@ -113,6 +117,20 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 }
             }
             Answer::Bytes(bytes) => stream.write_all(&bytes).await?,
+            Answer::InterimFlood => loop {
+                stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n").await?;
+            },
+            Answer::Refuse(status, headers) => {
+                let head = format!("HTTP/1.1 {status} X\r\n{headers}content-length: 0\r\n\r\n");
+                stream.write_all(head.as_bytes()).await?;
+            }
+            Answer::Sometimes(..) => return Err(io::Error::other("resolved above")),
+            Answer::Workers(workers, work) => {
+                let worker = workers.acquire().await.map_err(io::Error::other)?;
+                tokio::time::sleep(work).await;
+                drop(worker);
+                stream.write_all(&response(200, &echo, to_head, close)).await?;
+            }
         }
         if close {
             return Ok(End::Close);

@@ -1,0 +1,487 @@
+//! Whether an attempt may be made, and what follows from how it ended.
+//!
+//! Before the first one stand the guards of the upstream: its overload limit and its breakers (`enter`). Each attempt is
+//! reported to whoever counts (`Observer`), once, and only with what the upstream has to answer for: not with what the gateway
+//! refuses, and not with a client that goes away. A failed one is made again when the request may be repeated, the policy
+//! wants it, time is left, and the budget has room.
+//!
+//! A route whose upstream has none of this pays a branch, and the count of its requests in the budget.
+
+use super::{Ctx, target};
+use crate::rejection::{self, Code, Rejection};
+use crate::respond::{self, LocalResponse};
+use crate::snapshot::{Choice, Route, Target};
+use crate::upstream::breaker::Permit;
+use crate::upstream::overload::Place;
+use crate::upstream::retry::RetryPolicy;
+use crate::upstream::{Endpoint, FixedAnswer};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often a request may be sent again because a pooled connection was closed in the meantime: several can be stale at
+/// once when an endpoint restarts.
+const MAX_STALE: u32 = 3;
+/// Endpoints with an open breaker that are passed over in the search for one that takes the request.
+const MAX_PASSED: usize = 16;
+/// A `Retry-After` beyond this is for the client to wait, not for us.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// What the client is told to wait after it was shed: the limit follows the load in less.
+const SHED_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The error of an attempt whose answer is dropped for the sake of another attempt. Nobody gets to see it.
+const AGAIN: &str = "attempted_again";
+
+/// What the guards know about one request and its attempt under way.
+#[derive(Default)]
+pub(super) struct Guarded {
+    place: Option<Place>,
+    /// What is answered in place of a refusal.
+    answer: Option<Arc<FixedAnswer>>,
+    upstream: Option<Permit>,
+    route: Option<Permit>,
+    endpoint: Option<Permit>,
+    /// The permits of this attempt were asked for.
+    admitted: bool,
+    /// Its end has been reported.
+    reported: bool,
+    /// When the last of the request's body went on its way.
+    pub(super) sent: Option<Instant>,
+    /// Attempts that met a stale connection.
+    stale: u32,
+    /// Retries decided, for the backoff.
+    retries: u32,
+    /// How long to wait before the next attempt.
+    pause: Option<Duration>,
+    /// Why the last attempt failed.
+    failure: Option<&'static Code>,
+    /// The attempt ends for the sake of another.
+    again: bool,
+    /// The deadline is the client's own, so that missing it is no fault of the upstream.
+    pub(super) deadline_of_client: bool,
+}
+
+/// How an attempt failed, as `retry.on` tells it apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The connection broke, or what came was no HTTP.
+    Reset,
+    Timeout,
+    Other,
+}
+
+/// Lets a request go on to its upstream, or answers it here, where the connection with the client can be kept. `false`: it
+/// has been answered.
+pub async fn enter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    let refused = match admit(session, ctx) {
+        Ok(()) => return Ok(true),
+        Err(refused) => refused,
+    };
+    match ctx.attempt.guarded.answer.take() {
+        Some(answer) => {
+            let mut headers = HeaderMap::with_capacity(1);
+            headers.insert(header::CONTENT_TYPE, answer.content_type.clone());
+            let response = LocalResponse { status: answer.status, headers, body: answer.body.clone() };
+            ctx.rejection = Some(refused);
+            respond::local(session, ctx, response).await?;
+        }
+        None => respond::reject(session, ctx, refused).await?,
+    }
+    Ok(false)
+}
+
+fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
+    let Some(route) = ctx.route.clone() else { return Ok(()) };
+    if route.steers() {
+        target::steer(session, ctx, &route);
+    }
+    match guard(session, ctx, &route) {
+        Err(refused) if target::move_on(ctx, &route, &refused) => guard(session, ctx, &route),
+        done => done,
+    }
+}
+
+fn guard(session: &Session, ctx: &mut Ctx, route: &Arc<Route>) -> Result<(), Rejection> {
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
+    let guards = target.upstream.guards();
+    if ctx.request.deadline.is_none() && !guards.observes() && route.breaker.is_none() {
+        return Ok(());
+    }
+    let now = ctx.gateway.clock().now();
+    if let Some(deadline) = ctx.request.deadline {
+        let least = guards.least.unwrap_or_default();
+        if deadline.saturating_duration_since(now) <= least {
+            return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED));
+        }
+    }
+    permits(ctx, route, target, now)?;
+    if let Some(overload) = &guards.overload
+        && ctx.attempt.guarded.place.is_none()
+        && !session.is_upgrade_req()
+    {
+        let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
+        let Some(place) = overload.enter(share) else {
+            ctx.attempt.guarded.release();
+            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
+        };
+        ctx.attempt.guarded.place = Some(place);
+    }
+    Ok(())
+}
+
+/// The permits of the breakers of route and upstream for one attempt.
+fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<(), Rejection> {
+    let guarded = &mut ctx.attempt.guarded;
+    if guarded.admitted {
+        return Ok(());
+    }
+    let refused = |wait| Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait);
+    let guards = target.upstream.guards();
+    // Where requests go instead is none of what the route's breaker has counted.
+    if let Some(breaker) = route.breaker.as_ref().filter(|_| ctx.choice != Choice::Fallback) {
+        guarded.answer.clone_from(&route.breaker_answer);
+        guarded.route = Some(breaker.admit(now).map_err(refused)?);
+    }
+    if let Some(breaker) = &guards.breaker {
+        guarded.answer.clone_from(&guards.answer);
+        guarded.upstream = Some(breaker.admit(now).map_err(refused)?);
+    }
+    guarded.answer = None;
+    guarded.admitted = true;
+    Ok(())
+}
+
+impl Guarded {
+    /// Forgets what one upstream has said, for another.
+    pub(super) fn leave(&mut self) {
+        self.release();
+        (self.answer, self.place, self.failure) = (None, None, None);
+    }
+
+    fn release(&mut self) {
+        (self.upstream, self.route, self.endpoint) = (None, None, None);
+        self.admitted = false;
+    }
+}
+
+/// Waits before another attempt, if there is anything to wait for.
+pub async fn pause(ctx: &mut Ctx) {
+    if let Some(pause) = ctx.attempt.guarded.pause.take() {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The endpoint of the next attempt.
+pub fn choose(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    let route = ctx.route.clone().ok_or_else(|| Rejection::new(&rejection::INTERNAL_ERROR))?;
+    match choose_from(session, ctx, &route, now) {
+        Err(refused) if target::move_on(ctx, &route, &refused) => choose_from(session, ctx, &route, now),
+        done => done,
+    }
+}
+
+fn choose_from(session: &Session, ctx: &mut Ctx, route: &Arc<Route>, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    let target = route.target(ctx.choice).ok_or_else(|| Rejection::new(&rejection::INTERNAL_ERROR))?;
+    let first = ctx.attempt.count == 0;
+    if first {
+        target.upstream.guards().budget.request(now);
+    } else {
+        // What was replayed is counted again.
+        ctx.body.received = 0;
+        ctx.attempt.guarded.endpoint = None;
+    }
+    permits(ctx, route, target, now)?;
+    let guarded = &mut ctx.attempt.guarded;
+    (guarded.admitted, guarded.reported, guarded.sent) = (false, false, None);
+    let failure = guarded.failure.take();
+    let mut open_for = None;
+    let mut found = search(session, target, ctx, now, &mut open_for);
+    // A failed connect would only fail again; everything else may go better the next time.
+    if found.is_none() && !first && failure != Some(&rejection::UPSTREAM_CONNECT_FAILED) {
+        ctx.attempt.tried.clear();
+        found = search(session, target, ctx, now, &mut open_for);
+    }
+    let Some(endpoint) = found else {
+        ctx.attempt.guarded.release();
+        return Err(match (open_for, failure) {
+            (Some(wait), _) => Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait),
+            (None, Some(failure)) => Rejection::new(failure),
+            (None, None) => Rejection::new(&rejection::UPSTREAM_UNAVAILABLE).retry_after(target.upstream.retry_after()),
+        });
+    };
+    // Moving on to an endpoint that accepts connections costs the upstream nothing. Knocking at one more closed door does.
+    if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) && endpoint.state().is_refusing() {
+        let allowance = policy(route, target).allowance;
+        if !target.upstream.guards().budget.withdraw(allowance, now) {
+            ctx.attempt.guarded.release();
+            return Err(Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED));
+        }
+    }
+    Ok(endpoint)
+}
+
+fn search(
+    session: &Session,
+    target: &Target,
+    ctx: &mut Ctx,
+    now: Instant,
+    open_for: &mut Option<Duration>,
+) -> Option<Arc<Endpoint>> {
+    for _ in 0..MAX_PASSED {
+        let endpoint = target::endpoint(session, target, ctx)?;
+        let Some(breaker) = &endpoint.guards().breaker else { return Some(endpoint) };
+        match breaker.admit(now) {
+            Ok(permit) => {
+                ctx.attempt.guarded.endpoint = Some(permit);
+                return Some(endpoint);
+            }
+            Err(wait) => {
+                *open_for = Some(open_for.map_or(wait, |known| known.min(wait)));
+                ctx.attempt.tried.add(&endpoint);
+            }
+        }
+    }
+    None
+}
+
+fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
+    route.retry.as_deref().unwrap_or(&target.upstream.guards().retry)
+}
+
+/// Nothing was sent, so another endpoint may take the request, whatever its method.
+pub fn connect_failed(ctx: &mut Ctx) -> bool {
+    let Some(route) = ctx.route.clone() else { return false };
+    let Some(target) = route.target(ctx.choice) else { return false };
+    target.metrics.connect_failures.increment();
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        endpoint.state().count_connect_failure();
+        endpoint.failed(since(ctx), ctx.gateway.clock().now());
+        ctx.attempt.tried.add(endpoint);
+    }
+    report(ctx, target, true, None);
+    let policy = policy(&route, target);
+    ctx.attempt.guarded.failure = Some(&rejection::UPSTREAM_CONNECT_FAILED);
+    if policy.connect && another(ctx, policy) {
+        return true;
+    }
+    // Nothing was sent, so that what takes its place may have it, whatever its method.
+    ctx.in_time() && target::move_on(ctx, &route, &Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED))
+}
+
+/// Since the attempt began.
+fn since(ctx: &Ctx) -> Duration {
+    ctx.attempt.started.map_or(Duration::ZERO, |started| ctx.gateway.clock().now().saturating_duration_since(started))
+}
+
+/// Whether there may be one more attempt.
+fn another(ctx: &Ctx, policy: &RetryPolicy) -> bool {
+    ctx.attempt.count.saturating_sub(ctx.attempt.guarded.stale) < policy.attempts && ctx.in_time()
+}
+
+/// The head of an answer has come. An error means that it is dropped, and another attempt made.
+pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    let Some(route) = ctx.route.clone() else { return Ok(()) };
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
+    let guards = target.upstream.guards();
+    let policy = policy(&route, target);
+    if !guards.observes() && route.breaker.is_none() && !policy.wants_answers() {
+        return Ok(());
+    }
+    let status = head.status.as_u16();
+    let grpc = head.headers.get(GRPC_STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
+    // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what HTTP has 5xx for.
+    let failed = status >= 500 || grpc.is_some_and(|code| matches!(code, 2 | 4 | 13 | 14 | 15));
+    let took = latency(ctx);
+    report(ctx, target, failed, took);
+    if let (Some(overload), Some(took), false) = (&guards.overload, took, failed) {
+        overload.answered(took, ctx.gateway.clock().now());
+    }
+    if !policy.wants(status, grpc) || !another(ctx, policy) || !repeatable(session, policy) {
+        return Ok(());
+    }
+    let Some(pause) = waiting(ctx, policy, head.headers.get(header::RETRY_AFTER)) else { return Ok(()) };
+    if !guards.budget.withdraw(policy.allowance, ctx.gateway.clock().now()) {
+        return Ok(());
+    }
+    let guarded = &mut ctx.attempt.guarded;
+    (guarded.pause, guarded.again) = (Some(pause), true);
+    guarded.retries = guarded.retries.saturating_add(1);
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        ctx.attempt.tried.add(endpoint);
+    }
+    Err(Error::new(ErrorType::Custom(AGAIN)))
+}
+
+/// From the end of the request to the head of its answer. `None` where the answer came before the end of the request, or
+/// where the client still held it up.
+fn latency(ctx: &Ctx) -> Option<Duration> {
+    let header = ctx.attempt.header_time?;
+    if ctx.body.received == 0 {
+        return Some(header.saturating_sub(ctx.attempt.connect_time.unwrap_or_default()));
+    }
+    let answered = ctx.attempt.started?.checked_add(header)?;
+    answered.checked_duration_since(ctx.attempt.guarded.sent?)
+}
+
+/// How long to wait before the next attempt; `None` if there is not so much time.
+fn waiting(ctx: &Ctx, policy: &RetryPolicy, retry_after: Option<&HeaderValue>) -> Option<Duration> {
+    let backoff = policy.backoff(ctx.attempt.guarded.retries.saturating_add(1), fastrand::f64());
+    let asked = match retry_after {
+        Some(value) => parse_retry_after(value, ctx.gateway.clock().wall()).filter(|wait| *wait <= MAX_RETRY_AFTER)?,
+        None => Duration::ZERO,
+    };
+    let wait = backoff.max(asked);
+    let left = ctx.request.deadline.map(|deadline| deadline.saturating_duration_since(ctx.gateway.clock().now()));
+    let least = ctx.route.as_ref()?.target(ctx.choice)?.upstream.guards().least.unwrap_or_default();
+    left.is_none_or(|left| left > wait.saturating_add(least)).then_some(wait)
+}
+
+/// RFC 9110 §10.2.3: seconds or a date. One that cannot be read is as good as one that is too long.
+fn parse_retry_after(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default())
+}
+
+/// Whether the request may be sent once more after it has been sent: idempotent by its method or by its own word, with a
+/// body that can be replayed, and with no answer begun. Interim answers (1xx) may come twice.
+fn repeatable(session: &Session, policy: &RetryPolicy) -> bool {
+    let head = session.req_header();
+    let unanswered = session.response_written().is_none_or(|head| head.status.is_informational() && head.status != 101);
+    let harmless = || {
+        policy.all_methods || head.method.is_idempotent() || head.headers.get(IDEMPOTENCY_KEY).is_some_and(|key| !key.is_empty())
+    };
+    unanswered && !session.is_upgrade_req() && !session.as_ref().retry_buffer_truncated() && harmless()
+}
+
+/// The connection was made, and then something broke. `true`: the request is to be sent again.
+pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> bool {
+    let Some(route) = ctx.route.clone() else { return false };
+    let Some(target) = route.target(ctx.choice) else { return false };
+    if std::mem::take(&mut ctx.attempt.guarded.again) {
+        return true;
+    }
+    let guards = target.upstream.guards();
+    let policy = policy(&route, target);
+    let invalid = ctx.rejection.as_ref().is_some_and(|found| std::ptr::eq(found.code, &rejection::UPSTREAM_PROTOCOL_ERROR));
+    let of_upstream = error.esource() == &ErrorSource::Upstream || invalid;
+    let kind = kind(error);
+    let unanswered = ctx.attempt.header_time.is_none();
+    // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
+    let stale = reused && unanswered && broke(error);
+    if of_upstream && !stale {
+        if let Some(endpoint) = &ctx.attempt.endpoint {
+            endpoint.state().count_error();
+            endpoint.failed(since(ctx), ctx.gateway.clock().now());
+            ctx.attempt.tried.add(endpoint);
+        }
+        if ctx.in_time() || !ctx.attempt.guarded.deadline_of_client {
+            report(ctx, target, true, None);
+            if let (Kind::Timeout, Some(overload)) = (kind, &guards.overload) {
+                overload.timed_out(ctx.gateway.clock().now());
+            }
+        }
+    }
+    ctx.attempt.guarded.release();
+    if unanswered {
+        target.metrics.attempted(None);
+    }
+    if !of_upstream || ctx.rejection.is_some() || !unanswered || !repeatable(session, policy) || !ctx.in_time() {
+        return false;
+    }
+    let wanted = match kind {
+        Kind::Reset => policy.reset,
+        Kind::Timeout => policy.timeout,
+        Kind::Other => false,
+    };
+    if wanted && stale && ctx.attempt.guarded.stale < MAX_STALE && policy.attempts > 1 {
+        ctx.attempt.guarded.stale = ctx.attempt.guarded.stale.saturating_add(1);
+        ctx.attempt.guarded.failure = Some(&rejection::UPSTREAM_RESET);
+        return true;
+    }
+    if !wanted || !another(ctx, policy) {
+        return false;
+    }
+    let Some(pause) = waiting(ctx, policy, None) else { return false };
+    if !guards.budget.withdraw(policy.allowance, ctx.gateway.clock().now()) {
+        return false;
+    }
+    let guarded = &mut ctx.attempt.guarded;
+    guarded.pause = Some(pause);
+    guarded.retries = guarded.retries.saturating_add(1);
+    guarded.failure = Some(match kind {
+        Kind::Timeout => &rejection::UPSTREAM_TIMEOUT,
+        _ => &rejection::UPSTREAM_RESET,
+    });
+    true
+}
+
+fn broke(error: &Error) -> bool {
+    matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed)
+}
+
+fn kind(error: &Error) -> Kind {
+    use ErrorType::*;
+    match error.etype() {
+        ReadError | WriteError | ConnectionClosed | InvalidHTTPHeader | H1Error | H2Error | InvalidH2 => Kind::Reset,
+        ReadTimedout | WriteTimedout | ConnectTimedout => Kind::Timeout,
+        _ => Kind::Other,
+    }
+}
+
+/// Tells whoever counts how the attempt under way ended. An answer that breaks off after it began well is told as one more
+/// failure.
+fn report(ctx: &mut Ctx, target: &Target, failed: bool, took: Option<Duration>) {
+    let guards = target.upstream.guards();
+    let of_route = ctx.route.as_ref().and_then(|route| route.breaker.as_ref());
+    if !guards.observes() && of_route.is_none() {
+        return;
+    }
+    let now = ctx.gateway.clock().now();
+    let again = std::mem::replace(&mut ctx.attempt.guarded.reported, true);
+    let of_endpoint = ctx.attempt.endpoint.as_ref().map(|endpoint| endpoint.guards());
+    if let Some(endpoint) = of_endpoint {
+        endpoint.record(failed, took, now);
+    }
+    if again {
+        let breakers = [of_route, guards.breaker.as_ref(), of_endpoint.and_then(|endpoint| endpoint.breaker.as_ref())];
+        breakers.into_iter().flatten().for_each(|breaker| breaker.broke_off(now));
+        return;
+    }
+    let guarded = &mut ctx.attempt.guarded;
+    let permits = [guarded.route.take(), guarded.upstream.take(), guarded.endpoint.take()];
+    permits.into_iter().flatten().for_each(|permit| permit.record(failed, took, now));
+    guarded.admitted = false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let parse = |text: &str| parse_retry_after(&HeaderValue::from_str(text).unwrap(), now);
+        assert_eq!(parse("120"), Some(Duration::from_secs(120)));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:40 GMT"), Some(Duration::from_secs(3)));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:30 GMT"), Some(Duration::ZERO), "a date that has passed");
+        assert_eq!(parse("soon"), None);
+        assert_eq!(parse("-1"), None);
+    }
+
+    #[test]
+    fn errors_are_resets_timeouts_or_neither() {
+        let kind_of = |etype| kind(&Error::new(etype));
+        assert_eq!(kind_of(ErrorType::ConnectionClosed), Kind::Reset);
+        assert_eq!(kind_of(ErrorType::InvalidHTTPHeader), Kind::Reset);
+        assert_eq!(kind_of(ErrorType::ReadTimedout), Kind::Timeout);
+        assert_eq!(kind_of(ErrorType::InternalError), Kind::Other);
+    }
+}
