@@ -7,6 +7,7 @@ mod key;
 mod reload;
 mod run;
 mod schema;
+mod upgrade;
 
 use crate::filter::Registry;
 use clap::{Args, Parser, Subcommand};
@@ -49,6 +50,7 @@ enum Verb {
     Drain(drain::DrainArgs),
     /// Bring an endpoint back that was drained
     Undrain(drain::DrainArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
     Demo(demo::DemoArgs),
@@ -86,6 +88,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Reload(args) => reload::run(&args),
         Verb::Drain(args) => drain::run(&args, true),
         Verb::Undrain(args) => drain::run(&args, false),
+        Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),

@@ -36,6 +36,6 @@ pub use log::{AccessFormat, AccessLogConfig, AccessOutput, Level, LogConfig};
 pub use reference::reference;
 pub use route::{ChainConfig, ClientDeadline, RouteConfig, RouteTimeouts};
 pub use schema::schema;
-pub use server::ServerConfig;
+pub use server::{HeaderCase, ServerConfig};
 pub use split::{KeepConfig, KeepCookie, MirrorConfig, PartConfig, SplitConfig};
 pub use tree::{Config, Entry, Named};

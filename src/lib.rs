@@ -4,12 +4,12 @@
 //!
 //! - [`cli`] reads the command line, [`server`] assembles the process.
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
-//!   new configurations.
+//!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes, [`discovery`]
-//!   which endpoints there are;
-//!   [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
-//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
+//!   which endpoints there are, [`mirror`] who gets copies;
+//!   [`cache`] keeps answers, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
+//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
@@ -17,6 +17,7 @@
 
 pub mod admin;
 pub mod arena;
+pub mod cache;
 pub mod canonical;
 pub mod cli;
 pub mod clock;
@@ -25,6 +26,7 @@ pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
 pub mod discovery;
+pub mod fields;
 pub mod filter;
 pub mod forwarded;
 pub mod identity;
@@ -47,6 +49,7 @@ pub mod telemetry;
 pub mod template;
 pub mod text;
 pub mod tls;
+pub mod upgrade;
 pub mod upstream;
 pub mod value;
 

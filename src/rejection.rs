@@ -42,6 +42,7 @@ codes! {
     REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
     BODY_TOO_LARGE = 413, "body_too_large", "The request body is larger than this route allows";
     URI_TOO_LONG = 414, "uri_too_long", "The request target is longer than this listener allows";
+    MISDIRECTED_REQUEST = 421, "misdirected_request", "This host wants a connection of its own: connect again, asking for its name";
     RATE_LIMITED = 429, "rate_limited", "Too many requests; try again when Retry-After says";
     CONCURRENCY_LIMITED = 429, "concurrency_limited", "Too many requests at the same time; try again when one of them is done";
     HEADERS_TOO_LARGE = 431, "headers_too_large", "The request header is larger than this listener allows";
@@ -55,6 +56,7 @@ codes! {
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
     KEYS_UNAVAILABLE = 503, "keys_unavailable", "The keys that tokens are verified with are not available at this moment; try again later";
+    NOT_CACHED = 504, "not_cached", "The answer is not in the cache, and the request asks for nothing else";
     UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";
     DEADLINE_EXCEEDED = 504, "deadline_exceeded", "The request took longer than this route allows";
     VERSION_NOT_SUPPORTED = 505, "version_not_supported", "This gateway speaks HTTP/1.0, HTTP/1.1 and HTTP/2";

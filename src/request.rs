@@ -43,6 +43,8 @@ pub struct TlsFacts {
     pub resumed: bool,
     /// The client's certificate, verified by the listener's `client_ca`.
     pub client: Option<ClientCertificate>,
+    /// By which rules it was asked for one: equal for equal rules (`tls::hosts`).
+    pub client_rules: Arc<str>,
 }
 
 /// Who a client is by its certificate.
@@ -110,6 +112,25 @@ impl RequestCtx {
             limits: limit::Report::new(),
             held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
+        }
+    }
+}
+
+impl RequestCtx {
+    /// The same request once more, for what is fetched on its behalf: who asks, from where and for what, but none of the limits and
+    /// places that it holds.
+    pub fn fork(&self, started: Instant) -> Self {
+        RequestCtx {
+            id: self.id,
+            client: self.client,
+            peer_trusted: self.peer_trusted,
+            tls: self.tls.clone(),
+            host: self.host,
+            route: self.route.clone(),
+            params: self.params.clone(),
+            identity: self.identity.clone(),
+            extensions: self.extensions.clone(),
+            ..RequestCtx::new(self.peer, self.scheme, started)
         }
     }
 }

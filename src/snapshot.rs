@@ -4,6 +4,7 @@
 //! are built, names become references, metric handles are resolved, the router is laid out. What must outlive a reload
 //! comes from the [`StatePool`].
 
+mod cache;
 mod compile;
 mod fixed;
 mod limits;
@@ -14,6 +15,8 @@ pub use compile::{CompileParts, compile};
 pub use fixed::Fixed;
 pub use split::Split;
 
+use crate::cache::Cache;
+use crate::cache::policy::Policy;
 use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
@@ -29,7 +32,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::upstream::breaker::Breaker;
 use crate::upstream::retry::RetryPolicy;
-use crate::upstream::{FixedAnswer, Upstream};
+use crate::upstream::{FixedAnswer, Guards, Upstream};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -54,6 +57,8 @@ pub struct Snapshot {
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// Names of headers are passed on as they were spelled.
+    pub preserve_header_case: bool,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
@@ -62,6 +67,8 @@ pub struct Snapshot {
     pub shield: Option<Arc<Shield>>,
     /// Where its limits are counted.
     pub limits: Stores,
+    /// `None`: no route has a cache.
+    pub cache: Option<Arc<Cache>>,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }
@@ -77,6 +84,8 @@ pub struct Route {
     pub fallback: Option<Target>,
     /// Who gets copies.
     pub mirror: Option<Arc<Mirror>>,
+    /// How its answers are stored; `None`: they are not.
+    pub cache: Option<Arc<Policy>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
     /// What clients may say about that.
@@ -139,6 +148,12 @@ impl Route {
             Choice::Primary => self.fallback.as_ref().map(|_| Choice::Fallback),
             Choice::Fallback => None,
         }
+    }
+}
+
+impl Target {
+    pub fn guards(&self) -> &Guards {
+        self.upstream.guards()
     }
 }
 

@@ -9,6 +9,7 @@ mod certificate;
 pub mod client;
 pub mod config;
 pub mod files;
+pub mod hosts;
 mod resolver;
 pub mod server;
 

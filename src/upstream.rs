@@ -212,6 +212,16 @@ impl Upstream {
         upstream
     }
 
+    /// Whether HTTP/2 is spoken with the endpoints, and nothing else.
+    pub fn speaks_http2(&self) -> bool {
+        matches!(self.link.protocol, config::Protocol::H2 | config::Protocol::H2c)
+    }
+
+    /// How long an endpoint may take for each step of its answer.
+    pub fn read_timeout(&self) -> std::time::Duration {
+        self.timeouts.read
+    }
+
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }

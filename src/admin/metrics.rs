@@ -5,8 +5,8 @@ use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
 use crate::snapshot::Route;
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
-    LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics,
+    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -30,6 +30,7 @@ pub fn exposition(admin: &Admin) -> String {
         auth: auth(admin),
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
         limits: limits(admin),
+        cache: cache(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
         mirrors: snapshot.routes().filter_map(|route| mirror(route)).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
@@ -92,6 +93,13 @@ fn limits(admin: &Admin) -> LimitsSample {
         redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
         shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
     }
+}
+
+fn cache(admin: &Admin) -> CacheSample {
+    let snapshot = admin.gateway.snapshot();
+    let policies =
+        snapshot.routes().filter_map(|route| Some((route.name.to_string(), Arc::clone(&route.cache.as_ref()?.metrics))));
+    CacheSample { routes: policies.collect(), memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()) }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

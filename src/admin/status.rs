@@ -15,6 +15,7 @@ pub fn document(admin: &Admin) -> Value {
     });
     json!({
         "version": crate::VERSION,
+        "pid": std::process::id(),
         "ready": admin.readiness.is_ready(),
         "stopping": admin.readiness.is_stopping(),
         "config_hash": snapshot.hash,

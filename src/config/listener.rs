@@ -24,6 +24,11 @@ pub struct ListenerConfig {
     #[serde(default = "max_headers")]
     #[schemars(range(min = 1, max = 256))]
     pub max_headers: Located<u32>,
+    /// Whether header names may have an underscore. A request with one is answered with 400 `request_malformed` otherwise: many
+    /// services read `x_user` and `x-user` as the same header, and get past what a filter has done with the other one. Default
+    /// `false`.
+    #[serde(default)]
+    pub allow_underscores: bool,
     /// The longest request target, from 64B to 64KiB. A longer one is answered with 414 `uri_too_long`.
     #[serde(default = "max_uri")]
     pub max_uri: Located<ByteSize>,
@@ -32,12 +37,12 @@ pub struct ListenerConfig {
     #[serde(default = "header_timeout")]
     pub header_timeout: Located<Duration>,
     /// How long a request body may pause, from 100ms to 1h. Afterwards the answer is 408 `request_timeout` and the connection
-    /// is closed. Over HTTP/2 the request's deadline bounds the body, and nothing else.
+    /// is closed. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
     #[serde(default = "body_timeout")]
     pub body_timeout: Located<Duration>,
     /// The slowest that a request body may come on average, in bytes for each second; `"0B"` is without bound. All pauses of a
     /// body together may last `body_timeout` and the time that its bytes take at this rate; afterwards the same happens.
-    /// HTTP/1 only. Default `"240B"`.
+    /// Over HTTP/2 the time that the upstream takes for it counts as well, and gRPC streams are not bound. Default `"240B"`.
     #[serde(default = "min_rate")]
     pub min_body_rate: Located<ByteSize>,
     /// How long a client may take nothing of a response that waits for it, from 100ms to 1h. Afterwards the connection is
@@ -208,6 +213,7 @@ impl ListenerConfig {
             address: Located::nowhere(address),
             max_header: max_header(),
             max_headers: max_headers(),
+            allow_underscores: false,
             max_uri: max_uri(),
             header_timeout: header_timeout(),
             body_timeout: body_timeout(),

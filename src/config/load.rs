@@ -64,8 +64,21 @@ pub(super) fn is_named(section: &str) -> bool {
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 12] =
-    ["server", "admin", "log", "limits", "redis", "listeners", "tiers", "consumers", "jwt", "upstreams", "chains", "routes"];
+pub(super) const SECTIONS: [&str; 13] = [
+    "server",
+    "admin",
+    "log",
+    "limits",
+    "redis",
+    "cache",
+    "listeners",
+    "tiers",
+    "consumers",
+    "jwt",
+    "upstreams",
+    "chains",
+    "routes",
+];
 
 /// What is written for one name, with its own list of filters if it has one.
 pub(super) trait Section: DeserializeOwned {
@@ -308,6 +321,7 @@ impl<'i> FileReader<'_, 'i> {
                 "log" => self.singleton("log", &key, value, &mut config.log),
                 "limits" => self.singleton("limits", &key, value, &mut config.limits),
                 "redis" => self.singleton("redis", &key, value, &mut config.redis),
+                "cache" => self.singleton("cache", &key, value, &mut config.cache),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
                 "tiers" => self.named("tiers", value, &mut config.tiers),
                 "consumers" => self.named("consumers", value, &mut config.consumers),

@@ -1,6 +1,7 @@
 //! `[routes.NAME]` and `[chains.NAME]`.
 
 use super::{Filters, MirrorConfig, SplitConfig};
+use crate::cache::config::RouteCacheConfig;
 use crate::diagnostic::Diagnostics;
 use crate::route::MatchConfig;
 use crate::upstream::breaker::BreakerConfig;
@@ -28,6 +29,8 @@ pub struct RouteConfig {
     /// What happens on the way, in the order written; on the way back, in reverse.
     #[serde(default)]
     pub filters: Filters,
+    /// Stores answers and answers with them. Without it, or on a route without an upstream, nothing is stored.
+    pub cache: Option<RouteCacheConfig>,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
@@ -91,6 +94,9 @@ impl RouteConfig {
 
     pub(super) fn check(&self, d: &mut Diagnostics) {
         self.matcher.check(d);
+        if let Some(cache) = &self.cache {
+            cache.check(d);
+        }
         super::validate::within(&self.timeouts.request, Duration::from_secs(0)..=Duration::from_secs(86_400), d);
         if let Some(name) = self.timeouts.header.as_ref().filter(|name| http::HeaderName::from_bytes(name.as_bytes()).is_err()) {
             d.error(name.span.clone(), format!("`{}` is not the name of a header", name.value.escape_debug()));

@@ -1,6 +1,7 @@
 //! The root of the tree.
 
 use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
+use crate::cache::config::CacheConfig;
 use crate::consumer::{ConsumerConfig, TierConfig};
 use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
@@ -51,6 +52,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// The Redis that gateways share.
     pub redis: RedisConfig,
+    /// What the caches of all routes share.
+    pub cache: CacheConfig,
     /// Addresses that accept connections.
     pub listeners: Named<ListenerConfig>,
     /// Limits that consumers share.

@@ -29,6 +29,9 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("redis", "") {
         config.redis.check(d);
     }
+    if intact("cache", "") {
+        config.cache.check(d);
+    }
     names("listener", &config.listeners, d);
     names("tier", &config.tiers, d);
     names("consumer", &config.consumers, d);

@@ -1,7 +1,7 @@
 //! Whether an attempt may be made, and what follows from how it ended.
 //!
-//! Before the first one stand the guards of the upstream: its overload limit and its breakers (`enter`). Each attempt is
-//! reported to whoever counts (`Observer`), once, and only with what the upstream has to answer for: not with what the gateway
+//! Before the first one stand the guards of the upstream: its overload limit and its breakers (`admit`). Each attempt is
+//! reported to whoever counts (`report`), once, and only with what the upstream has to answer for: not with what the gateway
 //! refuses, and not with a client that goes away. A failed one is made again when the request may be repeated, the policy
 //! wants it, time is left, and the budget has room.
 //!
@@ -41,6 +41,8 @@ const AGAIN: &str = "attempted_again";
 #[derive(Default)]
 pub(super) struct Guarded {
     place: Option<Place>,
+    /// The request was refused before its first attempt, and goes on only to find a stale answer in the cache.
+    pub(super) refused: Option<Rejection>,
     /// What is answered in place of a refusal.
     answer: Option<Arc<FixedAnswer>>,
     upstream: Option<Permit>,
@@ -50,7 +52,9 @@ pub(super) struct Guarded {
     admitted: bool,
     /// Its end has been reported.
     reported: bool,
-    /// When the last of the request's body went on its way.
+    /// Somebody wants to know when the last of the request's body went on its way.
+    pub(super) timed: bool,
+    /// When it did.
     pub(super) sent: Option<Instant>,
     /// Attempts that met a stale connection.
     stale: u32,
@@ -75,13 +79,8 @@ enum Kind {
     Other,
 }
 
-/// Lets a request go on to its upstream, or answers it here, where the connection with the client can be kept. `false`: it
-/// has been answered.
-pub async fn enter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-    let refused = match admit(session, ctx) {
-        Ok(()) => return Ok(true),
-        Err(refused) => refused,
-    };
+/// Answers a request that may not go on to its upstream. This early the connection with the client can be kept.
+pub async fn refuse(session: &mut Session, ctx: &mut Ctx, refused: Rejection) -> Result<()> {
     match ctx.attempt.guarded.answer.take() {
         Some(answer) => {
             let mut headers = HeaderMap::with_capacity(1);
@@ -92,34 +91,39 @@ pub async fn enter(session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         }
         None => respond::reject(session, ctx, refused).await?,
     }
-    Ok(false)
+    Ok(())
 }
 
-fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
-    let Some(route) = ctx.route.clone() else { return Ok(()) };
-    if route.steers() {
-        target::steer(session, ctx, &route);
-    }
-    match guard(session, ctx, &route) {
-        Err(refused) if target::move_on(ctx, &route, &refused) => guard(session, ctx, &route),
-        done => done,
-    }
-}
-
-fn guard(session: &Session, ctx: &mut Ctx, route: &Arc<Route>) -> Result<(), Rejection> {
-    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
-    let guards = target.upstream.guards();
-    if ctx.request.deadline.is_none() && !guards.observes() && route.breaker.is_none() {
-        return Ok(());
-    }
-    let now = ctx.gateway.clock().now();
-    if let Some(deadline) = ctx.request.deadline {
-        let least = guards.least.unwrap_or_default();
-        if deadline.saturating_duration_since(now) <= least {
-            return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED));
+/// Lets a request go on to one of its route's upstreams, or says why not.
+pub fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
+    let Some(route) = ctx.route.as_ref().filter(|route| route.steers()).map(Arc::clone) else { return guard(session, ctx) };
+    target::steer(session, ctx, &route);
+    loop {
+        match guard(session, ctx) {
+            Err(refused) if target::move_on(ctx, &route, &refused) => {}
+            done => return done,
         }
     }
-    permits(ctx, route, target, now)?;
+}
+
+fn guard(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
+    let Some(route) = &ctx.route else { return Ok(()) };
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
+    let guards = target.guards();
+    if let (Some(deadline), Some(least)) = (ctx.request.deadline, guards.least)
+        && deadline.saturating_duration_since(ctx.gateway.clock().now()) <= least
+    {
+        return Err(Rejection::new(&rejection::DEADLINE_EXCEEDED));
+    }
+    if !guards.observes() && route.breaker.is_none() {
+        return Ok(());
+    }
+    ctx.attempt.guarded.timed = true;
+    let now = ctx.gateway.clock().now();
+    let route = Arc::clone(route);
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
+    let guards = target.guards();
+    permits(ctx, &route, target, now)?;
     if let Some(overload) = &guards.overload
         && ctx.attempt.guarded.place.is_none()
         && !session.is_upgrade_req()
@@ -141,7 +145,7 @@ fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Resul
         return Ok(());
     }
     let refused = |wait| Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait);
-    let guards = target.upstream.guards();
+    let guards = target.guards();
     // Where requests go instead is none of what the route's breaker has counted.
     if let Some(breaker) = route.breaker.as_ref().filter(|_| ctx.choice != Choice::Fallback) {
         guarded.answer.clone_from(&route.breaker_answer);
@@ -169,27 +173,40 @@ impl Guarded {
     }
 }
 
-/// Waits before another attempt, if there is anything to wait for.
-pub async fn pause(ctx: &mut Ctx) {
-    if let Some(pause) = ctx.attempt.guarded.pause.take() {
-        tokio::time::sleep(pause).await;
-    }
+/// How long to wait before the next attempt, if there is anything to wait for.
+pub fn pause(ctx: &mut Ctx) -> Option<Duration> {
+    ctx.attempt.guarded.pause.take()
 }
 
 /// The endpoint of the next attempt.
 pub fn choose(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
-    let route = ctx.route.clone().ok_or_else(|| Rejection::new(&rejection::INTERNAL_ERROR))?;
-    match choose_from(session, ctx, &route, now) {
-        Err(refused) if target::move_on(ctx, &route, &refused) => choose_from(session, ctx, &route, now),
-        done => done,
+    // Lent to itself for the while, which costs less than a second handle.
+    let route = ctx.route.take();
+    let chosen = match &route {
+        Some(route) => choose_on(session, ctx, route, now),
+        None => Err(Rejection::new(&rejection::INTERNAL_ERROR)),
+    };
+    ctx.route = route;
+    chosen
+}
+
+fn choose_on(session: &Session, ctx: &mut Ctx, route: &Route, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    loop {
+        let target = route.target(ctx.choice).ok_or_else(|| Rejection::new(&rejection::INTERNAL_ERROR))?;
+        match choose_of(session, ctx, route, target, now) {
+            Err(refused) if target::move_on(ctx, route, &refused) => {}
+            done => return done,
+        }
     }
 }
 
-fn choose_from(session: &Session, ctx: &mut Ctx, route: &Arc<Route>, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
-    let target = route.target(ctx.choice).ok_or_else(|| Rejection::new(&rejection::INTERNAL_ERROR))?;
+fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    if let Some(refused) = ctx.attempt.guarded.refused.take() {
+        return Err(refused);
+    }
     let first = ctx.attempt.count == 0;
     if first {
-        target.upstream.guards().budget.request(now);
+        target.guards().budget.request(now);
     } else {
         // What was replayed is counted again.
         ctx.body.received = 0;
@@ -217,7 +234,7 @@ fn choose_from(session: &Session, ctx: &mut Ctx, route: &Arc<Route>, now: Instan
     // Moving on to an endpoint that accepts connections costs the upstream nothing. Knocking at one more closed door does.
     if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) && endpoint.state().is_refusing() {
         let allowance = policy(route, target).allowance;
-        if !target.upstream.guards().budget.withdraw(allowance, now) {
+        if !target.guards().budget.withdraw(allowance, now) {
             ctx.attempt.guarded.release();
             return Err(Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED));
         }
@@ -250,7 +267,7 @@ fn search(
 }
 
 fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
-    route.retry.as_deref().unwrap_or(&target.upstream.guards().retry)
+    route.retry.as_deref().unwrap_or(&target.guards().retry)
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
@@ -285,13 +302,14 @@ fn another(ctx: &Ctx, policy: &RetryPolicy) -> bool {
 
 /// The head of an answer has come. An error means that it is dropped, and another attempt made.
 pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    let Some(route) = ctx.route.clone() else { return Ok(()) };
+    let concerns = |route: &&Arc<Route>| {
+        let target = route.target(ctx.choice);
+        let of = |target| route.breaker.is_some() || Target::guards(target).observes() || policy(route, target).wants_answers();
+        target.is_some_and(of)
+    };
+    let Some(route) = ctx.route.as_ref().filter(concerns).map(Arc::clone) else { return Ok(()) };
     let Some(target) = route.target(ctx.choice) else { return Ok(()) };
-    let guards = target.upstream.guards();
-    let policy = policy(&route, target);
-    if !guards.observes() && route.breaker.is_none() && !policy.wants_answers() {
-        return Ok(());
-    }
+    let (guards, policy) = (target.guards(), policy(&route, target));
     let status = head.status.as_u16();
     let grpc = head.headers.get(GRPC_STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
     // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what HTTP has 5xx for.
@@ -368,7 +386,7 @@ pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> 
     if std::mem::take(&mut ctx.attempt.guarded.again) {
         return true;
     }
-    let guards = target.upstream.guards();
+    let guards = target.guards();
     let policy = policy(&route, target);
     let invalid = ctx.rejection.as_ref().is_some_and(|found| std::ptr::eq(found.code, &rejection::UPSTREAM_PROTOCOL_ERROR));
     let of_upstream = error.esource() == &ErrorSource::Upstream || invalid;
@@ -439,7 +457,7 @@ fn kind(error: &Error) -> Kind {
 /// Tells whoever counts how the attempt under way ended. An answer that breaks off after it began well is told as one more
 /// failure.
 fn report(ctx: &mut Ctx, target: &Target, failed: bool, took: Option<Duration>) {
-    let guards = target.upstream.guards();
+    let guards = target.guards();
     let of_route = ctx.route.as_ref().and_then(|route| route.breaker.as_ref());
     if !guards.observes() && of_route.is_none() {
         return;

@@ -2,8 +2,10 @@
 
 use super::Gateway;
 use super::attempt::Guarded;
-use crate::forwarded::Via;
-use crate::listener::Connection;
+use super::grpc_web::GrpcWeb;
+use crate::fields;
+use crate::forwarded;
+use crate::listener::{Connection, Tolerance};
 use crate::mirror::MirrorCopy;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
@@ -34,8 +36,11 @@ pub struct Ctx {
     /// The copy for the route's mirror, as far as it has come.
     pub(super) mirror: Option<Box<MirrorCopy>>,
     pub(super) attempt: Attempt,
+    pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
+    /// What the cache is to do with the answer; `None` on routes without one.
+    pub(super) cache: Option<Box<super::cache::Role>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
 }
@@ -45,6 +50,8 @@ pub struct Ctx {
 pub(super) struct BodyCount {
     pub received: u64,
     pub limit: u64,
+    /// How slowly it may come, where the transport does not see it.
+    pub tolerance: Option<Tolerance>,
 }
 
 /// Where the request was sent, and how that goes.
@@ -84,14 +91,25 @@ impl Ctx {
             cookie: None,
             mirror: None,
             attempt: Attempt::default(),
+            grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
+            cache: None,
             head: None,
         }
     }
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    pub(super) fn has_cache(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.cache.is_some())
+    }
+
+    /// Whether the client speaks gRPC-Web and the upstream does not.
+    pub fn is_grpc_web(&self) -> bool {
+        self.grpc_web.is_some()
     }
 
     /// Whether the connection must not carry another request.
@@ -104,11 +122,13 @@ impl Ctx {
         if let Some(route) = &self.route {
             route.chain.response(session, head, &mut self.request);
         }
-        // Neither can fail: both values were checked when they were made.
-        if let Some(id) = crate::forwarded::id_value(&self.request.id) {
-            let _ = head.insert_header(crate::forwarded::X_REQUEST_ID, id);
-        }
-        let _ = head.append_header(Via::HEADER, self.snapshot.via.value(head.version));
+        let via = self.snapshot.via.value(head.version);
+        fields::edit_response(head, |fields| {
+            if let Some(id) = forwarded::id_value(&self.request.id) {
+                fields.set(&forwarded::X_REQUEST_ID, id);
+            }
+            fields.add(&forwarded::VIA_HEADER, via);
+        });
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {
@@ -120,10 +140,18 @@ impl Ctx {
 
     /// The time that is left, or the error that ends the request.
     pub(super) fn check_deadline(&mut self) -> Result<Option<Duration>> {
+        match self.request.deadline {
+            Some(_) => self.check_deadline_at(self.gateway.clock().now()),
+            None => Ok(None),
+        }
+    }
+
+    /// The same where the time is known already.
+    pub(super) fn check_deadline_at(&mut self, now: Instant) -> Result<Option<Duration>> {
         let Some(deadline) = self.request.deadline else {
             return Ok(None);
         };
-        let left = deadline.saturating_duration_since(self.gateway.clock().now());
+        let left = deadline.saturating_duration_since(now);
         if left.is_zero() {
             return Err(self.fail(Rejection::new(&rejection::DEADLINE_EXCEEDED)));
         }

@@ -16,6 +16,10 @@ pub async fn conclude(session: &mut Session, error: &Error, ctx: &mut Ctx) -> Fa
             _ => reason(error, ctx).map(Rejection::new),
         },
     };
+    if ctx.is_fetch() {
+        super::cache::settle_failure(ctx, rejection);
+        return FailToProxy { error_code: 0, can_reuse_downstream: false };
+    }
     let Some(rejection) = rejection else {
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     };

@@ -1,7 +1,8 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
 use super::{Ctx, attempt, deadline};
-use crate::forwarded::{self, ForwardedFacts, Via};
+use crate::fields;
+use crate::forwarded::{self, ForwardedFacts};
 use crate::identity;
 use crate::rejection::{self, Rejection};
 use http::{HeaderName, HeaderValue, Version, header};
@@ -9,22 +10,29 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
+use std::time::Duration;
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message.
+static HOP_BY_HOP: [HeaderName; 4] =
+    [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
-pub async fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    attempt::pause(ctx).await;
-    let left = ctx.check_deadline()?;
+pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    let now = ctx.gateway.clock().now();
+    let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let now = ctx.gateway.clock().now();
-    let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection))?;
-    let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
+    let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
+    let peer = if session.is_upgrade_req() {
+        bound_upgrade(ctx, left);
+        endpoint.tunnel_peer(left)
+    } else {
+        endpoint.http_peer(left)
+    };
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice))
     {
@@ -49,15 +57,28 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
+/// how long an answer to the upgrade may take.
+fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
+    let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) else { return };
+    let read = target.upstream.read_timeout();
+    let wait = left.map_or(read, |left| left.min(read));
+    if let Some(connection) = &ctx.connection {
+        connection.expect_upgrade(ctx.gateway.clock().now().checked_add(wait));
+    }
+}
+
+/// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
     error.set_retry(attempt::connect_failed(ctx));
     error
 }
 
 pub fn connected(ctx: &mut Ctx, reused: bool) {
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.reused = reused;
-    ctx.attempt.connect_time = elapsed.filter(|_| !reused);
+    let started = ctx.attempt.started.filter(|_| !reused);
+    let elapsed = started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    ctx.attempt.connect_time = elapsed;
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().connected();
     }
@@ -85,21 +106,30 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         scheme: ctx.request.scheme,
         host: host.unwrap_or(&ctx.request.host),
     };
-    forwarded::write_forwarded(head, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
-    if let Some(id) = forwarded::id_value(&ctx.request.id) {
-        head.insert_header(forwarded::X_REQUEST_ID, id)?;
-    }
-    head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    fields::edit_request(head, |fields| {
+        forwarded::write_forwarded(fields, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
+        if let Some(id) = forwarded::id_value(&ctx.request.id) {
+            fields.set(&forwarded::X_REQUEST_ID, id);
+        }
+        fields.add(&forwarded::VIA_HEADER, ctx.snapshot.via.value(asked.version));
+    });
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
     deadline::forward(asked, head, ctx);
+    ctx.grpc_web.request_head(head)?;
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+        // Pingora passes WebSocket on and removes the header of every other protocol. Which ones there are is the upstream's to
+        // know: until its 101 nothing but this head reaches it, and h2c is not among them (`intake`).
+        if let (Some(protocols), None) = (asked.headers.get(header::UPGRADE), head.headers.get(header::UPGRADE)) {
+            head.insert_header(header::CONNECTION, HeaderValue::from_static("Upgrade"))?;
+            head.insert_header(header::UPGRADE, protocols.clone())?;
+        }
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
-    let http1 = head.version != Version::HTTP_2;
+    let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
     if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
@@ -118,7 +148,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
 }
 
 pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    ctx.check_deadline()?;
+    let now = ctx.gateway.clock().now();
+    ctx.check_deadline_at(now)?;
     if head.status.is_informational() && head.status != 101 {
         ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
         if ctx.attempt.interim > MAX_INTERIM {
@@ -127,7 +158,7 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
         return Ok(());
     }
     check_framing(head, ctx)?;
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let (Some(endpoint), Some(elapsed)) = (&ctx.attempt.endpoint, elapsed) {
         endpoint.answered(elapsed, ctx.gateway.clock().now());
@@ -138,7 +169,11 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     }
     attempt::answered(session, head, ctx)?;
     remove_hop_by_hop(head);
-    for cookie in [ctx.attempt.cookie.take(), ctx.cookie.take()].into_iter().flatten() {
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_response_spelling(head);
+    }
+    // Not on what is fetched for the cache, and so for more than one client.
+    for cookie in [ctx.attempt.cookie.take(), ctx.cookie.take()].into_iter().flatten().filter(|_| !ctx.is_fetch()) {
         head.append_header(header::SET_COOKIE, cookie)?;
     }
     if head.status == 101 {
@@ -164,6 +199,10 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
         // The headers of the switch itself; Pingora checks them.
         return;
     }
+    // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
+    if !head.headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     // What frames the message is not the connection's to remove.
     let framing = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
     let lines = head.headers.get_all(header::CONNECTION);
@@ -172,7 +211,7 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     for name in named.collect::<Vec<_>>() {
         head.remove_header(&name);
     }
-    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
+    for name in &HOP_BY_HOP {
         head.remove_header(name);
     }
 }

@@ -11,6 +11,7 @@ const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Which rejection it is. Not part of gRPC; clients see it as metadata.
 const CODE: HeaderName = HeaderName::from_static("x-gatewright-code");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const GRPC_WEB: HeaderValue = HeaderValue::from_static("application/grpc-web");
 
 /// `application/grpc`, with or without a suffix such as `+proto`. Not gRPC-Web, which has trailers in its body.
 pub fn is_grpc(content_type: &HeaderValue) -> bool {
@@ -21,9 +22,10 @@ pub fn is_grpc(content_type: &HeaderValue) -> bool {
 }
 
 /// The answer: a header, and nothing after it.
-pub fn trailers_only(rejection: &Rejection) -> Result<ResponseHeader> {
+pub fn trailers_only(rejection: &Rejection, web: bool) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(StatusCode::OK, Some(8))?;
-    head.insert_header(header::CONTENT_TYPE, GRPC)?;
+    // Clients of gRPC-Web read a status from the header as well, when there is no body.
+    head.insert_header(header::CONTENT_TYPE, if web { GRPC_WEB } else { GRPC })?;
     head.insert_header(STATUS, HeaderValue::from(status(rejection.code.status)))?;
     // Titles are ASCII without `%`, so that they need no percent-encoding.
     head.insert_header(MESSAGE, HeaderValue::from_static(rejection.code.title))?;
@@ -71,7 +73,7 @@ mod tests {
     #[test]
     fn every_rejection_has_a_status_and_a_message_without_escapes() {
         for code in rejection::ALL {
-            let head = trailers_only(&Rejection::new(code)).unwrap();
+            let head = trailers_only(&Rejection::new(code), false).unwrap();
             assert_eq!(head.status, 200);
             let status: u16 = head.headers["grpc-status"].to_str().unwrap().parse().unwrap();
             assert!((1..=16).contains(&status), "{}", code.code);

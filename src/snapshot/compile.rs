@@ -3,7 +3,7 @@
 use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::clock::SharedClock;
 use crate::config::{
-    AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
+    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
 };
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
@@ -49,6 +49,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
+    let cache = super::cache::store(config, parts, d);
     let access_log = access_log(config, parts, d);
     if d.has_errors() {
         return None;
@@ -67,10 +68,12 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        preserve_header_case: config.server.header_case == HeaderCase::Preserve,
         identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
+        cache,
         access_log,
     })
 }
@@ -142,11 +145,14 @@ impl RouteBuilder<'_> {
             None => None,
         };
         let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
+        let authenticated = filters.iter().any(|filter| filter.establishes_identity());
+        let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {
             name: name.into(),
             chain: Chain::new(&filters),
+            cache,
             upstream,
             split,
             fallback,
@@ -336,7 +342,7 @@ fn listener(
             max_header: bytes(config.max_header.value.0),
             max_headers: count(config.max_headers.value),
             max_uri: bytes(config.max_uri.value.0),
-            ..HeadLimits::default()
+            allow_underscores: config.allow_underscores,
         },
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),

@@ -12,6 +12,7 @@
 //! refuses, and each of its metrics would be an allocation behind a lock in a family of labels.
 
 mod auth;
+mod cache;
 mod encode;
 mod gateway;
 mod label;
@@ -23,6 +24,7 @@ mod table;
 mod upstream;
 
 pub use auth::{AuthMetrics, AuthOutcome};
+pub use cache::{Bypass, CacheMetrics, CacheResult, CacheSample};
 pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};

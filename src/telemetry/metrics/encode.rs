@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, MirrorSample, Reasons,
-    ResilienceSample, RouteMetrics, UpstreamMetrics,
+    AuthMetrics, CacheSample, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, MirrorSample,
+    Reasons, ResilienceSample, RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -67,6 +67,7 @@ pub struct MetricsView<'a> {
     pub discovery: Vec<DiscoverySample>,
     pub resilience: ResilienceSample,
     pub limits: LimitsSample,
+    pub cache: CacheSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
     pub certificates: Vec<CertificateSample>,
     pub gateway: &'a GatewayMetrics,
@@ -90,6 +91,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     discovery(&mut page, &view.discovery);
     super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
+    cache(&mut page, &view.cache);
     listeners(&mut page, &view.listeners);
     certificates(&mut page, &view.certificates);
     gateway(&mut page, view.gateway);
@@ -241,6 +243,42 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
     }
 }
 
+fn cache(page: &mut Page, sample: &CacheSample) {
+    let routes = &sample.routes;
+    let mut family = page.family(&t::CACHE_REQUESTS);
+    for (route, metrics) in routes {
+        for (result, count) in metrics.results() {
+            family.sample(&[route, result], count);
+        }
+    }
+    let mut family = page.family(&t::CACHE_BYPASS);
+    for (route, metrics) in routes {
+        for (reason, count) in metrics.bypasses().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, reason], count);
+        }
+    }
+    let mut family = page.family(&t::CACHE_REFUSED);
+    for (route, metrics) in routes {
+        for (reason, count) in metrics.refusals().filter(|(_, count)| *count > 0) {
+            family.sample(&[route, reason], count);
+        }
+    }
+    each(page, &t::CACHE_STORED, routes, |metrics| metrics.stored.get());
+    each(page, &t::CACHE_BYTES, routes, |metrics| metrics.bytes.get());
+    each(page, &t::CACHE_REFRESHES, routes, |metrics| metrics.refreshes.get());
+    each(page, &t::CACHE_INVALIDATIONS, routes, |metrics| metrics.invalidations.get());
+    if let Some(memory) = &sample.memory {
+        let mut family = page.family(&t::CACHE_MEMORY);
+        family.sample(&["capacity"], memory.capacity);
+        family.sample(&["stored"], memory.stored);
+        family.sample(&["filling"], memory.filling);
+        page.family(&t::CACHE_ENTRIES).sample(&[], memory.entries);
+        let mut family = page.family(&t::CACHE_EVICTED);
+        family.sample(&["room"], memory.evicted);
+        family.sample(&["admission"], memory.rejected);
+    }
+}
+
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     each(page, &t::CONNECTIONS_ACCEPTED, listeners, ListenerMetrics::accepted);
     each(page, &t::CONNECTIONS_ACTIVE, listeners, ListenerMetrics::active);
@@ -273,6 +311,7 @@ fn gateway(page: &mut Page, metrics: &GatewayMetrics) {
     let mut family = page.family(&t::RELOADS);
     family.sample(&["success"], ok);
     family.sample(&["failure"], failed);
+    page.family(&t::UPGRADES_FAILED).sample(&[], metrics.upgrades_failed());
     let config = metrics.config();
     page.family(&t::LAST_RELOAD_OK).sample(&[], u8::from(config.last_successful));
     if let Some(at) = config.last_success {

@@ -131,6 +131,26 @@ metrics! {
         "Decisions made as on_error says because Redis was away or did not answer in time";
     REDIS_ERRORS = Counter "gatewright_redis_errors_total" []
         "Errors that Redis answered with, and connections that broke";
+    CACHE_REQUESTS = Counter "gatewright_cache_requests_total" ["route", "result"]
+        "Requests to a route with a cache, by what it did: hit, stale, revalidated, miss, collapsed (waited for the fetch of another) or bypass";
+    CACHE_BYPASS = Counter "gatewright_cache_bypass_total" ["route", "reason"]
+        "Requests that went past the cache of their route, by the reason";
+    CACHE_REFUSED = Counter "gatewright_cache_not_stored_total" ["route", "reason"]
+        "Answers that were not stored, by the reason";
+    CACHE_STORED = Counter "gatewright_cache_stored_total" ["route"]
+        "Answers that were taken in to be stored";
+    CACHE_BYTES = Counter "gatewright_cache_served_bytes_total" ["route"]
+        "Bytes of bodies that were answered from the cache";
+    CACHE_REFRESHES = Counter "gatewright_cache_refreshes_total" ["route"]
+        "Fetches in the background of answers that were stale or about to be";
+    CACHE_INVALIDATIONS = Counter "gatewright_cache_invalidations_total" ["route"]
+        "Stored answers that unsafe requests to the route have made invalid";
+    CACHE_MEMORY = Gauge "gatewright_cache_memory_bytes" ["state"]
+        "Memory of the cache: its bound (capacity), what is stored, and what is coming in (filling)";
+    CACHE_ENTRIES = Gauge "gatewright_cache_entries" []
+        "Stored answers";
+    CACHE_EVICTED = Counter "gatewright_cache_evicted_total" ["reason"]
+        "Stored answers that went to make room (room), and new ones that were not worth what they would have pushed out (admission)";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
         "Connections that the listener has accepted";
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]
@@ -145,6 +165,8 @@ metrics! {
         "When the certificate of the listener expires, in Unix time, by the path of its file; the days left are this less time(), over 86400";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]
         "Reloads by result, success or failure";
+    UPGRADES_FAILED = Counter "gatewright_upgrades_failed_total" []
+        "Upgrades of the binary that failed, so that this process serves on";
     LAST_RELOAD_OK = Gauge "gatewright_config_last_reload_successful" []
         "1 if the last attempt to load the config succeeded, 0 if it failed and an older one is in force";
     LAST_RELOAD_AT = Gauge "gatewright_config_last_reload_success_timestamp_seconds" []

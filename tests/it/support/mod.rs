@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod consul;
 pub mod dns;
+pub mod frames;
 pub mod gateway;
 pub mod h2;
 pub mod http1;
@@ -22,7 +23,7 @@ pub mod tokens;
 
 pub use gateway::Gateway;
 pub use load::Load;
-pub use origin::{Answer, Origin};
+pub use origin::{Answer, Origin, Script};
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};

@@ -47,6 +47,8 @@ pub enum Answer {
     CloseAfter(usize),
     /// Exactly these bytes; the connection stays open.
     Bytes(Vec<u8>),
+    /// What the script makes of the request, byte for byte.
+    Script(Script),
     /// Interim responses without end.
     InterimFlood,
     /// This status with these header lines, each with its line break, and no body.
@@ -55,6 +57,16 @@ pub enum Answer {
     Sometimes(Box<Answer>, u8, Box<Answer>),
     /// The echo, as a service with so many workers gives it: each works on one request at a time for so long.
     Workers(Arc<Semaphore>, Duration),
+}
+
+/// Answers by request. `None`: the connection closes without an answer.
+#[derive(Clone)]
+pub struct Script(pub Arc<dyn Fn(&Recorded) -> Option<Vec<u8>> + Send + Sync>);
+
+impl std::fmt::Debug for Script {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Script")
+    }
 }
 
 /// One request as it arrived.

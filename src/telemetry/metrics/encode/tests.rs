@@ -1,5 +1,7 @@
-use super::super::{AuthOutcome, METRICS, Method, NO_ROUTE};
+use super::super::{AuthOutcome, Bypass, CacheMetrics, METRICS, Method, NO_ROUTE};
 use super::*;
+use crate::cache::memory::MemoryStats;
+use crate::cache::policy::Refusal;
 use crate::rejection;
 use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +44,9 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         checks_failed: 1,
         last_check: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
     };
+    let cache = CacheMetrics::default();
+    cache.bypassed(Bypass::Method);
+    cache.refused(Refusal::NoStore);
     let auth = AuthMetrics::default();
     auth.count(AuthOutcome::Accepted);
     let stats = WriterStats { records: 5, dropped: 1, bytes: 500, write_errors: 1 };
@@ -66,6 +71,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             failures: vec![("timeout", 2)],
         }],
         resilience: resilience(),
+        cache: CacheSample { routes: vec![("orders".into(), cache.into())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
@@ -138,6 +144,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         endpoints: Vec::new(),
         discovery: Vec::new(),
         resilience: ResilienceSample::default(),
+        cache: CacheSample { routes: vec![("r".into(), Arc::default())], memory: Some(MemoryStats::default()) },
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),

@@ -63,11 +63,12 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
             continue;
         }
         let echo = echo(shared, &request, method, target);
-        shared.record(request);
         let mut answer = shared.answer.lock().clone();
         while let Answer::Sometimes(usually, percent, else_) = answer {
             answer = if fastrand::u8(0..100) < percent { *else_ } else { *usually };
         }
+        let scripted = if let Answer::Script(script) = &answer { script.0(&request) } else { None };
+        shared.record(request);
         let draining = *phase.borrow() != Phase::Serving;
         let close = draining || matches!(answer, Answer::CloseAfter(limit) if served >= limit);
         match answer {
@@ -117,6 +118,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 }
             }
             Answer::Bytes(bytes) => stream.write_all(&bytes).await?,
+            Answer::Script(_) => match scripted {
+                Some(bytes) => stream.write_all(&bytes).await?,
+                None => return Ok(End::Close),
+            },
             Answer::InterimFlood => loop {
                 stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n").await?;
             },

@@ -1,0 +1,49 @@
+//! The response cache (RFC 9111) of routes with a `cache` table.
+//!
+//! **Reading.** A request that has passed its route's filters is looked up before anything of the proxy runs: an answer that may be
+//! used goes out from [`crate::proxy`]'s request hook, and neither `pingora-cache` nor the upstream side is touched.
+//!
+//! **Writing.** Everything else is a *fetch*: a subrequest of its own that goes through Pingora's cache machinery, which validates,
+//! tells answers apart and writes bodies into our [`storage`]. Any number of requests wait for one fetch ([`flight`]) and read
+//! it as it comes in ([`fill`]). No client owns a fetch, so none can take it down with it.
+//!
+//! Why reading is not `pingora-cache`'s too: its lock releases waiters to a stored copy or back into the race, so that streaming to
+//! them needs partial writes, and those cut off everyone whose answer turns out too large to be stored; its look-up knows one
+//! stored answer a key, where RFC 9111 §4.3.3 wants several validated together and §4.1 the newest one that fits; it
+//! updates five fields of a stored answer from a 304, where §3.2 wants all; and a hit through it costs several times what it costs here.
+//!
+//! The parts: [`control`] reads directives, [`freshness`] computes ages, [`policy`] says what may be stored, [`key`] and [`vary`] which
+//! answer a request may have, [`conditional`] and [`range`] what of it; [`memory`] keeps [`entry`]s, [`redis`] shares them.
+
+pub mod conditional;
+pub mod config;
+pub mod control;
+pub mod entry;
+pub mod fill;
+pub mod flight;
+pub mod freshness;
+pub mod key;
+pub mod memory;
+pub mod policy;
+pub mod purge;
+pub mod range;
+mod sketch;
+pub mod storage;
+pub mod vary;
+
+use flight::Flights;
+use memory::MemoryStore;
+use std::sync::Arc;
+
+/// The cache of one process. Outlives every snapshot that has it.
+#[derive(Debug)]
+pub struct Cache {
+    pub memory: Arc<MemoryStore>,
+    pub flights: Arc<Flights>,
+}
+
+impl Cache {
+    pub fn new(capacity: u64) -> Self {
+        Cache { memory: Arc::new(MemoryStore::new(capacity)), flights: Arc::default() }
+    }
+}

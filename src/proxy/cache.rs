@@ -1,0 +1,32 @@
+//! The cache in the life of a request: look-up and answer in the request hook, and what the other hooks do for fetches.
+
+mod decide;
+mod fetch;
+mod lookup;
+mod note;
+mod serve;
+
+pub use fetch::{adopt, head_of_fetch, judge, key, not_modified, settle_failure, to_enable};
+pub use lookup::answer;
+pub use note::response;
+
+use crate::telemetry::metrics::Bypass;
+
+/// What the cache has to do with a request that Pingora handles.
+pub enum Role {
+    /// It is a fetch of the cache itself.
+    Fetch(Box<fetch::Fetch>),
+    /// It goes past the cache, and says so.
+    Past(Bypass),
+    /// A HEAD that goes upstream; its answer may tell what a stored one is worth.
+    Head(Box<note::HeadOf>),
+    /// It was not to be shared a moment ago; perhaps that has changed.
+    Unshared(u64),
+}
+
+/// Whether a request has its answer.
+pub enum Outcome {
+    Answered,
+    /// It goes upstream like any other.
+    Forward,
+}

@@ -1,0 +1,364 @@
+//! A fetch: a subrequest that brings an answer into the cache, for whoever waits for it.
+//!
+//! It has passed the filters of the request that began it, and runs as that request: same head, same identity, same upstream. Its
+//! client side is a channel; what comes out of it is read here only when the answer is not stored, because stored answers reach
+//! their readers through the store.
+
+use super::super::Ctx;
+use super::Role;
+use super::note::{asked, received};
+use crate::cache::Cache;
+use crate::cache::entry::{self, Entry};
+use crate::cache::fill::{Fill, Phase, Stored};
+use crate::cache::policy::{Asked, Refusal};
+use crate::cache::range;
+use crate::cache::storage::{STORAGE, Ticket};
+use crate::cache::vary::Selecting;
+use crate::rejection::{self, Rejection};
+use crate::request::RequestCtx;
+use crate::snapshot::{Route, Snapshot};
+use http::{HeaderValue, Method, StatusCode, header};
+use pingora::cache::{CacheKey, CacheMeta, NoCacheReason, RespCacheable};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::HttpTask;
+use pingora::proxy::Session;
+use pingora::proxy::subrequest::Ctx as SubrequestCtx;
+use pingora::{Error, ErrorType, Result};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+
+/// What a fetch asks for.
+pub struct Plan {
+    pub fill: Arc<Fill>,
+    /// Stored answers that the upstream may confirm.
+    pub validate: Vec<Arc<Entry>>,
+    /// The bytes of the flight's name and their hash; `None`: nobody can join.
+    pub flight: Option<(Box<[u8]>, u64)>,
+    /// The client's own conditions and range go upstream.
+    pub as_asked: bool,
+}
+
+/// The state of a fetch within its hooks.
+pub struct Fetch {
+    fill: Arc<Fill>,
+    validate: Vec<Arc<Entry>>,
+    as_asked: bool,
+    cache: Arc<Cache>,
+    asked: Asked,
+    /// The 304 that came, as it came.
+    not_modified: Option<Box<ResponseHeader>>,
+}
+
+/// What a subrequest is begun with.
+struct Seed {
+    head: RequestHeader,
+    request: RequestCtx,
+    snapshot: Arc<Snapshot>,
+    route: Arc<Route>,
+    fetch: Fetch,
+}
+
+/// Whatever happens to the fetch, nobody waits for it for ever.
+struct Landing {
+    cache: Arc<Cache>,
+    fill: Arc<Fill>,
+    flight: Option<(Box<[u8]>, u64)>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.fill.close();
+        if let Some((id, hash)) = &self.flight {
+            self.cache.flights.leave(id, *hash, &self.fill);
+        }
+    }
+}
+
+/// Starts a fetch for the request of this session. `false`: it could not be started.
+pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bool {
+    let (Some(spawner), Some(route)) = (&session.subrequest_spawner, &ctx.route) else { return false };
+    let landing = Landing { cache: Arc::clone(cache), fill: Arc::clone(&plan.fill), flight: plan.flight };
+    let head = session.req_header().clone();
+    let asked = asked(ctx, &head.headers);
+    let fill = Arc::clone(&plan.fill);
+    let seed = Seed {
+        head,
+        request: ctx.request.fork(ctx.gateway.clock().now()),
+        snapshot: Arc::clone(&ctx.snapshot),
+        route: Arc::clone(route),
+        fetch: Fetch {
+            fill: plan.fill,
+            validate: plan.validate,
+            as_asked: plan.as_asked,
+            cache: Arc::clone(cache),
+            asked,
+            not_modified: None,
+        },
+    };
+    let timeout = route.timeout;
+    let context = SubrequestCtx::builder().user_ctx(Box::new(Some(Box::new(seed)))).build();
+    let (prepared, handle) = spawner.create_subrequest(session.as_ref(), context);
+    tokio::spawn(async move {
+        let landing = landing;
+        let work = async {
+            // Held to its end: without it the fetch would find its client gone.
+            let _input = handle.tx;
+            let run = prepared.run();
+            let pump = pump(handle.rx, &fill);
+            tokio::pin!(run, pump);
+            tokio::select! {
+                biased;
+                wanted = &mut pump => if wanted { run.await },
+                () = &mut run => drop(pump.await),
+            }
+        };
+        match timeout {
+            Some(timeout) => {
+                if tokio::time::timeout(timeout, work).await.is_err() {
+                    fill.settle(Phase::Failed(Rejection::new(&rejection::DEADLINE_EXCEEDED)));
+                }
+            }
+            None => work.await,
+        }
+        drop(landing);
+    });
+    true
+}
+
+/// Passes on what is not stored. `false`: nobody wants it any more.
+async fn pump(mut tasks: mpsc::Receiver<HttpTask>, fill: &Arc<Fill>) -> bool {
+    // Decided once, with the head.
+    let mut stream = None;
+    while let Some(task) = tasks.recv().await {
+        match task {
+            HttpTask::Header(head, _) if head.status.is_informational() && head.status != 101 => fill.interim(*head),
+            HttpTask::Header(head, end) => {
+                // Stored, validated or failed: whoever waits has been told.
+                let passes = fill.is_waiting() && !fill.begin(*head, Vec::new(), Err(Refusal::Status), false) || fill.passes();
+                stream = Some(passes);
+                if passes && end && fill.finish(None).is_err() {
+                    return false;
+                }
+            }
+            HttpTask::Body(data, end) | HttpTask::UpgradedBody(data, end) if stream == Some(true) => {
+                if let Some(data) = data
+                    && fill.push(data).await.is_err()
+                {
+                    return false;
+                }
+                if end && fill.finish(None).is_err() {
+                    return false;
+                }
+            }
+            HttpTask::Trailer(trailers) if stream == Some(true) => {
+                if fill.finish(trailers.map(|trailers| *trailers)).is_err() {
+                    return false;
+                }
+            }
+            HttpTask::Done if stream == Some(true) => {
+                if fill.finish(None).is_err() {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+/// Whether the session is a fetch; then it is made to be what it was begun as.
+pub fn adopt(session: &mut Session, ctx: &mut Ctx) -> bool {
+    let Some(user) = session.subrequest_ctx.as_mut().and_then(|context| context.user_ctx_mut()) else { return false };
+    let Some(seed) = user.downcast_mut::<Option<Box<Seed>>>().and_then(Option::take) else { return false };
+    let Seed { head, request, snapshot, route, fetch } = *seed;
+    // The session was made from the bytes of the client's head; filters may have changed it since.
+    *session.req_header_mut() = head;
+    ctx.request = request;
+    ctx.snapshot = snapshot;
+    ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
+    ctx.route = Some(route);
+    ctx.recorded = true;
+    ctx.cache = Some(Box::new(Role::Fetch(Box::new(fetch))));
+    true
+}
+
+impl Ctx {
+    fn fetch(&self) -> Option<&Fetch> {
+        match self.cache.as_deref() {
+            Some(Role::Fetch(fetch)) => Some(fetch),
+            _ => None,
+        }
+    }
+
+    fn fetch_mut(&mut self) -> Option<&mut Fetch> {
+        match self.cache.as_deref_mut() {
+            Some(Role::Fetch(fetch)) => Some(fetch),
+            _ => None,
+        }
+    }
+
+    pub(in crate::proxy) fn is_fetch(&self) -> bool {
+        self.fetch().is_some()
+    }
+}
+
+/// Enables Pingora's cache for fetches.
+pub fn to_enable(session: &mut Session, ctx: &Ctx) {
+    if ctx.is_fetch() {
+        session.cache.enable(&STORAGE, None, None, None, None);
+    }
+}
+
+pub fn key(ctx: &Ctx) -> Result<CacheKey> {
+    let Some(fetch) = ctx.fetch() else { return Error::e_explain(ErrorType::InternalError, "not a fetch") };
+    let mut key = CacheKey::new(&fetch.fill.key.bytes[..], "");
+    // Whatever it asks, a 304 may come back; Pingora only expects one where something is stored. What really is goes out below.
+    let mut stale = ResponseHeader::build(StatusCode::OK, Some(1))?;
+    stale.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+    key.extensions.insert(Ticket { fill: Arc::clone(&fetch.fill), stale: Arc::new(stale) });
+    Ok(key)
+}
+
+/// The head of a fetch as it goes upstream. Pingora has taken out the client's conditions and its range.
+pub fn head_of_fetch(session: &Session, head: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
+    let Some(fetch) = ctx.fetch() else { return Ok(()) };
+    if fetch.as_asked {
+        let own = &session.req_header().headers;
+        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+            for value in own.get_all(&name) {
+                head.append_header(name.clone(), value.clone())?;
+            }
+        }
+        return Ok(());
+    }
+    // All that are stored, so that any of them can be confirmed (RFC 9111 §4.3.1).
+    let mut tags: Vec<&[u8]> = Vec::new();
+    for tag in fetch.validate.iter().filter_map(|entry| entry.head.headers.get(header::ETAG)) {
+        if !tags.contains(&tag.as_bytes()) {
+            tags.push(tag.as_bytes());
+        }
+    }
+    if !tags.is_empty()
+        && let Ok(list) = HeaderValue::from_bytes(&tags.join(&b", "[..]))
+    {
+        head.insert_header(header::IF_NONE_MATCH, list)?;
+    }
+    let selected = fetch.validate.first().and_then(|entry| entry.head.headers.get(header::LAST_MODIFIED));
+    if let Some(modified) = selected {
+        head.insert_header(header::IF_MODIFIED_SINCE, modified.clone())?;
+    }
+    Ok(())
+}
+
+/// Keeps a 304: Pingora merges five fields of it, and RFC 9111 §3.2 wants all.
+pub fn not_modified(head: &ResponseHeader, ctx: &mut Ctx) {
+    if head.status == StatusCode::NOT_MODIFIED
+        && let Some(fetch) = ctx.fetch_mut()
+    {
+        fetch.not_modified = Some(Box::new(head.clone()));
+    }
+}
+
+/// What becomes of the answer of a fetch.
+pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCacheable {
+    let received = received(ctx);
+    let uncacheable = |why: &'static str| RespCacheable::Uncacheable(NoCacheReason::Custom(why));
+    let Some(fetch) = ctx.fetch_mut() else { return uncacheable("not a fetch") };
+    if let Some(update) = fetch.not_modified.take() {
+        validated(fetch, *update, &received);
+        let shell = CacheMeta::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH, 0, 0, head.clone());
+        return RespCacheable::Cacheable(shell);
+    }
+    let request = &session.req_header().headers;
+    let status = head.status.as_u16();
+    let policy = Arc::clone(&fetch.fill.policy);
+    let mut fields = Vec::new();
+    let mut part = None;
+    let outcome = policy.judge(status, &head.headers, fetch.asked, &received, &mut fields).and_then(|terms| {
+        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
+        if status == 206 {
+            let strong = head.headers.get(header::ETAG).is_some_and(crate::cache::conditional::is_strong);
+            part = head.headers.get(header::CONTENT_RANGE).and_then(range::content_range).filter(|_| strong);
+            if part.is_none() {
+                return Err(Refusal::Status);
+            }
+        }
+        Ok(Stored { terms, received, selecting, part })
+    });
+    let why = outcome.as_ref().err().copied().unwrap_or(Refusal::TooLarge);
+    let stored = match &outcome {
+        Ok(_) => entry::stored_head(head, &fields, &received),
+        Err(_) => head.clone(),
+    };
+    let own =
+        fields.iter().flat_map(|name| head.headers.get_all(name).iter().map(|value| (name.clone(), value.clone()))).collect();
+    if fetch.fill.begin(stored, own, outcome, session.req_header().method == Method::HEAD) {
+        policy.metrics.stored.increment();
+        RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()))
+    } else {
+        policy.metrics.refused(why);
+        // Where something is stored, what is worth more than an error is decided by those who wait.
+        if status < 500 || fetch.validate.is_empty() {
+            fetch.cache.flights.note_unshared(fetch.fill.key.hash, millis(&received));
+        }
+        uncacheable(why.as_str())
+    }
+}
+
+/// The monotonic clock as a number, for what is remembered for seconds.
+pub(super) fn millis(received: &crate::cache::freshness::Received) -> u64 {
+    let since = received.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// RFC 9111 §4.3.4: which stored answers a 304 confirms, and what it says anew of them.
+fn validated(fetch: &mut Fetch, update: ResponseHeader, received: &crate::cache::freshness::Received) {
+    let fill = &fetch.fill;
+    let tag = update.headers.get(header::ETAG);
+    let same = |entry: &&Arc<Entry>| match (tag, entry.head.headers.get(header::ETAG)) {
+        (Some(new), Some(known)) => crate::cache::conditional::weakly_equal(new, known),
+        // Without a tag the answer is about the one that was selected.
+        _ => true,
+    };
+    let Some(known) = fetch.validate.iter().find(same) else {
+        if fetch.validate.is_empty() {
+            fill.settle(Phase::NotModified(Arc::new(update)));
+        } else {
+            // It confirms something else than what is stored: what is stored is worth nothing.
+            fetch.validate.iter().for_each(|entry| fetch.cache.memory.remove(&fill.key, entry));
+            fill.settle(Phase::Failed(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR)));
+        }
+        return;
+    };
+    let merged = entry::merged_head(&known.head, &update, received);
+    let mut fields = Vec::new();
+    let policy = &fill.policy;
+    match policy.judge(known.head.status.as_u16(), &merged.headers, fetch.asked, received, &mut fields) {
+        Ok(terms) => {
+            let tags = entry::tags(&merged.headers);
+            let mut head = merged;
+            fields.iter().for_each(|name| drop(head.remove_header(name)));
+            let fresh = Arc::new(Entry::new(head, known.body.clone(), terms, *received, known.selecting.clone(), tags));
+            fill.keep(&fresh);
+            fill.settle(Phase::Validated(fresh));
+        }
+        Err(why) => {
+            // Confirmed for those who wait, and not to be kept (`no-store` came with the 304).
+            policy.metrics.refused(why);
+            fetch.cache.memory.remove(&fill.key, known);
+            let mut once = known.terms;
+            once.no_cache = true;
+            let fresh = Entry::new(merged, known.body.clone(), once, *received, known.selecting.clone(), Box::default());
+            fill.settle(Phase::Validated(Arc::new(fresh)));
+        }
+    }
+}
+
+/// A fetch that failed tells those who wait. `false`: it is not one.
+pub fn settle_failure(ctx: &Ctx, rejection: Option<Rejection>) -> bool {
+    let Some(fetch) = ctx.fetch() else { return false };
+    let rejection = rejection.unwrap_or_else(|| Rejection::new(&rejection::UPSTREAM_RESET));
+    fetch.fill.settle(Phase::Failed(rejection));
+    true
+}

@@ -1,0 +1,226 @@
+//! What the cache says about itself (`Cache-Status`, RFC 9211), and what it learns from answers that go past it.
+
+use super::super::Ctx;
+use super::Role;
+use crate::cache::Cache;
+use crate::cache::entry::{self, Entry, Expired};
+use crate::cache::freshness::Received;
+use crate::cache::key::{self, Key};
+use crate::cache::policy::{Asked, Policy};
+use arrayvec::ArrayString;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Why a request went upstream (RFC 9211 §2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarded {
+    UriMiss,
+    VaryMiss,
+    Stale,
+    Request,
+    Method,
+    Bypass,
+    Partial,
+}
+
+impl Forwarded {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Forwarded::UriMiss => "uri-miss",
+            Forwarded::VaryMiss => "vary-miss",
+            Forwarded::Stale => "stale",
+            Forwarded::Request => "request",
+            Forwarded::Method => "method",
+            Forwarded::Bypass => "bypass",
+            Forwarded::Partial => "partial",
+        }
+    }
+}
+
+/// One member of `Cache-Status`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Status {
+    /// `None`: a hit.
+    pub forwarded: Option<Forwarded>,
+    /// What the upstream answered, if that is not what goes out.
+    pub upstream: Option<u16>,
+    /// Seconds; below zero for what is stale.
+    pub ttl: Option<i64>,
+    pub stored: bool,
+    pub collapsed: bool,
+    pub detail: Option<&'static str>,
+}
+
+impl Status {
+    pub fn hit(entry: &Entry, now: Instant) -> Self {
+        Status { ttl: Some(ttl(entry, now)), ..Status::default() }
+    }
+
+    pub fn write(&self, head: &mut ResponseHeader) {
+        let mut text: ArrayString<160> = ArrayString::new();
+        let _ = text.write_str("gatewright");
+        let _ = match self.forwarded {
+            None => text.write_str("; hit"),
+            Some(why) => write!(text, "; fwd={}", why.as_str()),
+        };
+        if let Some(status) = self.upstream {
+            let _ = write!(text, "; fwd-status={status}");
+        }
+        if let Some(ttl) = self.ttl {
+            let _ = write!(text, "; ttl={ttl}");
+        }
+        for (said, name) in [(self.stored, "; stored"), (self.collapsed, "; collapsed")] {
+            if said {
+                let _ = text.write_str(name);
+            }
+        }
+        if let Some(detail) = self.detail {
+            let _ = write!(text, "; detail={detail}");
+        }
+        // Letters, digits and signs only.
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            let _ = head.append_header(CACHE_STATUS, value);
+        }
+    }
+}
+
+pub fn ttl(entry: &Entry, now: Instant) -> i64 {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match entry.freshness(now) {
+        Ok(left) => seconds(left),
+        Err(by) => seconds(by).saturating_neg(),
+    }
+}
+
+/// The HEAD that is under way, and what is stored for its GET.
+pub struct HeadOf {
+    pub key: Arc<Key>,
+    pub policy: Arc<Policy>,
+    pub why: Forwarded,
+    pub asked: Asked,
+}
+
+/// Looks at an answer on its way to the client that did not come from the cache.
+pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
+    let Some(cache) = ctx.snapshot.cache.as_ref().map(Arc::clone) else { return };
+    let status = head.status.as_u16();
+    let unsafe_method = !matches!(session.req_header().method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
+    if unsafe_method && (200..400).contains(&status) {
+        invalidate(&cache, ctx, &session.req_header().uri, &head.headers);
+    }
+    let Some(role) = ctx.cache.take() else { return };
+    let mut said = Status { forwarded: Some(Forwarded::Bypass), ..Status::default() };
+    match *role {
+        Role::Fetch(fetch) => {
+            ctx.cache = Some(Box::new(Role::Fetch(fetch)));
+            return;
+        }
+        Role::Past(why) => {
+            said.forwarded =
+                Some(if why == crate::telemetry::metrics::Bypass::Method { Forwarded::Method } else { Forwarded::Bypass });
+            said.detail = Some(why.as_str());
+        }
+        Role::Head(of) => {
+            said.forwarded = Some(of.why);
+            learn_from_head(&cache, &of, head, &received(ctx));
+        }
+        Role::Unshared(hash) => {
+            said.forwarded = Some(Forwarded::UriMiss);
+            let asked = asked(ctx, &session.req_header().headers);
+            if let Some(policy) = ctx.route.as_ref().and_then(|route| route.cache.as_ref())
+                && policy.judge(status, &head.headers, asked, &received(ctx), &mut Vec::new()).is_ok()
+            {
+                cache.flights.note_shared(hash);
+            }
+        }
+    }
+    said.write(head);
+}
+
+pub fn asked(ctx: &Ctx, headers: &HeaderMap) -> Asked {
+    Asked { authorization: headers.contains_key(header::AUTHORIZATION), identity: ctx.request.identity.is_some() }
+}
+
+/// Now, after as long as the attempt has taken.
+pub fn received(ctx: &Ctx) -> Received {
+    let clock = ctx.gateway.clock();
+    let at = clock.now();
+    let delay = ctx.attempt.started.map(|started| at.saturating_duration_since(started)).unwrap_or_default();
+    Received { delay, at, wall: clock.wall() }
+}
+
+/// RFC 9111 §4.4: the URL of the request, and those of the same origin that the answer names.
+fn invalidate(cache: &Cache, ctx: &Ctx, uri: &Uri, headers: &HeaderMap) {
+    let mut url = String::new();
+    key::url(&ctx.request, uri, &mut url);
+    let mut count = cache.memory.invalidate(&url);
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let Some(target) = headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
+        if let Some(other) = resolve(&url, ctx, target)
+            && other != url
+        {
+            count = count.saturating_add(cache.memory.invalidate(&other));
+        }
+    }
+    if let Some(policy) = ctx.route.as_ref().and_then(|route| route.cache.as_ref()) {
+        policy.metrics.invalidations.add(count);
+    }
+}
+
+/// A reference against the URL of the request, in the form of keys; `None` if it is of another origin.
+fn resolve(url: &str, ctx: &Ctx, reference: &str) -> Option<String> {
+    let reference = reference.split('#').next().unwrap_or_default();
+    let own = |scheme: &str, rest: &str| {
+        let (authority, path) = rest.split_at_checked(rest.find(['/', '?']).unwrap_or(rest.len()))?;
+        let mut host = ArrayString::new();
+        crate::canonical::canonical_host(authority.as_bytes(), &mut host).ok()?;
+        let same = scheme.eq_ignore_ascii_case(ctx.request.scheme.as_str()) && *host == *ctx.request.host;
+        same.then(|| format!("{}://{host}{}{path}", ctx.request.scheme.as_str(), if path.starts_with('/') { "" } else { "/" }))
+    };
+    if let Some((scheme, rest)) = reference.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?'])) {
+        return own(scheme, rest);
+    }
+    if let Some(rest) = reference.strip_prefix("//") {
+        return own(ctx.request.scheme.as_str(), rest);
+    }
+    let origin = format!("{}://{}", ctx.request.scheme.as_str(), ctx.request.host);
+    if reference.starts_with('/') {
+        return Some(format!("{origin}{reference}"));
+    }
+    let path = url.split('?').next()?;
+    if reference.starts_with('?') {
+        return Some(format!("{path}{reference}"));
+    }
+    let directory = path.get(..=path.rfind('/')?)?;
+    (!reference.is_empty() && !reference.starts_with('.')).then(|| format!("{directory}{reference}"))
+}
+
+/// RFC 9111 §4.3.5: the answer to a HEAD refreshes a stored answer to GET that is the same one, and invalidates one that is not.
+fn learn_from_head(cache: &Cache, of: &HeadOf, head: &ResponseHeader, received: &Received) {
+    if head.status != 200 {
+        return;
+    }
+    for known in cache.memory.variants(&of.key) {
+        let differs = |name: &HeaderName| head.headers.get(name).is_some_and(|new| known.head.headers.get(name) != Some(new));
+        if known.head.status != 200 || !known.is_complete() {
+            continue;
+        }
+        if [header::ETAG, header::LAST_MODIFIED, header::CONTENT_LENGTH].iter().any(differs) {
+            known.expire(Expired::Invalid);
+            continue;
+        }
+        let merged = entry::merged_head(&known.head, head, received);
+        let mut fields = Vec::new();
+        if let Ok(terms) = of.policy.judge(200, &merged.headers, of.asked, received, &mut fields) {
+            let (body, tags) = (known.body.clone(), entry::tags(&merged.headers));
+            let fresh = Entry::new(merged, body, terms, *received, known.selecting.clone(), tags);
+            cache.memory.insert(&of.key, Arc::new(fresh), of.policy.max_variants, cache.memory.epoch());
+        }
+    }
+}
