@@ -76,6 +76,8 @@ case ${1-} in
     need shellcheck shellcheck
     # Tests start their own on a free port; the one that Debian starts on 6379 is not used.
     need redis-server redis-server
+    # The same holds for this one; the package without a service is enough.
+    need dnsmasq dnsmasq-base
     oauth
     ;;
   bench)

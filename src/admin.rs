@@ -5,6 +5,7 @@
 //! a `Host` that is not loopback (DNS rebinding) and any `Origin` (cross-site requests) are refused.
 
 pub mod client;
+mod drain;
 mod limits;
 mod metrics;
 mod resilience;
@@ -173,6 +174,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             None => text(StatusCode::NOT_FOUND, "this gateway signs nothing: [identity] has no key\n"),
         },
         (&Method::POST, "/reload") => reload(admin).await,
+        (&Method::POST, path @ ("/drain" | "/undrain")) => drain::answer(request.uri().query(), path == "/drain", admin),
         (&Method::POST, "/upgrade") => upgrade(admin).await,
         (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
         (&Method::GET, "/limits") => limit(admin, request.uri().query(), false).await,
@@ -180,10 +182,10 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         (
             _,
             path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
-            | "/limits/reset"),
+            | "/limits/reset" | "/drain" | "/undrain"),
         ) => {
             let allow = match path {
-                "/reload" | "/upgrade" | "/limits/reset" => "POST",
+                "/reload" | "/upgrade" | "/limits/reset" | "/drain" | "/undrain" => "POST",
                 "/limits" | "/limits/top" => "GET",
                 _ => "GET, HEAD",
             };
@@ -193,10 +195,11 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             }
             response
         }
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, POST /reload /upgrade /limits/reset\n",
-        ),
+        _ => {
+            const WAYS: &str = "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, \
+                POST /reload /upgrade /drain /undrain /limits/reset\n";
+            text(StatusCode::NOT_FOUND, WAYS)
+        }
     }
 }
 

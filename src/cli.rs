@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod drain;
 mod key;
 mod limit;
 mod reload;
@@ -46,6 +47,10 @@ enum Verb {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
+    /// Take an endpoint of a running gateway out of use; requests under way finish
+    Drain(drain::DrainArgs),
+    /// Bring an endpoint back that was drained
+    Undrain(drain::DrainArgs),
     Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
@@ -83,6 +88,8 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
+        Verb::Drain(args) => drain::run(&args, true),
+        Verb::Undrain(args) => drain::run(&args, false),
         Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args, &registry),

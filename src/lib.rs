@@ -6,9 +6,10 @@
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
 //!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
-//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`cache`] keeps answers; [`consumer`] who may call, [`identity`] who does, [`jwt`] and [`signature`] what proves it,
-//!   [`condition`] what must be true besides; [`tls`] reads certificates for both ends.
+//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes, [`discovery`]
+//!   which endpoints there are, [`mirror`] who gets copies; [`cache`] keeps answers; [`consumer`] who may call, [`identity`]
+//!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
+//!   for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`tracked`].
 //!
@@ -26,6 +27,7 @@ pub mod config;
 pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
+pub mod discovery;
 pub mod fields;
 pub mod filter;
 pub mod forwarded;
@@ -33,6 +35,7 @@ pub mod identity;
 pub mod jwt;
 pub mod limit;
 pub mod listener;
+pub mod mirror;
 pub mod proxy;
 pub mod readiness;
 pub mod rejection;

@@ -13,6 +13,7 @@ mod forward;
 mod grpc_web;
 mod intake;
 mod record;
+mod target;
 
 pub use ctx::Ctx;
 

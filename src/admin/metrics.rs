@@ -4,9 +4,10 @@ use super::Admin;
 use crate::consumer::Issued;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
+use crate::snapshot::Route;
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
-    LogSample, MetricsView, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics,
+    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -33,7 +34,9 @@ pub fn exposition(admin: &Admin) -> String {
         limits: limits(admin),
         cache: cache(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
+        mirrors: snapshot.routes().filter_map(|route| mirror(route)).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
+        discovery: snapshot.upstreams.values().filter_map(discovery).collect(),
         resilience: super::resilience::sample(&snapshot),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
         certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
@@ -124,6 +127,23 @@ fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {
     upstream.endpoints().iter().map(|endpoint| sample(upstream, endpoint)).collect()
 }
 
+fn mirror(route: &Route) -> Option<MirrorSample> {
+    let metrics = &route.mirror.as_ref()?.metrics;
+    let counts = [("answered", &metrics.answered), ("failed", &metrics.failed), ("busy", &metrics.busy), ("body", &metrics.body)];
+    Some(MirrorSample { route: route.name.to_string(), results: counts.map(|(result, count)| (result, count.get())) })
+}
+
+fn discovery(upstream: &Arc<Upstream>) -> Option<DiscoverySample> {
+    let standing = upstream.found()?.0.standing();
+    Some(DiscoverySample {
+        upstream: upstream.name().to_string(),
+        endpoints: standing.endpoints,
+        unused: standing.unused,
+        age: standing.age,
+        failures: standing.failures.to_vec(),
+    })
+}
+
 fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
     let report = endpoint.health().map(|health| health.report()).unwrap_or_default();
     let state = endpoint.state();
@@ -133,6 +153,7 @@ fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
         upstream: upstream.name().to_string(),
         endpoint: endpoint.address().to_string(),
         healthy: endpoint.is_healthy(),
+        drained: state.is_drained(),
         in_flight: state.in_flight().into(),
         requests: state.requests(),
         connect_failures: state.connect_failures(),

@@ -6,11 +6,13 @@ use super::grpc_web::GrpcWeb;
 use crate::fields;
 use crate::forwarded;
 use crate::listener::{Connection, Tolerance};
+use crate::mirror::MirrorCopy;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::{Choice, Route, Snapshot};
 use crate::telemetry::metrics::GaugeGuard;
 use crate::upstream::{InFlight, Tried};
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -27,6 +29,12 @@ pub struct Ctx {
     /// The rejection that was answered, or that is about to be: a hook that can only fail leaves the reason here.
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
+    /// Which of its route's upstreams it goes to.
+    pub(super) choice: Choice,
+    /// What makes the client keep to it.
+    pub(super) cookie: Option<HeaderValue>,
+    /// The copy for the route's mirror, as far as it has come.
+    pub(super) mirror: Option<Box<MirrorCopy>>,
     pub(super) attempt: Attempt,
     pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
@@ -53,6 +61,8 @@ pub(super) struct Attempt {
     pub count: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
+    /// What makes the client come back to this endpoint.
+    pub cookie: Option<HeaderValue>,
     pub started: Option<Instant>,
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,
@@ -77,6 +87,9 @@ impl Ctx {
             route: None,
             rejection: None,
             body: BodyCount::default(),
+            choice: Choice::Primary,
+            cookie: None,
+            mirror: None,
             attempt: Attempt::default(),
             grpc_web: GrpcWeb::default(),
             in_flight: None,

@@ -226,6 +226,9 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if end && body.as_ref().is_some_and(Bytes::is_empty) {
         *body = None;
     }
+    if let Some(mirror) = &mut ctx.mirror {
+        mirror.piece(body.as_ref(), end);
+    }
     let Some(piece) = body else {
         // A body that ends before it is whole is not the one that was signed.
         let whole = !end || ctx.request.body_digest.as_ref().is_none_or(|digest| digest.holds());

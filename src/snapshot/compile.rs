@@ -1,9 +1,9 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::{DeadlineRules, Route, Snapshot, Target};
+use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::clock::SharedClock;
 use crate::config::{
-    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig,
+    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
 };
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
@@ -14,13 +14,14 @@ use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
+use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{self, Upstream, UpstreamConfig};
+use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -41,7 +42,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
         config.listeners.values().map(|entry| listener(entry, in_all, parts, &mut files, d)).collect()
     };
-    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(config, entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Consumers::build(consumers, tiers, d);
@@ -89,6 +90,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
 type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
 fn upstream(
+    config: &Config,
     entry: &Entry<UpstreamConfig>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
@@ -97,7 +99,10 @@ fn upstream(
     let name = entry.name.value.as_str();
     // `None` where it should be something has left an error behind, so that nothing of this is ever used.
     let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
-    (name.into(), Upstream::build(name, &entry.value, tls, parts.state, parts.clock))
+    let sticky = super::upstreams::sticky(&entry.value, d);
+    let discover = super::upstreams::discover(config, &entry.value, read, d);
+    let beside = Beside { tls, sticky, discover };
+    (name.into(), Upstream::build(name, &entry.value, beside, parts.state, parts.clock))
 }
 
 /// Compiles routes. Each gets its own copies of the filters of the chains that it uses.
@@ -118,11 +123,7 @@ impl RouteBuilder<'_> {
         order(&filters, complete, d);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
-            Some(upstream) => {
-                let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
-                let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
-                Some(Target { upstream, metrics })
-            }
+            Some(upstream) => Some(self.target(upstream)?),
             None => {
                 // Where something else is wrong in the file, a filter or the upstream may only be missing because of that.
                 let file = entry.name.span.as_ref().map(|span| span.file);
@@ -137,6 +138,21 @@ impl RouteBuilder<'_> {
                 None
             }
         };
+        let split = match &entry.value.split {
+            Some(split) => {
+                let targets: Option<Vec<_>> = split.to.iter().map(|part| self.target(&part.upstream)).collect();
+                Some(Split::new(split, targets?))
+            }
+            None => None,
+        };
+        let fallback = match &entry.value.fallback {
+            Some(fallback) => Some(self.target(fallback)?),
+            None => None,
+        };
+        let mirror = match &entry.value.mirror {
+            Some(mirror) => Some(self.mirror(name, mirror)?),
+            None => None,
+        };
         let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
         let authenticated = filters.iter().any(|filter| filter.establishes_identity());
         let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
@@ -147,6 +163,9 @@ impl RouteBuilder<'_> {
             chain: Chain::new(&filters),
             cache,
             upstream,
+            split,
+            fallback,
+            mirror,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
             deadline: DeadlineRules {
                 client: entry.value.timeouts.client,
@@ -158,6 +177,25 @@ impl RouteBuilder<'_> {
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
             metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
         }))
+    }
+
+    /// `None` for a name that does not exist, which was reported when the file was read.
+    fn target(&self, name: &Located<String>) -> Option<Target> {
+        let upstream = Arc::clone(self.upstreams.get(name.value.as_str())?);
+        let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
+        Some(Target { upstream, metrics })
+    }
+
+    fn mirror(&self, route: &str, config: &MirrorConfig) -> Option<Arc<Mirror>> {
+        let CompileParts { state, dry, .. } = self.parts;
+        let upstream = Arc::clone(self.upstreams.get(config.upstream.value.as_str())?);
+        let bounds = MirrorBounds {
+            share: config.share.parts_per_million,
+            max_body: usize::try_from(config.max_body.value.0).unwrap_or(0),
+            timeout: config.timeout.get(),
+        };
+        let metrics = state.get_or_create(route, MirrorMetrics::default);
+        Some(Mirror::new(upstream, metrics, bounds, state.get_or_create("", || Worker::start(*dry))))
     }
 
     /// Appends the filters in the order in which they run, those of named chains in place. `false` if one could not be built.

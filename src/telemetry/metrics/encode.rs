@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample,
-    RouteMetrics, SourceSample, UpstreamMetrics,
+    AuthMetrics, CacheSample, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, MirrorSample,
+    Reasons, ResilienceSample, RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -64,7 +64,9 @@ pub struct MetricsView<'a> {
     /// `None` without `[consumer_source]`.
     pub source: Option<SourceSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
+    pub mirrors: Vec<MirrorSample>,
     pub endpoints: Vec<EndpointSample>,
+    pub discovery: Vec<DiscoverySample>,
     pub resilience: ResilienceSample,
     pub limits: LimitsSample,
     pub cache: CacheSample,
@@ -89,7 +91,9 @@ pub fn encode(view: &MetricsView<'_>) -> String {
         source(&mut page, sample);
     }
     upstreams(&mut page, &view.upstreams);
+    mirrors(&mut page, &view.mirrors);
     endpoints(&mut page, &view.endpoints);
+    discovery(&mut page, &view.discovery);
     super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
     cache(&mut page, &view.cache);
@@ -162,6 +166,15 @@ fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {
     each(page, &t::UPSTREAM_RETRIES, upstreams, |metrics| metrics.retries.get());
 }
 
+fn mirrors(page: &mut Page, samples: &[MirrorSample]) {
+    let mut family = page.family(&t::MIRROR_REQUESTS);
+    for sample in samples {
+        for (result, count) in sample.results {
+            family.sample(&[&sample.route, result], count);
+        }
+    }
+}
+
 fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     let mut each = |metric, value: fn(&EndpointSample) -> u64| {
         let mut family = page.family(metric);
@@ -171,6 +184,7 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     };
     each(&t::ENDPOINT_HEALTHY, |sample| sample.healthy.into());
     each(&t::ENDPOINT_IN_FLIGHT, |sample| sample.in_flight);
+    each(&t::ENDPOINT_DRAINED, |sample| sample.drained.into());
     each(&t::ENDPOINT_REQUESTS, |sample| sample.requests);
     each(&t::ENDPOINT_CONNECT_FAILURES, |sample| sample.connect_failures);
     let mut family = page.family(&t::ENDPOINT_CHECKS);
@@ -182,6 +196,26 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     for sample in endpoints {
         if let Some(at) = sample.last_check {
             family.sample(&[&sample.upstream, &sample.endpoint], unix(at));
+        }
+    }
+}
+
+fn discovery(page: &mut Page, samples: &[DiscoverySample]) {
+    let mut each = |metric, value: fn(&DiscoverySample) -> Option<u64>| {
+        let mut family = page.family(metric);
+        for sample in samples {
+            if let Some(value) = value(sample) {
+                family.sample(&[&sample.upstream], value);
+            }
+        }
+    };
+    each(&t::DISCOVERY_ENDPOINTS, |sample| sample.endpoints.try_into().ok());
+    each(&t::DISCOVERY_UNUSED, |sample| sample.unused.try_into().ok());
+    each(&t::DISCOVERY_AGE, |sample| sample.age.map(|age| age.as_secs()));
+    let mut family = page.family(&t::DISCOVERY_FAILURES);
+    for sample in samples {
+        for (reason, count) in &sample.failures {
+            family.sample(&[&sample.upstream, reason], count);
         }
     }
 }

@@ -79,10 +79,14 @@ metrics! {
         "Connections to endpoints that could not be opened";
     UPSTREAM_RETRIES = Counter "gatewright_upstream_retries_total" ["upstream"]
         "Attempts after the first one of a request";
+    MIRROR_REQUESTS = Counter "gatewright_mirror_requests_total" ["route", "result"]
+        "Copies of requests for the mirror of the route: answered, failed, or not sent because the queue was full (busy) or the body too large or incomplete (body)";
     ENDPOINT_HEALTHY = Gauge "gatewright_endpoint_healthy" ["upstream", "endpoint"]
         "1 if the endpoint may be chosen, 0 if it is out of rotation";
     ENDPOINT_IN_FLIGHT = Gauge "gatewright_endpoint_requests_in_flight" ["upstream", "endpoint"]
         "Requests that the endpoint is working on now";
+    ENDPOINT_DRAINED = Gauge "gatewright_endpoint_drained" ["upstream", "endpoint"]
+        "1 while an operator has taken the endpoint out of use, else 0";
     ENDPOINT_REQUESTS = Counter "gatewright_endpoint_requests_total" ["upstream", "endpoint"]
         "Attempts at the endpoint";
     ENDPOINT_CONNECT_FAILURES = Counter "gatewright_endpoint_connect_failures_total" ["upstream", "endpoint"]
@@ -91,6 +95,14 @@ metrics! {
         "Health checks of the endpoint by result, success or failure";
     ENDPOINT_LAST_CHECK = Gauge "gatewright_endpoint_last_health_check_timestamp_seconds" ["upstream", "endpoint"]
         "When the last health check of the endpoint ended, in Unix time";
+    DISCOVERY_ENDPOINTS = Gauge "gatewright_discovery_endpoints" ["upstream"]
+        "Endpoints of the upstream that were discovered and are in use";
+    DISCOVERY_UNUSED = Gauge "gatewright_discovery_unused" ["upstream"]
+        "Addresses of the last answer that are not used: outside of the allowed networks, impossible, or too many";
+    DISCOVERY_AGE = Gauge "gatewright_discovery_age_seconds" ["upstream"]
+        "Time since the last good answer; absent before the first";
+    DISCOVERY_FAILURES = Counter "gatewright_discovery_failures_total" ["upstream", "reason"]
+        "Questions without a good answer: timeout, unreachable, denied, invalid, or empty";
     RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
         "Retries that were not made because the budget had no room for them";
     HEDGES = Counter "gatewright_upstream_hedges_total" ["upstream", "event"]
