@@ -6,6 +6,7 @@
 
 pub mod client;
 mod metrics;
+mod purge;
 mod status;
 
 use crate::listener::Listeners;
@@ -129,15 +130,16 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             typed(StatusCode::OK, metrics::CONTENT_TYPE, body)
         }
         (&Method::POST, "/reload") => reload(admin).await,
-        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/reload") => {
-            let allow = if request.uri().path() == "/reload" { "POST" } else { "GET, HEAD" };
+        (&Method::POST, "/purge") => purge::answer(request.uri().query().unwrap_or_default(), admin).await,
+        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/purge") => {
+            let allow = if matches!(request.uri().path(), "/reload" | "/purge") { "POST" } else { "GET, HEAD" };
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             if let Ok(allow) = allow.parse() {
                 response.headers_mut().insert(header::ALLOW, allow);
             }
             response
         }
-        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics, POST /reload\n"),
+        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics, POST /reload /purge\n"),
     }
 }
 

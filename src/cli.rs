@@ -3,6 +3,7 @@
 mod check;
 mod demo;
 mod key;
+mod purge;
 mod reload;
 mod run;
 mod schema;
@@ -44,6 +45,7 @@ enum Verb {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
+    Purge(purge::PurgeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
     Demo(demo::DemoArgs),
@@ -79,6 +81,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
+        Verb::Purge(args) => purge::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),

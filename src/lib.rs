@@ -7,7 +7,7 @@
 //!   new configurations.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`cache`] keeps answers, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
+//!   [`cache`] keeps answers and [`compress`] codes them, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
@@ -20,6 +20,7 @@ pub mod cache;
 pub mod canonical;
 pub mod cli;
 pub mod clock;
+pub mod compress;
 pub mod config;
 pub mod consumer;
 pub mod demo;

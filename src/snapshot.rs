@@ -14,6 +14,7 @@ pub use fixed::Fixed;
 
 use crate::cache::Cache;
 use crate::cache::policy::Policy;
+use crate::compress::Compression;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
@@ -70,6 +71,8 @@ pub struct Route {
     pub upstream: Option<Target>,
     /// How its answers are stored; `None`: they are not.
     pub cache: Option<Arc<Policy>>,
+    /// How its answers are compressed; `None`: they are not.
+    pub compress: Option<Arc<Compression>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
     /// Of the request body, in bytes.

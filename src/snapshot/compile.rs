@@ -133,6 +133,7 @@ impl RouteBuilder<'_> {
             name: name.into(),
             chain: Chain::new(&filters),
             cache,
+            compress: entry.value.compress.as_ref().map(|compress| Arc::new(compress.build())),
             upstream,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
