@@ -8,6 +8,7 @@ pub mod client;
 mod drain;
 mod limits;
 mod metrics;
+mod purge;
 mod resilience;
 mod status;
 
@@ -174,6 +175,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             None => text(StatusCode::NOT_FOUND, "this gateway signs nothing: [identity] has no key\n"),
         },
         (&Method::POST, "/reload") => reload(admin).await,
+        (&Method::POST, "/purge") => purge::answer(request.uri().query().unwrap_or_default(), admin).await,
         (&Method::POST, path @ ("/drain" | "/undrain")) => drain::answer(request.uri().query(), path == "/drain", admin),
         (&Method::POST, "/upgrade") => upgrade(admin).await,
         (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
@@ -182,10 +184,10 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         (
             _,
             path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
-            | "/limits/reset" | "/drain" | "/undrain"),
+            | "/limits/reset" | "/drain" | "/undrain" | "/purge"),
         ) => {
             let allow = match path {
-                "/reload" | "/upgrade" | "/limits/reset" | "/drain" | "/undrain" => "POST",
+                "/reload" | "/upgrade" | "/limits/reset" | "/drain" | "/undrain" | "/purge" => "POST",
                 "/limits" | "/limits/top" => "GET",
                 _ => "GET, HEAD",
             };
@@ -197,7 +199,7 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         }
         _ => {
             const WAYS: &str = "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, \
-                POST /reload /upgrade /drain /undrain /limits/reset\n";
+                POST /reload /upgrade /drain /undrain /purge /limits/reset\n";
             text(StatusCode::NOT_FOUND, WAYS)
         }
     }

@@ -5,6 +5,7 @@ mod demo;
 mod drain;
 mod key;
 mod limit;
+mod purge;
 mod reload;
 mod run;
 mod schema;
@@ -52,6 +53,7 @@ enum Verb {
     /// Bring an endpoint back that was drained
     Undrain(drain::DrainArgs),
     Upgrade(upgrade::UpgradeArgs),
+    Purge(purge::PurgeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
     Limit(limit::LimitArgs),
@@ -91,6 +93,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Drain(args) => drain::run(&args, true),
         Verb::Undrain(args) => drain::run(&args, false),
         Verb::Upgrade(args) => upgrade::run(&args),
+        Verb::Purge(args) => purge::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args, &registry),
         Verb::Limit(args) => limit::run(&args),

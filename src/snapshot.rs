@@ -19,6 +19,7 @@ pub use split::Split;
 
 use crate::cache::Cache;
 use crate::cache::policy::Policy;
+use crate::compress::Compression;
 use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
@@ -90,6 +91,8 @@ pub struct Route {
     pub mirror: Option<Arc<Mirror>>,
     /// How its answers are stored; `None`: they are not.
     pub cache: Option<Arc<Policy>>,
+    /// How its answers are compressed; `None`: they are not.
+    pub compress: Option<Arc<Compression>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
     /// What clients may say about that.

@@ -120,7 +120,11 @@ fn cache(admin: &Admin) -> CacheSample {
     let snapshot = admin.gateway.snapshot();
     let policies =
         snapshot.routes().filter_map(|route| Some((route.name.to_string(), Arc::clone(&route.cache.as_ref()?.metrics))));
-    CacheSample { routes: policies.collect(), memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()) }
+    CacheSample {
+        routes: policies.collect(),
+        memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()),
+        redis: snapshot.cache.as_ref().and_then(|cache| cache.redis.clone()),
+    }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {

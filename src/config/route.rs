@@ -2,6 +2,7 @@
 
 use super::{Filters, MirrorConfig, SplitConfig};
 use crate::cache::config::RouteCacheConfig;
+use crate::compress::CompressConfig;
 use crate::diagnostic::Diagnostics;
 use crate::route::MatchConfig;
 use crate::upstream::breaker::BreakerConfig;
@@ -31,6 +32,8 @@ pub struct RouteConfig {
     pub filters: Filters,
     /// Stores answers and answers with them. Without it, or on a route without an upstream, nothing is stored.
     pub cache: Option<RouteCacheConfig>,
+    /// Compresses answers of the upstream for clients that accept it. Without it answers pass as they are.
+    pub compress: Option<CompressConfig>,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
@@ -94,6 +97,9 @@ impl RouteConfig {
 
     pub(super) fn check(&self, d: &mut Diagnostics) {
         self.matcher.check(d);
+        if let Some(compress) = &self.compress {
+            compress.check(d);
+        }
         if let Some(cache) = &self.cache {
             cache.check(d);
         }

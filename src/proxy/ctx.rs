@@ -3,6 +3,7 @@
 use super::Gateway;
 use super::attempt::Guarded;
 use super::grpc_web::GrpcWeb;
+use crate::compress::{Compression, Encoder};
 use crate::fields;
 use crate::forwarded;
 use crate::listener::{Connection, Tolerance};
@@ -41,6 +42,8 @@ pub struct Ctx {
     pub(super) recorded: bool,
     /// What the cache is to do with the answer; `None` on routes without one.
     pub(super) cache: Option<Box<super::cache::Role>>,
+    /// Codes the body on its way to the client.
+    pub(super) encoder: Option<Box<Encoder>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
 }
@@ -95,12 +98,18 @@ impl Ctx {
             in_flight: None,
             recorded: false,
             cache: None,
+            encoder: None,
             head: None,
         }
     }
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    /// How answers of the route are compressed, if they are.
+    pub(super) fn compression(&self) -> Option<&Arc<Compression>> {
+        self.route.as_ref()?.compress.as_ref()
     }
 
     pub(super) fn has_cache(&self) -> bool {

@@ -162,6 +162,7 @@ impl RouteBuilder<'_> {
             name: name.into(),
             chain: Chain::new(&filters),
             cache,
+            compress: entry.value.compress.as_ref().map(|compress| Arc::new(compress.build())),
             upstream,
             split,
             fallback,

@@ -299,6 +299,22 @@ fn cache(page: &mut Page, sample: &CacheSample) {
         family.sample(&["room"], memory.evicted);
         family.sample(&["admission"], memory.rejected);
     }
+    if let Some(tier) = &sample.redis {
+        let metrics = tier.metrics();
+        let counts = [
+            ("hit", &metrics.hits),
+            ("miss", &metrics.misses),
+            ("failure", &metrics.failures),
+            ("stored", &metrics.stored),
+            ("dropped", &metrics.dropped),
+            ("corrupt", &metrics.corrupt),
+        ];
+        let mut family = page.family(&t::CACHE_REDIS);
+        for (result, counter) in counts {
+            family.sample(&[result], counter.get());
+        }
+        page.family(&t::CACHE_REDIS_TIME).sample(&[], Seconds(Duration::from_micros(metrics.micros.get())));
+    }
 }
 
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {

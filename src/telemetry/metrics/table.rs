@@ -171,6 +171,10 @@ metrics! {
         "Stored answers";
     CACHE_EVICTED = Counter "gatewright_cache_evicted_total" ["reason"]
         "Stored answers that went to make room (room), and new ones that were not worth what they would have pushed out (admission)";
+    CACHE_REDIS = Counter "gatewright_cache_redis_total" ["result"]
+        "What came of the cache's use of Redis: hit and miss of look-ups, failure (away or too slow), stored, dropped (queue full), corrupt";
+    CACHE_REDIS_TIME = Counter "gatewright_cache_redis_seconds_total" []
+        "Time that look-ups in Redis took, of hits and misses together; divided by their number it is the latency of the tier";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
         "Connections that the listener has accepted";
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]

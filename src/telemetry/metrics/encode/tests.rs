@@ -1,12 +1,19 @@
 use super::super::{AuthOutcome, Bypass, CacheMetrics, METRICS, Method, NO_ROUTE};
 use super::*;
-use crate::cache::memory::MemoryStats;
+use crate::cache::memory::{MemoryStats, MemoryStore};
 use crate::cache::policy::Refusal;
+use crate::cache::redis::{RedisTier, TierOptions};
 use crate::rejection;
 use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+/// A tier that is not connected to anything.
+fn tier() -> Arc<RedisTier> {
+    let options = TierOptions::new("redis://127.0.0.1:1", Duration::from_millis(1), "p").unwrap();
+    Arc::new(RedisTier::new(options, Arc::new(MemoryStore::new(1 << 20)), Arc::new(crate::clock::SystemClock), false))
+}
 
 /// A gateway in which everything that can be counted has been, under names that need every escape there is.
 fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
@@ -72,7 +79,11 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             failures: vec![("timeout", 2)],
         }],
         resilience: resilience(),
-        cache: CacheSample { routes: vec![("orders".into(), cache.into())], memory: Some(MemoryStats::default()) },
+        cache: CacheSample {
+            routes: vec![("orders".into(), cache.into())],
+            memory: Some(MemoryStats::default()),
+            redis: Some(tier()),
+        },
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
@@ -150,7 +161,11 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         source: Some(crate::telemetry::metrics::SourceSample::default()),
         discovery: Vec::new(),
         resilience: ResilienceSample::default(),
-        cache: CacheSample { routes: vec![("r".into(), Arc::default())], memory: Some(MemoryStats::default()) },
+        cache: CacheSample {
+            routes: vec![("r".into(), Arc::default())],
+            memory: Some(MemoryStats::default()),
+            redis: Some(tier()),
+        },
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),
