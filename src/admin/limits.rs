@@ -100,10 +100,12 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
             name: consumer.unwrap_or_default(),
             credential: credential.unwrap_or_default(),
             method: "",
+            issuer: None,
             roles: Arc::default(),
             scopes: Arc::default(),
             tier: tier.or(own),
             claims: Some(Arc::new(claims)),
+            signed: Default::default(),
         }));
     }
     Ok((route, ctx, headers, addressed))

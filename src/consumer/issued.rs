@@ -365,6 +365,7 @@ impl ConsumerRecord {
             // What cannot be a role of the configuration cannot be one from here.
             roles: self.roles.iter().filter(|role| is_role(role)).map(|role| role.as_str().into()).collect(),
             metadata: self.metadata.clone(),
+            limits: Box::default(),
             enabled: self.enabled,
         }
     }
