@@ -43,8 +43,6 @@ const AGAIN: &str = "attempted_again";
 #[derive(Default)]
 pub(super) struct Guarded {
     place: Option<Place>,
-    /// The request was refused before its first attempt, and goes on only to find a stale answer in the cache.
-    pub(super) refused: Option<Rejection>,
     /// What is answered in place of a refusal.
     answer: Option<Arc<FixedAnswer>>,
     upstream: Option<Permit>,
@@ -205,9 +203,6 @@ fn choose_on(session: &Session, ctx: &mut Ctx, route: &Route, now: Instant) -> R
 }
 
 fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
-    if let Some(refused) = ctx.attempt.guarded.refused.take() {
-        return Err(refused);
-    }
     let first = ctx.attempt.count == 0;
     if first {
         target.guards().budget.request(now);
