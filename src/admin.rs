@@ -5,8 +5,10 @@
 //! a `Host` that is not loopback (DNS rebinding) and any `Origin` (cross-site requests) are refused.
 
 pub mod client;
+mod limits;
 mod metrics;
 mod purge;
+mod resilience;
 mod status;
 
 use crate::listener::Listeners;
@@ -14,22 +16,22 @@ use crate::proxy::Gateway;
 use crate::readiness::Readiness;
 use crate::reload::{Outcome, Reloader};
 use crate::state::StatePool;
+use crate::upgrade::{Door, Refused, Upgrader};
 use crate::value::Address;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 
-/// Scrapers, probes and an operator or two; more than this at once is something gone wrong.
-const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the admin listener answers from.
@@ -38,6 +40,8 @@ pub struct Admin {
     pub listeners: Arc<Listeners>,
     pub readiness: Arc<Readiness>,
     pub reloader: Arc<Reloader>,
+    pub upgrader: Arc<Upgrader>,
+    pub door: Arc<Door>,
     pub state: Arc<StatePool>,
 }
 
@@ -45,6 +49,24 @@ pub struct Admin {
 pub enum AdminSocket {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
+}
+
+impl AdminSocket {
+    /// The socket of the process that this one replaces.
+    pub fn inherit(address: &Address, socket: OwnedFd) -> io::Result<AdminSocket> {
+        match address {
+            Address::Tcp(_) => {
+                let socket = std::net::TcpListener::from(socket);
+                socket.set_nonblocking(true)?;
+                Ok(AdminSocket::Tcp(socket))
+            }
+            Address::Unix(_) => {
+                let socket = std::os::unix::net::UnixListener::from(socket);
+                socket.set_nonblocking(true)?;
+                Ok(AdminSocket::Unix(socket))
+            }
+        }
+    }
 }
 
 /// Binds the admin address. A unix socket is for its owner and group only.
@@ -65,25 +87,35 @@ pub fn bind(address: &Address) -> io::Result<AdminSocket> {
     }
 }
 
-/// Serves until the runtime ends.
+/// Serves until the runtime ends or the door closes.
 pub async fn serve(socket: AdminSocket, admin: Arc<Admin>) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::clone(&admin.door.places);
     match socket {
         AdminSocket::Tcp(socket) => {
-            let listener = tokio::net::TcpListener::from_std(socket)?;
+            let listener = Arc::new(tokio::net::TcpListener::from_std(socket)?);
+            admin.door.serves(&listener);
             loop {
-                let place = Arc::clone(&places).acquire_owned().await;
-                match listener.accept().await {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    () = admin.door.wait_closed() => return Ok(()),
+                };
+                match accepted {
                     Ok((stream, _)) => drop(tokio::spawn(connection(stream, Arc::clone(&admin), place))),
                     Err(e) => pause(&e).await,
                 }
             }
         }
         AdminSocket::Unix(socket) => {
-            let listener = tokio::net::UnixListener::from_std(socket)?;
+            let listener = Arc::new(tokio::net::UnixListener::from_std(socket)?);
+            admin.door.serves(&listener);
             loop {
-                let place = Arc::clone(&places).acquire_owned().await;
-                match listener.accept().await {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    () = admin.door.wait_closed() => return Ok(()),
+                };
+                match accepted {
                     Ok((stream, _)) => drop(tokio::spawn(connection(stream, Arc::clone(&admin), place))),
                     Err(e) => pause(&e).await,
                 }
@@ -102,6 +134,7 @@ async fn connection<S, P>(stream: S, admin: Arc<Admin>, _place: P)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let door = Arc::clone(&admin.door);
     let service = hyper::service::service_fn(move |request| {
         let admin = Arc::clone(&admin);
         async move { Ok::<_, Infallible>(answer(request, &admin).await) }
@@ -110,8 +143,15 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(16 << 10)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = std::pin::pin!(served);
+    let served = tokio::select! {
+        served = served.as_mut() => served,
+        () = door.wait_closed() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
     if let Err(e) = served {
         log::debug!("admin connection: {e}");
     }
@@ -131,15 +171,30 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         }
         (&Method::POST, "/reload") => reload(admin).await,
         (&Method::POST, "/purge") => purge::answer(request.uri().query().unwrap_or_default(), admin).await,
-        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/purge") => {
-            let allow = if matches!(request.uri().path(), "/reload" | "/purge") { "POST" } else { "GET, HEAD" };
+        (&Method::POST, "/upgrade") => upgrade(admin).await,
+        (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
+        (&Method::GET, "/limits") => limit(admin, request.uri().query(), false).await,
+        (&Method::POST, "/limits/reset") => limit(admin, request.uri().query(), true).await,
+        (
+            _,
+            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
+            | "/limits/reset" | "/purge"),
+        ) => {
+            let allow = match path {
+                "/reload" | "/upgrade" | "/limits/reset" | "/purge" => "POST",
+                "/limits" | "/limits/top" => "GET",
+                _ => "GET, HEAD",
+            };
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             if let Ok(allow) = allow.parse() {
                 response.headers_mut().insert(header::ALLOW, allow);
             }
             response
         }
-        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics, POST /reload /purge\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "not found: /livez /readyz /status /metrics /limits /limits/top, POST /reload /upgrade /limits/reset /purge\n",
+        ),
     }
 }
 
@@ -151,10 +206,27 @@ fn readiness(admin: &Admin) -> Response<Full<Bytes>> {
     }
 }
 
+async fn limit(admin: &Admin, query: Option<&str>, reset: bool) -> Response<Full<Bytes>> {
+    let (code, document) = limits::inspect(admin, query, reset).await;
+    json(code, &document)
+}
+
 async fn reload(admin: &Admin) -> Response<Full<Bytes>> {
     let outcome = admin.reloader.reload("admin").await;
     let code = if matches!(outcome, Outcome::Refused { .. }) { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
     json(code, &outcome.document())
+}
+
+async fn upgrade(admin: &Admin) -> Response<Full<Bytes>> {
+    let us = std::process::id();
+    match admin.upgrader.upgrade("admin").await {
+        Ok(pid) => json(StatusCode::OK, &json!({ "result": "upgraded", "pid": pid, "previous_pid": us })),
+        Err(Refused::Failed(report)) => json(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "result": "failed", "report": report })),
+        Err(Refused::Gone) => {
+            let report = format!("process {us} has handed over already\n");
+            json(StatusCode::CONFLICT, &json!({ "result": "failed", "report": report }))
+        }
+    }
 }
 
 /// `Some` for what only a browser would send.

@@ -3,10 +3,12 @@
 mod check;
 mod demo;
 mod key;
+mod limit;
 mod purge;
 mod reload;
 mod run;
 mod schema;
+mod upgrade;
 
 use crate::filter::Registry;
 use clap::{Args, Parser, Subcommand};
@@ -46,8 +48,10 @@ enum Verb {
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
     Purge(purge::PurgeArgs),
+    Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
+    Limit(limit::LimitArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -82,8 +86,10 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
         Verb::Purge(args) => purge::run(&args),
+        Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args),
+        Verb::Limit(args) => limit::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

@@ -18,6 +18,7 @@ pub(crate) use password::cheap as cheap_password;
 pub use password::{PASSWORD_MAX, PasswordHash};
 
 use crate::identity::Identity;
+use crate::limit::Limit;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -30,6 +31,8 @@ pub struct Consumer {
     pub roles: Arc<[Arc<str>]>,
     /// Free text for people and templates; means nothing to the gateway.
     pub metadata: BTreeMap<String, String>,
+    /// What holds instead of the limits of its tier; empty: nothing does.
+    pub limits: Box<[Limit]>,
     /// A consumer that is not enabled is refused by whatever credential, exactly as if it were unknown.
     pub enabled: bool,
 }
@@ -38,6 +41,8 @@ pub struct Consumer {
 #[derive(Debug)]
 pub struct Tier {
     pub name: Arc<str>,
+    /// Which part of the limit of an overloaded upstream its requests may fill, in percent.
+    pub share: u32,
 }
 
 /// One credential of a consumer, with the identity that it proves.
@@ -93,6 +98,8 @@ pub struct Consumers {
     by_subject: Map<Arc<str>, Credential>,
     tiers: BTreeMap<Arc<str>, Arc<Tier>>,
     roles: BTreeSet<Arc<str>>,
+    /// What those who belong to no tier may fill, if tiers differ in that.
+    share_without_tier: Option<u32>,
 }
 
 impl Consumers {
@@ -128,6 +135,15 @@ impl Consumers {
 
     pub fn tiers(&self) -> impl Iterator<Item = &Arc<Tier>> + Clone {
         self.tiers.values()
+    }
+
+    /// Which part of the limit of an overloaded upstream the requests of this identity may fill, in percent.
+    pub fn share(&self, identity: Option<&Identity>) -> u32 {
+        let tier = identity.and_then(|identity| match &identity.consumer {
+            Some(consumer) => consumer.tier.as_ref(),
+            None => self.tiers.get(identity.tier.as_deref()?),
+        });
+        tier.map(|tier| tier.share).or(self.share_without_tier).unwrap_or(100)
     }
 
     /// Whether any consumer has the role.

@@ -13,5 +13,5 @@ mod write;
 pub use client::{MAX_HOPS, client_address};
 pub use request_id::{X_REQUEST_ID, id_value, request_id};
 pub use trusted::{ClientHeader, TrustedProxies};
-pub use via::{VIA_HOPS_MAX, Via};
+pub use via::{VIA_HEADER, VIA_HOPS_MAX, Via};
 pub use write::{ForwardedFacts, ForwardedHeaders, write_forwarded};

@@ -4,11 +4,12 @@
 //!
 //! - [`cli`] reads the command line, [`server`] assembles the process.
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
-//!   new configurations.
+//!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`cache`] keeps answers and [`compress`] codes them, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
-//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`forwarded`], [`state`],
+//!   [`cache`] keeps answers and [`compress`] codes them, [`consumer`] who may call, [`identity`] who does;
+//!   [`tls`] reads certificates for both ends.
+//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
@@ -25,6 +26,7 @@ pub mod config;
 pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
+pub mod fields;
 pub mod filter;
 pub mod forwarded;
 pub mod identity;
@@ -46,6 +48,7 @@ pub mod telemetry;
 pub mod template;
 pub mod text;
 pub mod tls;
+pub mod upgrade;
 pub mod upstream;
 pub mod value;
 

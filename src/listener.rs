@@ -6,6 +6,7 @@
 
 mod accept;
 mod bind;
+pub mod chunks;
 mod connection;
 mod deadline;
 mod h2;
@@ -16,13 +17,14 @@ pub mod proxy_protocol;
 mod stage;
 mod transport;
 
-pub use bind::{BindError, Inherited, Prepared, remove_stale};
+pub use bind::{BindError, Inherited, Passed, Prepared, remove_stale};
 pub use connection::Connection;
 pub use io::{FAULTS, IoBounds};
 pub use patience::Tolerance;
 pub use stage::{Active, Stage};
 
 use crate::forwarded::TrustedProxies;
+use crate::limit::shield::Shield;
 use crate::proxy::Gateway;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::tls::ServerTls;
@@ -37,7 +39,9 @@ use pingora::services::Service;
 use stage::StageCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::time::Duration;
 
 /// Why a connection was closed before its first request.
@@ -118,6 +122,8 @@ pub struct ListenerSettings {
     pub max_connections: usize,
     /// For each client address; IPv6 by /64.
     pub max_connections_per_address: Option<u32>,
+    /// What the listener takes as a whole.
+    pub shield: Option<Arc<Shield>>,
 }
 
 /// One listener as the snapshot wants it.
@@ -136,6 +142,9 @@ pub struct ListenerState {
     pub stage: StageCell,
     pub active: Active,
     pub metrics: Arc<ListenerMetrics>,
+    /// The socket, for as long as an accept loop has it.
+    socket: OnceLock<Weak<dyn AsFd + Send + Sync>>,
+    handed_over: AtomicBool,
     /// TLS handshakes under way.
     handshakes: Active,
     by_address: Mutex<HashMap<IpAddr, u32>>,
@@ -149,6 +158,8 @@ impl ListenerState {
             stage: StageCell::new(),
             active: Active::default(),
             metrics,
+            socket: OnceLock::new(),
+            handed_over: AtomicBool::new(false),
             handshakes: Active::default(),
             by_address: Mutex::default(),
         })
@@ -156,6 +167,27 @@ impl ListenerState {
 
     pub fn settings(&self) -> Arc<ListenerSettings> {
         self.settings.load_full()
+    }
+
+    fn accepts_on<S: AsFd + Send + Sync + 'static>(&self, socket: &Arc<S>) {
+        let socket: Arc<dyn AsFd + Send + Sync> = Arc::<S>::clone(socket);
+        // A listener accepts once in its life, so the cell is empty.
+        let _ = self.socket.set(Arc::downgrade(&socket));
+    }
+
+    /// A second descriptor of the socket; `None` when it does not accept (any more).
+    fn share(&self) -> Option<OwnedFd> {
+        self.socket.get()?.upgrade()?.as_fd().try_clone_to_owned().ok()
+    }
+
+    /// The socket goes on without this listener, and with it its file.
+    fn pass_on(&self) {
+        self.handed_over.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody else has the socket now.
+    fn is_handed_over(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
     }
 }
 
@@ -169,6 +201,8 @@ pub struct Edge {
 struct Bound {
     requested: Address,
     local: Address,
+    /// The file of a unix socket is ours to remove.
+    owned: bool,
     state: Arc<ListenerState>,
 }
 
@@ -184,6 +218,8 @@ pub struct Listeners {
     /// Every open connection of the process, whatever listener it came in by.
     pub connections: Arc<Active>,
     started: tokio::sync::watch::Sender<bool>,
+    /// Whether sockets may be accepted on: not while the process that we got them from still does.
+    held: tokio::sync::watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -212,6 +248,39 @@ impl Listeners {
     pub fn advance(&self, stage: Stage) {
         for state in self.states() {
             state.stage.advance(stage);
+        }
+    }
+
+    /// Keeps the service from accepting until [`Listeners::let_go`].
+    pub fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    pub fn let_go(&self) {
+        self.held.send_replace(false);
+    }
+
+    /// A second descriptor of every socket that is accepted on, and of those that nobody has taken yet.
+    pub fn share(&self) -> std::io::Result<Vec<Passed>> {
+        let mut passed = self.inherited.share()?;
+        for (name, bound) in self.bound.lock().iter() {
+            let Some(socket) = bound.state.share() else { continue };
+            passed.push(Passed {
+                listener: Some(Arc::clone(name)),
+                requested: bound.requested.clone(),
+                local: bound.local.clone(),
+                owned: bound.owned,
+                socket,
+            });
+        }
+        Ok(passed)
+    }
+
+    /// Another process accepts now: this one stops to, and its connections move over with their next request.
+    pub fn hand_over(&self) {
+        for state in self.states() {
+            state.pass_on();
+            state.stage.advance(Stage::HandedOver);
         }
     }
 
@@ -247,6 +316,8 @@ pub struct EdgeService {
 #[async_trait]
 impl Service for EdgeService {
     async fn start_service(&mut self, _fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = self.listeners.held.subscribe().wait_for(|held| !held).await;
         let handle = tokio::runtime::Handle::current();
         let runtime = Runtime { handle, edge: Arc::clone(&self.edge), shutdown: shutdown.clone(), workers: self.workers };
         if self.listeners.runtime.set(runtime).is_err() {

@@ -4,10 +4,13 @@
 //! healthy endpoint; the response hooks run the filters on the way back; `logging` counts and writes the access log.
 //! Each hook says what happens in which order; how is in `proxy/` and below.
 
+mod attempt;
 mod cache;
 mod ctx;
+mod deadline;
 mod failure;
 mod forward;
+mod grpc_web;
 mod intake;
 mod record;
 
@@ -69,21 +72,21 @@ impl Gateway {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Ctx;
+    type CTX = Box<Ctx>;
 
-    fn new_ctx(&self) -> Ctx {
-        Ctx::new(self, Connection::current())
+    fn new_ctx(&self) -> Box<Ctx> {
+        Box::new(Ctx::new(self, Connection::current()))
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora::modules::http::HttpModules) {
         // Pingora's default adds a compression module that is off but costs every request.
     }
 
-    fn allow_spawning_subrequest(&self, _session: &Session, ctx: &Ctx) -> bool {
+    fn allow_spawning_subrequest(&self, _session: &Session, ctx: &Box<Ctx>) -> bool {
         ctx.snapshot.cache.is_some()
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
         if ctx.snapshot.cache.is_some() && cache::adopt(session, ctx) {
             return Ok(false);
         }
@@ -108,17 +111,33 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         intake::body_chunk(body, end, ctx)
     }
 
-    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
+        let Err(refused) = attempt::admit(session, ctx) else { return Ok(true) };
+        if session.cache.enabled() && session.cache.can_serve_stale_error() {
+            // The attempt that is refused then is an error of the upstream, and Pingora answers from the cache.
+            ctx.attempt.guarded.refused = Some(refused);
+            return Ok(true);
+        }
+        if ctx.is_fetch() {
+            // Those who wait for it answer for themselves, with what is stale if there is something.
+            cache::settle_failure(ctx, Some(refused.clone()));
+        }
+        // Pingora boxes each hook: what is rare has a box of its own, so that this one stays small.
+        Box::pin(attempt::refuse(session, ctx, refused)).await?;
+        Ok(false)
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<()> {
         cache::to_enable(session, ctx);
         Ok(())
     }
 
-    fn cache_key_callback(&self, _session: &Session, ctx: &mut Ctx) -> Result<CacheKey> {
+    fn cache_key_callback(&self, _session: &Session, ctx: &mut Box<Ctx>) -> Result<CacheKey> {
         cache::key(ctx)
     }
 
@@ -128,30 +147,33 @@ impl ProxyHttp for Gateway {
         _meta: &CacheMeta,
         _body: &mut HitHandler,
         _fresh: bool,
-        _ctx: &mut Ctx,
+        _ctx: &mut Box<Ctx>,
     ) -> Result<Option<ForcedFreshness>> {
         // Only fetches come here, and they are there to ask the upstream.
         Ok(Some(ForcedFreshness::ForceExpired))
     }
 
-    fn response_cache_filter(&self, session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Result<RespCacheable> {
+    fn response_cache_filter(&self, session: &Session, head: &ResponseHeader, ctx: &mut Box<Ctx>) -> Result<RespCacheable> {
         Ok(cache::judge(session, head, ctx))
     }
 
-    fn cache_not_modified_filter(&self, _session: &Session, _head: &ResponseHeader, _ctx: &mut Ctx) -> Result<bool> {
+    fn cache_not_modified_filter(&self, _session: &Session, _head: &ResponseHeader, _ctx: &mut Box<Ctx>) -> Result<bool> {
         // A fetch brings the whole; what of it a client needs is decided when the client is answered.
         Ok(false)
     }
 
-    fn range_header_filter(&self, _session: &mut Session, _head: &mut ResponseHeader, _ctx: &mut Ctx) -> RangeType {
+    fn range_header_filter(&self, _session: &mut Session, _head: &mut ResponseHeader, _ctx: &mut Box<Ctx>) -> RangeType {
         RangeType::None
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<Box<HttpPeer>> {
+        if let Some(pause) = attempt::pause(ctx) {
+            Box::pin(tokio::time::sleep(pause)).await;
+        }
         forward::select(session, ctx)
     }
 
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Box<Ctx>, error: Box<Error>) -> Box<Error> {
         forward::connect_failed(ctx, error)
     }
 
@@ -162,13 +184,13 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<()> {
         forward::connected(ctx, reused);
         Ok(())
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    async fn upstream_request_filter(&self, session: &mut Session, head: &mut RequestHeader, ctx: &mut Box<Ctx>) -> Result<()> {
         forward::request_head(session, head, ctx)?;
         if ctx.is_fetch() {
             cache::head_of_fetch(session, head, ctx)?;
@@ -180,17 +202,18 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, _session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-        forward::response_head(head, ctx)?;
+    async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
+        forward::response_head(session, head, ctx)?;
         cache::not_modified(head, ctx);
         Ok(())
     }
 
-    async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
         if ctx.is_fetch() {
             return Ok(());
         }
         if !head.status.is_informational() || head.status == 101 {
+            ctx.grpc_web.response_head(head);
             if ctx.snapshot.cache.is_some() {
                 cache::response(session, head, ctx);
             }
@@ -206,12 +229,21 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut http::HeaderMap,
+        ctx: &mut Box<Ctx>,
+    ) -> Result<Option<Bytes>> {
+        ctx.grpc_web.trailers(trailers)
+    }
+
     fn upstream_response_body_filter(
         &self,
         _session: &mut Session,
         _body: &mut Option<Bytes>,
         _end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         ctx.check_deadline()?;
         Ok(None)
@@ -222,7 +254,7 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         if let Some(encoder) = &mut ctx.encoder {
             compress::piece(encoder, body, end)?;
@@ -235,23 +267,23 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
         reused: bool,
     ) -> Box<Error> {
         forward::attempt_failed(session, ctx, error, reused)
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Box<Ctx>) -> FailToProxy {
         failure::conclude(session, error, ctx).await
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
         if !ctx.is_fetch() {
             record::request(session, error, ctx);
         }
     }
 
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Box<Ctx>, _error: &Error) -> bool {
         // The access log has one line for each request, failed ones included; a second one would only be a flood.
         true
     }
@@ -259,7 +291,7 @@ impl ProxyHttp for Gateway {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &Ctx,
+        _ctx: &Box<Ctx>,
         _error: &Error,
         _context: pingora::proxy::ProxyWarnLogContext,
     ) -> bool {

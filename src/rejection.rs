@@ -42,6 +42,7 @@ codes! {
     REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
     BODY_TOO_LARGE = 413, "body_too_large", "The request body is larger than this route allows";
     URI_TOO_LONG = 414, "uri_too_long", "The request target is longer than this listener allows";
+    MISDIRECTED_REQUEST = 421, "misdirected_request", "This host wants a connection of its own: connect again, asking for its name";
     RATE_LIMITED = 429, "rate_limited", "Too many requests; try again when Retry-After says";
     CONCURRENCY_LIMITED = 429, "concurrency_limited", "Too many requests at the same time; try again when one of them is done";
     HEADERS_TOO_LARGE = 431, "headers_too_large", "The request header is larger than this listener allows";
@@ -50,6 +51,8 @@ codes! {
     UPSTREAM_CONNECT_FAILED = 502, "upstream_connect_failed", "The service behind the gateway could not be reached";
     UPSTREAM_RESET = 502, "upstream_reset", "The service behind the gateway closed the connection before it answered";
     LIMIT_UNAVAILABLE = 503, "limit_unavailable", "Whether this request is within its limits cannot be told now";
+    CIRCUIT_OPEN = 503, "circuit_open", "The service behind the gateway fails too often and is given a pause; try again when Retry-After says";
+    UPSTREAM_OVERLOADED = 503, "upstream_overloaded", "The service behind the gateway has more to do than it can; try again later";
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
     KEYS_UNAVAILABLE = 503, "keys_unavailable", "The keys that tokens are verified with are not available at this moment; try again later";

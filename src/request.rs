@@ -2,6 +2,7 @@
 
 use crate::identity::Identity;
 use crate::limit;
+use crate::rejection;
 use crate::route::Params;
 use arrayvec::ArrayString;
 use http::HeaderValue;
@@ -43,6 +44,8 @@ pub struct TlsFacts {
     pub resumed: bool,
     /// The client's certificate, verified by the listener's `client_ca`.
     pub client: Option<ClientCertificate>,
+    /// By which rules it was asked for one: equal for equal rules (`tls::hosts`).
+    pub client_rules: Arc<str>,
 }
 
 /// Who a client is by its certificate.
@@ -84,6 +87,8 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// What limits have decided, for the headers of the response.
     pub limits: limit::Report,
+    /// What the gateway has refused it with, once it has.
+    pub rejected: Option<&'static rejection::Code>,
     /// The places of the request among those under way, given back with it.
     pub held: limit::concurrency::Held,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
@@ -108,6 +113,7 @@ impl RequestCtx {
             started,
             deadline: None,
             limits: limit::Report::new(),
+            rejected: None,
             held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
@@ -153,6 +159,7 @@ impl RequestCtx {
             started: Instant::now(),
             deadline: None,
             limits: limit::Report::new(),
+            rejected: None,
             held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }

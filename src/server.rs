@@ -10,7 +10,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::config::Loaded;
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
-use crate::listener::{Edge, EdgeService, Inherited, Listeners};
+use crate::listener::{Edge, EdgeService, Inherited, Listeners, Passed};
 use crate::proxy::Gateway;
 use crate::readiness::Readiness;
 use crate::reload::{Origin, Reloader};
@@ -18,6 +18,7 @@ use crate::snapshot::{self, CompileParts, Fixed, Snapshot};
 use crate::state::StatePool;
 use crate::telemetry::logger::{self, LoggerHandle, LoggerOptions};
 use crate::telemetry::metrics::GatewayMetrics;
+use crate::upgrade::{Door, Fate, Predecessor, Received, Upgrader};
 use crate::value::Address;
 use control::Control;
 use parking_lot::Mutex;
@@ -25,6 +26,7 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -44,13 +46,41 @@ pub type Ready = Box<dyn FnOnce(&Listeners, &Address) + Send + Sync>;
 
 /// Runs until told to stop. Returns when everything under way is done or the grace period is over.
 pub fn run(origin: Origin, registry: Registry, ready: Option<Ready>) -> Result<(), StartError> {
-    hold_hangup();
+    hold_signals();
     // Before Pingora installs its own.
     crate::tls::install();
     let logger = logger::init(LoggerOptions::default()).map_err(|e| StartError::Environment(e.to_string()))?;
-    let result = assemble(origin, registry, logger.clone(), ready).map(|process| process.run());
+    let result = start(origin, registry, logger.clone(), ready);
     logger.flush(FLUSH);
     result
+}
+
+/// Assembles and runs. A process that was started to replace another one has that tell why it cannot.
+fn start(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Option<Ready>) -> Result<(), StartError> {
+    let received = Predecessor::from_environment()
+        .map_err(|e| StartError::Environment(format!("the process before does not hand over its sockets: {e}")))?;
+    let (predecessor, sockets, admin) = match received {
+        Some(Received { predecessor, sockets, admin }) => (Some(predecessor), sockets, admin),
+        None => (None, Vec::new(), None),
+    };
+    match assemble(origin, registry, logger, ready, Given { sockets, admin }) {
+        Ok(process) => process.run(predecessor),
+        Err(error) => {
+            if let Some(predecessor) = predecessor {
+                predecessor.refuse(match &error {
+                    StartError::Config(diagnostics) => diagnostics.render(false),
+                    StartError::Environment(why) => format!("error: {why}\n"),
+                });
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Sockets that the process before has handed over.
+struct Given {
+    sockets: Vec<Passed>,
+    admin: Option<(Address, OwnedFd)>,
 }
 
 /// Everything that exists before the first request.
@@ -60,9 +90,17 @@ struct Process {
     control: Control,
     signals: signals::Signals,
     gateway: Gateway,
+    listeners: Arc<Listeners>,
+    upgrader: Arc<Upgrader>,
 }
 
-fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Option<Ready>) -> Result<Process, StartError> {
+fn assemble(
+    origin: Origin,
+    registry: Registry,
+    logger: LoggerHandle,
+    ready: Option<Ready>,
+    given: Given,
+) -> Result<Process, StartError> {
     let Loaded { config, mut diagnostics, hash, .. } = origin.load(&registry);
     let clock: SharedClock = Arc::new(SystemClock);
     let state = StatePool::new();
@@ -77,11 +115,9 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
     logger.set_level(config.log.level.into());
     let fixed = Fixed::of(&config);
     let listeners = Listeners::new();
-    match Inherited::from_environment() {
-        Ok(inherited) => listeners.inherited.add(inherited),
-        Err(e) => return Err(StartError::Environment(format!("the sockets of the service manager cannot be used: {e}"))),
-    }
-    let admin_socket = bind(&listeners, &snapshot, &state, &fixed)?;
+    inherit(&listeners, given.sockets)?;
+    let admin_socket = bind(&listeners, &snapshot, &state, &fixed, given.admin)?;
+    let door = Door::new(fixed.admin.clone());
     let snapshot = Arc::new(snapshot);
     let metrics = Arc::new(GatewayMetrics::default());
     metrics.config_loaded(&snapshot.hash, snapshot.loaded_at);
@@ -105,7 +141,10 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
         last: Mutex::new(None),
         fixed: fixed.clone(),
     });
+    let upgrader = Upgrader::new(Arc::clone(&listeners), Arc::clone(&reloader), Arc::clone(&door));
     let admin = Arc::new(admin::Admin {
+        upgrader: Arc::clone(&upgrader),
+        door: Arc::clone(&door),
         gateway: gateway.clone(),
         listeners: Arc::clone(&listeners),
         readiness: Arc::clone(&readiness),
@@ -115,30 +154,61 @@ fn assemble(origin: Origin, registry: Registry, logger: LoggerHandle, ready: Opt
     let signals = signals::Signals {
         readiness: Arc::clone(&readiness),
         listeners: Arc::clone(&listeners),
+        upgrader: Arc::clone(&upgrader),
+        door,
         drain_delay: fixed.drain_delay,
         grace_period: fixed.grace_period,
     };
     let control = Control::new(reloader, admin, admin_socket, readiness, config.server.watch, ready);
     let server = Server::new_with_opt_and_conf(None, server_conf(&fixed));
-    let edge = EdgeService { listeners, edge, workers: fixed.threads };
-    Ok(Process { server, edge, control, signals, gateway })
+    let edge = EdgeService { listeners: Arc::clone(&listeners), edge, workers: fixed.threads };
+    Ok(Process { server, edge, control, signals, gateway, listeners, upgrader })
 }
 
 impl Process {
-    fn run(mut self) {
+    fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), StartError> {
+        if let Some(predecessor) = predecessor {
+            self.listeners.hold();
+            self.control.succeed(predecessor);
+        }
         self.server.bootstrap();
         self.server.add_service(self.edge);
         self.server.add_service(self.control);
         log::info!("gatewright {} starts, config {}", crate::VERSION, self.gateway.snapshot().hash);
         // Unlike `run_forever`, this returns.
         self.server.run(RunArgs { shutdown_signal: Box::new(self.signals) });
+        if let Some(redis) = &self.gateway.snapshot().limits.redis {
+            redis.close();
+        }
+        match self.upgrader.fate() {
+            Fate::Abandoned => Err(StartError::Environment("the process before has gone or has given the upgrade up".to_owned())),
+            Fate::Serving | Fate::HandedOver => Ok(()),
+        }
     }
 }
 
+/// Sockets that others have bound for this process.
+fn inherit(listeners: &Listeners, handed_over: Vec<Passed>) -> Result<(), StartError> {
+    let unusable = |from: &str, e: std::io::Error| StartError::Environment(format!("the sockets of {from} cannot be used: {e}"));
+    let passed = Inherited::from_environment().map_err(|e| unusable("the service manager", e))?;
+    listeners.inherited.extend(passed);
+    for passed in handed_over {
+        listeners.inherited.add(passed).map_err(|e| unusable("the process before", e))?;
+    }
+    Ok(())
+}
+
 /// All addresses at once, so that one run names every one that is taken.
-fn bind(listeners: &Listeners, snapshot: &Snapshot, state: &StatePool, fixed: &Fixed) -> Result<AdminSocket, StartError> {
+fn bind(
+    listeners: &Listeners,
+    snapshot: &Snapshot,
+    state: &StatePool,
+    fixed: &Fixed,
+    given: Option<(Address, OwnedFd)>,
+) -> Result<AdminSocket, StartError> {
     let prepared = listeners.prepare(&snapshot.listeners);
-    let admin = admin::bind(&fixed.admin);
+    let given = given.filter(|(address, _)| *address == fixed.admin);
+    let admin = given.map_or_else(|| admin::bind(&fixed.admin), |(address, socket)| AdminSocket::inherit(&address, socket));
     match (prepared, admin) {
         (Ok(prepared), Ok(admin)) => {
             listeners.commit(prepared, state);
@@ -168,12 +238,13 @@ fn server_conf(fixed: &Fixed) -> ServerConf {
     }
 }
 
-/// The default action of SIGHUP is to end the process. Taking the signal over, which lasts for the life of the process,
-/// must come first: an operator's reload script may be faster than our start.
-fn hold_hangup() {
+/// The default action of SIGHUP and SIGUSR2 is to end the process. Taking the signals over, which lasts for the life of the
+/// process, must come first: an operator's script may be faster than our start.
+fn hold_signals() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     if let Ok(runtime) = runtime {
         let _in_runtime = runtime.enter();
         let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+        let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined2());
     }
 }

@@ -15,6 +15,7 @@ pub use fixed::Fixed;
 use crate::cache::Cache;
 use crate::cache::policy::Policy;
 use crate::compress::Compression;
+use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
@@ -26,7 +27,10 @@ use crate::listener::ListenerPlan;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
-use crate::upstream::Upstream;
+use crate::upstream::breaker::Breaker;
+use crate::upstream::retry::RetryPolicy;
+use crate::upstream::{FixedAnswer, Guards, Upstream};
+use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,6 +54,8 @@ pub struct Snapshot {
     pub trusted_proxies: TrustedProxies,
     /// Which headers tell the upstream about the client.
     pub forwarded_headers: ForwardedHeaders,
+    /// Names of headers are passed on as they were spelled.
+    pub preserve_header_case: bool,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
     /// What we call ourselves.
@@ -75,9 +81,23 @@ pub struct Route {
     pub compress: Option<Arc<Compression>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
+    /// What clients may say about that.
+    pub deadline: DeadlineRules,
+    /// In place of the upstream's.
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub breaker: Option<Breaker>,
+    /// What is answered while it is open.
+    pub breaker_answer: Option<Arc<FixedAnswer>>,
     /// Of the request body, in bytes.
     pub max_body: u64,
     pub metrics: Arc<RouteMetrics>,
+}
+
+/// Whose word counts on how long a request may take, and where it stands.
+#[derive(Debug, Clone)]
+pub struct DeadlineRules {
+    pub client: ClientDeadline,
+    pub header: Option<HeaderName>,
 }
 
 /// The upstream of a route, with the metrics that belong to it.
@@ -85,6 +105,12 @@ pub struct Route {
 pub struct Target {
     pub upstream: Arc<Upstream>,
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+impl Target {
+    pub fn guards(&self) -> &Guards {
+        self.upstream.guards()
+    }
 }
 
 impl Snapshot {

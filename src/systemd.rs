@@ -21,6 +21,11 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("finishing requests under way")]);
 }
 
+/// Another process of ours is the main one from now on. It serves already.
+pub fn successor(pid: u32) {
+    tell(&[NotifyState::MainPid(pid), NotifyState::Ready]);
+}
+
 pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }

@@ -43,14 +43,18 @@ fn put_v6(out: &mut impl BufMut, address: Ipv6Addr) {
 
 /// Up to five digits.
 fn put_small(out: &mut impl BufMut, number: u32) {
-    let mut begun = false;
-    for unit in [10_000, 1_000, 100, 10, 1] {
-        let digit = number / unit % 10;
-        begun |= digit > 0 || unit == 1;
-        if begun {
-            out.put_u8(b'0' + u8::try_from(digit).unwrap_or(0));
+    let mut digits = [b'0'; 5];
+    let mut rest = number;
+    let mut first = digits.len();
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0'.wrapping_add((rest % 10) as u8);
+        rest /= 10;
+        first = at;
+        if rest == 0 {
+            break;
         }
     }
+    out.put_slice(digits.get(first..).unwrap_or_default());
 }
 
 #[cfg(test)]

@@ -12,17 +12,26 @@
 
 pub mod address;
 mod balance;
+pub mod breaker;
+pub mod budget;
 pub mod config;
 pub mod endpoint;
+mod guards;
 pub mod health;
+pub mod hedge;
+pub mod outlier;
+pub mod overload;
 mod peer;
 mod probe;
 mod report;
 pub mod resolve;
+pub mod retry;
 mod supervisor;
+mod window;
 
 pub use config::{Protocol, UpstreamConfig, WhenAllDown};
 pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
+pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
 pub use resolve::{Resolve, SystemResolver};
 pub use supervisor::Supervisor;
@@ -51,7 +60,7 @@ pub struct Upstream {
     link: peer::Link,
     timeouts: peer::Timeouts,
     request_timeout: Option<Duration>,
-    attempts: usize,
+    guards: Guards,
     pool_limit: u32,
     when_all_down: WhenAllDown,
     health: Option<HealthConfig>,
@@ -129,12 +138,12 @@ impl Upstream {
             link,
             timeouts: peer::Timeouts {
                 connect: timeouts.connect.value.get(),
-                read: timeouts.read.value.get(),
+                read: timeouts.attempt.iter().map(|most| most.get()).fold(timeouts.read.get(), Duration::min),
                 write: timeouts.write.value.get(),
                 idle: timeouts.idle.value.get(),
             },
             request_timeout: timeouts.request.as_ref().map(|limit| limit.value).map(Written::get),
-            attempts: usize::from(*config.attempts),
+            guards: Guards::build(name, config, state, clock),
             pool_limit: config.keepalive.connections.into(),
             when_all_down: config.when_all_down,
             health: config.health.as_ref().map(|health| health.value.clone()),
@@ -146,17 +155,32 @@ impl Upstream {
             renewing: Mutex::default(),
         });
         upstream.names().for_each(|known| known.depend(&upstream));
+        upstream.guards.group().into_iter().for_each(|group| group.depend(&upstream));
         upstream.renew_endpoints();
         upstream
+    }
+
+    /// Whether HTTP/2 is spoken with the endpoints, and nothing else.
+    pub fn speaks_http2(&self) -> bool {
+        matches!(self.link.protocol, config::Protocol::H2 | config::Protocol::H2c)
+    }
+
+    /// How long an endpoint may take for each step of its answer.
+    pub fn read_timeout(&self) -> std::time::Duration {
+        self.timeouts.read
     }
 
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// How many endpoints may be tried for one request when connecting fails.
-    pub fn attempts(&self) -> usize {
-        self.attempts
+    /// Its retries, breaker, outlier detection and overload limit.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    fn clock(&self) -> &SharedClock {
+        &self.clock
     }
 
     /// The limit of a request in total, if the upstream sets one.
@@ -263,9 +287,15 @@ impl Upstream {
             numbered.filter_map(|(at, endpoint)| Some((u16::try_from(at).ok()?, endpoint.weight)))
         };
         let available = members(Endpoint::is_healthy).count();
+        // With too few left, ejections are void: an endpoint that fails at times is better than one that is overrun.
+        let panic = self.guards.outlier.as_ref().is_some_and(|outlier| {
+            let least = u64::try_from(members(|_| true).count()).unwrap_or(0).saturating_mul(outlier.panic.into());
+            available == 0 || u64::try_from(available).unwrap_or(0).saturating_mul(1_000_000) < least
+        });
+        let takes: fn(&Endpoint) -> bool = if panic { Endpoint::passes_checks } else { Endpoint::is_healthy };
         let ring = match self.when_all_down {
             WhenAllDown::TryAll if available == 0 => balance::ring(members(|_| true)),
-            _ => balance::ring(members(Endpoint::is_healthy)),
+            _ => balance::ring(members(takes)),
         };
         Set { endpoints, ring, available }
     }
@@ -288,6 +318,7 @@ impl Upstream {
             pool_limit: self.pool_limit,
             state: self.state.get_or_create(&key, EndpointState::new),
             health,
+            guards: self.guards.of_endpoint(&self.name, address, &self.state, &self.clock),
             peer: peer::prepare(address, self.group, &self.timeouts, &self.link),
         })
     }

@@ -10,10 +10,12 @@ pub fn document(admin: &Admin) -> Value {
     let listeners = admin.listeners.addresses();
     let routes = snapshot.routes().map(|route| {
         let upstream = route.upstream.as_ref().map(|target| &**target.upstream.name());
-        json!({ "name": &*route.name, "upstream": upstream })
+        let breaker = route.breaker.as_ref().map(|breaker| breaker.report(admin.gateway.clock().now()));
+        json!({ "name": &*route.name, "upstream": upstream, "breaker": breaker })
     });
     json!({
         "version": crate::VERSION,
+        "pid": std::process::id(),
         "ready": admin.readiness.is_ready(),
         "stopping": admin.readiness.is_stopping(),
         "config_hash": snapshot.hash,

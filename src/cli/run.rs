@@ -7,7 +7,7 @@ use crate::server::{self, StartError};
 use clap::Args;
 use std::io::{self, Write};
 
-/// Run the gateway until SIGTERM or SIGINT; SIGHUP takes a new configuration
+/// Run the gateway until SIGTERM or SIGINT; SIGHUP takes a new configuration, SIGUSR2 a new binary
 #[derive(Args)]
 pub(super) struct RunArgs {
     #[command(flatten)]

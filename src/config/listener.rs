@@ -2,7 +2,7 @@
 
 use crate::diagnostic::Diagnostics;
 use crate::tls::ListenerTlsConfig;
-use crate::value::{Address, ByteSize, Cidr, Duration, Located};
+use crate::value::{Address, ByteSize, Cidr, Duration, Located, Rate};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -24,6 +24,11 @@ pub struct ListenerConfig {
     #[serde(default = "max_headers")]
     #[schemars(range(min = 1, max = 256))]
     pub max_headers: Located<u32>,
+    /// Whether header names may have an underscore. A request with one is answered with 400 `request_malformed` otherwise: many
+    /// services read `x_user` and `x-user` as the same header, and get past what a filter has done with the other one. Default
+    /// `false`.
+    #[serde(default)]
+    pub allow_underscores: bool,
     /// The longest request target, from 64B to 64KiB. A longer one is answered with 414 `uri_too_long`.
     #[serde(default = "max_uri")]
     pub max_uri: Located<ByteSize>,
@@ -32,12 +37,12 @@ pub struct ListenerConfig {
     #[serde(default = "header_timeout")]
     pub header_timeout: Located<Duration>,
     /// How long a request body may pause, from 100ms to 1h. Afterwards the answer is 408 `request_timeout` and the connection
-    /// is closed. Over HTTP/2 the request's deadline bounds the body, and nothing else.
+    /// is closed. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
     #[serde(default = "body_timeout")]
     pub body_timeout: Located<Duration>,
     /// The slowest that a request body may come on average, in bytes for each second; `"0B"` is without bound. All pauses of a
     /// body together may last `body_timeout` and the time that its bytes take at this rate; afterwards the same happens.
-    /// HTTP/1 only. Default `"240B"`.
+    /// Over HTTP/2 the time that the upstream takes for it counts as well, and gRPC streams are not bound. Default `"240B"`.
     #[serde(default = "min_rate")]
     pub min_body_rate: Located<ByteSize>,
     /// How long a client may take nothing of a response that waits for it, from 100ms to 1h. Afterwards the connection is
@@ -66,6 +71,10 @@ pub struct ListenerConfig {
     /// closed as soon as they are accepted, and counted.
     #[schemars(range(min = 1))]
     pub max_connections_per_address: Option<Located<u32>>,
+    /// The most requests that this listener takes, of all routes together, such as `"10_000/1s"`. A shield, not a contract: an
+    /// estimate that can admit up to twice the number across the border of two intervals. More are answered with 429
+    /// `rate_limited` before a route is looked for. Default: no such bound. `[limits] global` is the same for all listeners.
+    pub max_requests: Option<Rate>,
     /// TLS with these certificates. Without it the listener is plain.
     pub tls: Option<Located<ListenerTlsConfig>>,
     /// `true`: HTTP/2 for clients that offer it in the TLS handshake, beside HTTP/1.1. `"cleartext"`: HTTP/2 without TLS for
@@ -208,6 +217,7 @@ impl ListenerConfig {
             address: Located::nowhere(address),
             max_header: max_header(),
             max_headers: max_headers(),
+            allow_underscores: false,
             max_uri: max_uri(),
             header_timeout: header_timeout(),
             body_timeout: body_timeout(),
@@ -215,6 +225,7 @@ impl ListenerConfig {
             keepalive_requests: keepalive_requests(),
             max_connections: max_connections(),
             max_connections_per_address: None,
+            max_requests: None,
             min_body_rate: min_rate(),
             write_timeout: write_timeout(),
             min_write_rate: min_rate(),

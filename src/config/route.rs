@@ -5,6 +5,8 @@ use crate::cache::config::RouteCacheConfig;
 use crate::compress::CompressConfig;
 use crate::diagnostic::Diagnostics;
 use crate::route::MatchConfig;
+use crate::upstream::breaker::BreakerConfig;
+use crate::upstream::retry::RetryConfig;
 use crate::value::{ByteSize, Duration, Located};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -30,6 +32,10 @@ pub struct RouteConfig {
     pub timeouts: RouteTimeouts,
     /// The largest request body; without it `server.max_body` holds. A larger one is answered with 413 `body_too_large`.
     pub max_body: Option<ByteSize>,
+    /// When a request that failed is sent again, in place of what the upstream says; the budget is the upstream's all the same.
+    pub retry: Option<Located<RetryConfig>>,
+    /// A breaker for the requests of this route alone, besides that of the upstream. Default: off.
+    pub breaker: Option<Located<BreakerConfig>>,
 }
 
 /// How long things may take.
@@ -39,6 +45,26 @@ pub struct RouteTimeouts {
     /// From the end of the request header to the end of the response, retries included, up to 24h; 0s is without bound, for
     /// streams and tunnels. Afterwards the answer is 504 `deadline_exceeded`, or, if it has begun, it is cut off.
     pub request: Located<Duration>,
+    /// Whose word counts on how long the client will wait, in `grpc-timeout` and in `header`. It can only shorten `request`.
+    /// Default `"trusted"`.
+    pub client: ClientDeadline,
+    /// A header in which the client says, in whole milliseconds, how long it will wait. What is left of the time is written
+    /// into the same header for the upstream. gRPC calls have `grpc-timeout` for that, which is always read and written.
+    /// Default: none.
+    pub header: Option<Located<String>>,
+}
+
+/// Who may say how long a request may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientDeadline {
+    /// Nobody.
+    Ignore,
+    /// Peers that are among `server.trusted_proxies`.
+    #[default]
+    Trusted,
+    /// Every client.
+    Any,
 }
 
 /// Filters that many routes share by `{ use = "NAME" }`. Each route gets its own copy of them.
@@ -51,7 +77,7 @@ pub struct ChainConfig {
 
 impl Default for RouteTimeouts {
     fn default() -> Self {
-        RouteTimeouts { request: Located::nowhere(Duration::from_secs(60)) }
+        RouteTimeouts { request: Located::nowhere(Duration::from_secs(60)), client: ClientDeadline::default(), header: None }
     }
 }
 
@@ -65,5 +91,14 @@ impl RouteConfig {
             cache.check(d);
         }
         super::validate::within(&self.timeouts.request, Duration::from_secs(0)..=Duration::from_secs(86_400), d);
+        if let Some(name) = self.timeouts.header.as_ref().filter(|name| http::HeaderName::from_bytes(name.as_bytes()).is_err()) {
+            d.error(name.span.clone(), format!("`{}` is not the name of a header", name.value.escape_debug()));
+        }
+        if let Some(retry) = &self.retry {
+            retry.check(d);
+        }
+        if let Some(breaker) = &self.breaker {
+            breaker.check_of_route(d);
+        }
     }
 }

@@ -21,7 +21,8 @@ pub struct ServerConfig {
     pub threads: Option<Located<u32>>,
     /// Whether an idle worker takes over requests of a busy one. A change takes effect at the next start.
     pub work_stealing: bool,
-    /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off.
+    /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off. After an
+    /// upgrade it is how long the process that was replaced waits for its connections, idle ones included.
     pub grace_period: Located<Duration>,
     /// How long a stop goes on accepting after readiness went off, from 0s to 10m. Set it to the time that the load balancer
     /// in front needs to notice; without one there is nothing to wait for.
@@ -35,6 +36,10 @@ pub struct ServerConfig {
     /// What the upstream is told about the client: `"x_forwarded"` writes `X-Forwarded-For`, `-Proto` and `-Host`,
     /// `"forwarded"` writes `Forwarded` (RFC 7239), `"both"` writes all of them. What is not written is removed.
     pub forwarded: ForwardedStyle,
+    /// How names of headers are passed on: `"lower"` as HTTP/2 has them (a few common ones, such as `Host`, with capitals to
+    /// HTTP/1), or `"preserve"` as they were spelled, for services and clients that care although names have no case (RFC 9110
+    /// section 5.1). Keeping the spelling costs CPU for each header.
+    pub header_case: HeaderCase,
     /// More files to read, as patterns relative to this file: `["conf.d/*.toml"]`. Files are merged; a name that is defined
     /// twice is an error. Included files may include others, to a depth of 8.
     pub include: Vec<Located<String>>,
@@ -76,6 +81,16 @@ impl From<ClientFrom> for ClientHeader {
     }
 }
 
+/// How names of headers are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum HeaderCase {
+    #[default]
+    Lower,
+    Preserve,
+}
+
 /// Which headers the upstream gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +118,7 @@ impl Default for ServerConfig {
             trusted_proxies: Vec::new(),
             client_from: ClientFrom::default(),
             forwarded: ForwardedStyle::default(),
+            header_case: HeaderCase::default(),
             include: Vec::new(),
             watch: false,
             upstream_keepalive: Located::nowhere(1024),

@@ -4,6 +4,7 @@ use super::config::{CredentialConfig, PasswordConfig};
 use super::{BasicUser, Consumer, ConsumerConfig, Consumers, Credential, Map, Tier, TierConfig};
 use crate::diagnostic::{Diagnostics, Span};
 use crate::identity::Identity;
+use crate::limit::config::compile_all;
 use crate::value::Located;
 use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
@@ -15,6 +16,13 @@ const API_KEY: &str = "api_key";
 const JWT: &str = "jwt";
 const BASIC: &str = "basic";
 
+/// Which part of a limit, in percent, requests of this priority may fill: all of it for the highest, and four fifths of what
+/// the next higher one may for every other. Who belongs to no tier has priority 0.
+fn share(priority: u8, tiers: &[(&str, u8)]) -> u32 {
+    let higher: BTreeSet<u8> = tiers.iter().map(|(_, known)| *known).filter(|known| *known > priority).collect();
+    higher.iter().fold(100, |share, _| share * 4 / 5)
+}
+
 impl Consumers {
     /// Builds the indexes. Credentials that two consumers share are reported with both places: a request that carries one
     /// could be either's. Names of tiers that do not exist were reported before.
@@ -23,8 +31,13 @@ impl Consumers {
         C: ExactSizeIterator<Item = (&'a Located<String>, &'a ConsumerConfig)> + Clone,
         T: Iterator<Item = (&'a str, &'a TierConfig)>,
     {
-        let tiers = tiers.map(|(name, _)| Arc::<str>::from(name)).map(|name| (Arc::clone(&name), Arc::new(Tier { name })));
-        let mut built = Consumers { tiers: tiers.collect(), ..Consumers::default() };
+        let tiers: Vec<(&str, u8)> = tiers.map(|(name, tier)| (name, tier.priority.value)).collect();
+        let tier = |(name, priority): &(&str, u8)| {
+            let name = Arc::<str>::from(*name);
+            (Arc::clone(&name), Arc::new(Tier { name, share: share(*priority, &tiers) }))
+        };
+        let share_without_tier = Some(share(0, &tiers));
+        let mut built = Consumers { tiers: tiers.iter().map(tier).collect(), share_without_tier, ..Consumers::default() };
         built.by_name.reserve(consumers.len());
         built.by_key.reserve(consumers.len());
         for (name, config) in consumers.clone() {
@@ -33,6 +46,8 @@ impl Consumers {
                 tier: config.tier.as_ref().and_then(|tier| built.tiers.get(tier.as_str())).cloned(),
                 roles: config.roles.iter().map(|role| shared(&mut built.roles, role)).collect(),
                 metadata: config.metadata.clone(),
+                // What is wrong with them was told when the file was read.
+                limits: compile_all(&config.limits).unwrap_or_default().into(),
                 enabled: config.enabled,
             });
             for credential in &config.credentials {

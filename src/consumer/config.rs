@@ -30,6 +30,9 @@ pub struct ConsumerConfig {
     pub metadata: BTreeMap<String, String>,
     /// Whether the consumer may call. One that is not enabled is refused just as one that does not exist.
     pub enabled: bool,
+    /// Limits that hold for this consumer instead of those of its tier, wherever a filter has `limits = "tier"`; up to 8, as in
+    /// `rate_limit`. Default: those of the tier.
+    pub limits: Vec<LimitConfig>,
     /// What proves it, at most 1,000. Several of one kind serve for rotation: the new one is added before the old one goes.
     /// Default: none.
     pub credentials: Vec<CredentialConfig>,
@@ -99,11 +102,23 @@ pub enum PasswordConfig {
 pub struct TierConfig {
     /// The limits, each of which must have room for a request; up to 8, as in `rate_limit`. Default: none.
     pub limits: Vec<LimitConfig>,
+    /// Who is refused last while an upstream with `overload` has more to do than it can: of several priorities the highest
+    /// may fill the whole limit, each lower one four fifths of what the next higher one may. 0 to 100; those who belong to no
+    /// tier have 0. Default 0.
+    #[schemars(range(min = 0, max = 100))]
+    pub priority: Located<u8>,
 }
 
 impl Default for ConsumerConfig {
     fn default() -> Self {
-        ConsumerConfig { tier: None, roles: Vec::new(), metadata: BTreeMap::new(), enabled: true, credentials: Vec::new() }
+        ConsumerConfig {
+            tier: None,
+            roles: Vec::new(),
+            metadata: BTreeMap::new(),
+            enabled: true,
+            limits: Vec::new(),
+            credentials: Vec::new(),
+        }
     }
 }
 
@@ -121,6 +136,7 @@ impl ConsumerConfig {
         for credential in &self.credentials {
             credential.check(d);
         }
+        check_limits(&self.limits, name, d);
     }
 }
 
@@ -174,14 +190,23 @@ impl CredentialConfig {
 impl TierConfig {
     /// Checks what serde cannot.
     pub fn check(&self, name: &Located<String>, d: &mut Diagnostics) {
-        if self.limits.is_empty() {
-            return;
+        if self.priority.value > 100 {
+            let span = self.priority.span.clone();
+            d.error(span, format!("`priority` is {}", self.priority.value)).label("must be from 0 to 100");
         }
-        if let Err(wrong) = compile_all(&self.limits) {
-            let diagnostic = d.error(wrong.span.or_else(|| name.span.clone()), wrong.message);
-            if let Some(help) = wrong.help {
-                diagnostic.help(help);
-            }
+        check_limits(&self.limits, name, d);
+    }
+}
+
+/// No limits at all are none.
+fn check_limits(limits: &[LimitConfig], name: &Located<String>, d: &mut Diagnostics) {
+    if limits.is_empty() {
+        return;
+    }
+    if let Err(wrong) = compile_all(limits) {
+        let diagnostic = d.error(wrong.span.or_else(|| name.span.clone()), wrong.message);
+        if let Some(help) = wrong.help {
+            diagnostic.help(help);
         }
     }
 }

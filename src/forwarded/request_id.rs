@@ -1,12 +1,13 @@
 //! The id of a request, by which logs, traces and the answer itself are found together.
 
 use crate::arena::with_arena;
+use crate::fields::Name;
 use crate::request::REQUEST_ID_MAX;
 use arrayvec::ArrayString;
 use http::{HeaderName, HeaderValue};
 use uuid::{NoContext, Timestamp, Uuid};
 
-pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub static X_REQUEST_ID: Name = Name { name: HeaderName::from_static("x-request-id"), spelled: "X-Request-Id" };
 
 /// The id that a trusted peer sent, if it is 1 to 128 characters of `A-Za-z0-9._~+/=-`; otherwise a new UUID of version 7
 /// (RFC 9562 §5.7), which sorts by time. An untrusted peer chooses no id: it could have two requests found under one.

@@ -1,7 +1,10 @@
 //! `Via` (RFC 9110 §7.6.3): who a message passed, and whether it passes us in a circle.
 
+use crate::fields::Name;
+use http::Version;
 use http::header::{HeaderMap, HeaderValue, VIA};
-use http::{HeaderName, Version};
+
+pub static VIA_HEADER: Name = Name { name: VIA, spelled: "Via" };
 
 /// With more of its own names than this in `Via`, a request is in a loop. Not one, because a request may rightly pass
 /// several gateways.
@@ -18,8 +21,6 @@ pub struct Via {
 }
 
 impl Via {
-    pub const HEADER: HeaderName = VIA;
-
     /// `None` if the name cannot stand in a header.
     pub fn new(pseudonym: &str) -> Option<Self> {
         let value = |version: &str| HeaderValue::try_from(format!("{version} {pseudonym}")).ok();

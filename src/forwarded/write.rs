@@ -9,17 +9,22 @@ use super::client::X_FORWARDED_FOR;
 use super::trusted::{Believed, TrustedProxies};
 use crate::arena::with_arena;
 use crate::canonical::canonical_host;
+use crate::fields::{Fields, Name};
 use crate::request::{HOST_MAX, Scheme};
 use crate::text::put_ip;
 use arrayvec::ArrayString;
 use bytes::{BufMut, BytesMut};
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
-use pingora::http::RequestHeader;
 use std::fmt::Write;
 use std::net::IpAddr;
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+static FOR: Name = Name { name: X_FORWARDED_FOR, spelled: "X-Forwarded-For" };
+static PROTO: Name = Name { name: X_FORWARDED_PROTO, spelled: "X-Forwarded-Proto" };
+static HOST: Name = Name { name: X_FORWARDED_HOST, spelled: "X-Forwarded-Host" };
+static STANDARD: Name = Name { name: FORWARDED, spelled: "Forwarded" };
 
 /// Longer chains than this many bytes are not appended to but replaced by the client and the peer.
 const CHAIN_MAX: usize = 4 * 1024;
@@ -76,15 +81,14 @@ pub struct ForwardedFacts<'a> {
     pub host: &'a str,
 }
 
-/// Writes the forwarding headers of an upstream request by the rule above. The values need no allocation of their own; the
-/// names of the `x-` headers cost one each inside Pingora.
-pub fn write_forwarded(head: &mut RequestHeader, facts: &ForwardedFacts<'_>, trusted: &TrustedProxies, write: ForwardedHeaders) {
+/// Writes the forwarding headers of an upstream request by the rule above. The values need no allocation of their own.
+pub fn write_forwarded(head: &mut dyn Fields, facts: &ForwardedFacts<'_>, trusted: &TrustedProxies, write: ForwardedHeaders) {
     let peer = facts.peer.to_canonical();
-    let believed = trusted.contains(peer).then(|| trusted.believed(&head.headers));
+    let believed = trusted.contains(peer).then(|| trusted.believed(head.map()));
     if believed.is_none() {
         // Once for each such header; the head bounds their number.
-        while let Some(name) = head.headers.keys().find(|name| is_spoofable(name)).cloned() {
-            head.remove_header(&name);
+        while let Some(name) = head.map().keys().find(|name| is_spoofable(name)).cloned() {
+            head.remove(&name);
         }
     }
     // The upstream's peer is this gateway, so the chain ends with whoever this gateway was connected from. What is not
@@ -93,7 +97,7 @@ pub fn write_forwarded(head: &mut RequestHeader, facts: &ForwardedFacts<'_>, tru
     if write.x_forwarded {
         let own = believed == Some(Believed::XForwardedFor);
         let chain = build(|out| {
-            if !(own && append_lines(&head.headers, &X_FORWARDED_FOR, out))
+            if !(own && append_lines(head.map(), &X_FORWARDED_FOR, out))
                 && let Some(client) = client
             {
                 put_ip(out, client);
@@ -101,22 +105,22 @@ pub fn write_forwarded(head: &mut RequestHeader, facts: &ForwardedFacts<'_>, tru
             }
             put_ip(out, peer);
         });
-        set(head, "X-Forwarded-For", chain);
-        if believed.is_none() || !has_scheme(&head.headers) {
-            set(head, "X-Forwarded-Proto", Some(HeaderValue::from_static(facts.scheme.as_str())));
+        set(head, &FOR, chain);
+        if believed.is_none() || !has_scheme(head.map()) {
+            set(head, &PROTO, Some(HeaderValue::from_static(facts.scheme.as_str())));
         }
-        if believed.is_none() || !has_host(&head.headers) {
-            set(head, "X-Forwarded-Host", build(|out| out.put_slice(facts.host.as_bytes())));
+        if believed.is_none() || !has_host(head.map()) {
+            set(head, &HOST, build(|out| out.put_slice(facts.host.as_bytes())));
         }
     } else {
         for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {
-            head.remove_header(&name);
+            head.remove(&name);
         }
     }
     if write.forwarded {
         let own = believed == Some(Believed::Forwarded);
         let chain = build(|out| {
-            if !(own && append_lines(&head.headers, &FORWARDED, out))
+            if !(own && append_lines(head.map(), &FORWARDED, out))
                 && let Some(client) = client
             {
                 push_for(client, out);
@@ -126,9 +130,9 @@ pub fn write_forwarded(head: &mut RequestHeader, facts: &ForwardedFacts<'_>, tru
             push_host(facts.host, out);
             let _ = write!(out, ";proto={}", facts.scheme.as_str());
         });
-        set(head, "Forwarded", chain);
+        set(head, &STANDARD, chain);
     } else {
-        head.remove_header(&FORWARDED);
+        head.remove(&FORWARDED);
     }
 }
 
@@ -144,10 +148,10 @@ fn build(write: impl FnOnce(&mut BytesMut)) -> Option<HeaderValue> {
 }
 
 /// A value that could not be built (a host with control bytes, say) leaves no header rather than the client's.
-fn set(head: &mut RequestHeader, name: &'static str, value: Option<HeaderValue>) {
-    let written = value.is_some_and(|value| head.insert_header(name, value).is_ok());
-    if !written {
-        head.remove_header(name);
+fn set(head: &mut dyn Fields, name: &Name, value: Option<HeaderValue>) {
+    match value {
+        Some(value) => head.set(name, value),
+        None => head.remove(&name.name),
     }
 }
 
@@ -200,6 +204,7 @@ fn push_host(host: &str, out: &mut BytesMut) {
 mod tests {
     use super::super::{ClientHeader, client_address};
     use super::*;
+    use pingora::http::RequestHeader;
     use proptest::prelude::*;
 
     const BOTH: ForwardedHeaders = ForwardedHeaders { x_forwarded: true, forwarded: true };

@@ -155,7 +155,7 @@ mod tests {
     fn a_token_can_neither_be_a_consumer_nor_join_roles() {
         let consumer = Arc::new(Consumer {
             name: "acme".into(),
-            tier: Some(Arc::new(Tier { name: "gold".into() })),
+            tier: Some(Arc::new(Tier { name: "gold".into(), share: 100 })),
             roles: ["a", "b,admin", "c\r\nx: y", "d:e"].iter().map(|role| Arc::from(*role)).collect(),
             ..Consumer::default()
         });

@@ -5,6 +5,7 @@ use super::connection::{self, Connection};
 use super::proxy_protocol::{self, Named};
 use super::transport::Transport;
 use super::{Active, ListenerSettings, ListenerState, Refusal, Runtime, Stage};
+use crate::request::TlsFacts;
 use crate::telemetry::metrics::GaugeGuard;
 use crate::tls::ServerTls;
 use pingora::protocols::SocketDigest;
@@ -15,8 +16,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 /// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -28,6 +29,7 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
         Socket::Tcp(socket) => match TcpListener::from_std(socket) {
             Ok(listener) => {
                 let listener = Arc::new(listener);
+                state.accepts_on(&listener);
                 for _ in 0..runtime.workers.max(1) {
                     let task = accept_tcp(Arc::clone(&listener), Arc::clone(&state), Arc::clone(&everywhere), runtime.clone());
                     runtime.handle.spawn(task);
@@ -37,6 +39,8 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
         },
         Socket::Unix { socket, owned } => match UnixListener::from_std(socket) {
             Ok(listener) => {
+                let listener = Arc::new(listener);
+                state.accepts_on(&listener);
                 runtime.handle.spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
@@ -48,7 +52,7 @@ async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, every
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = state.stage.wait_for(Stage::Closing) => return,
+            () = state.stage.wait_for(Stage::HandedOver) => return,
         };
         match accepted {
             Ok((stream, peer)) => start_tcp(stream, peer, &state, &everywhere, &runtime),
@@ -57,20 +61,26 @@ async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, every
     }
 }
 
-async fn accept_unix(listener: UnixListener, owned: bool, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+async fn accept_unix(
+    listener: Arc<UnixListener>,
+    owned: bool,
+    state: Arc<ListenerState>,
+    everywhere: Arc<Active>,
+    runtime: Runtime,
+) {
     let path = listener.local_addr().ok().and_then(|local| local.as_pathname().map(ToOwned::to_owned));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = state.stage.wait_for(Stage::Closing) => break,
+            () = state.stage.wait_for(Stage::HandedOver) => break,
         };
         match accepted {
             Ok((stream, _)) => start_unix(stream, &state, &everywhere, &runtime),
             Err(e) => accept_failed(&state, &e).await,
         }
     }
-    // Nobody can connect to the file any more. The service manager's goes on without us.
-    if let Some(path) = path.filter(|_| owned) {
+    // Nobody can connect to the file any more. The service manager's and the one that a successor has go on without us.
+    if let Some(path) = path.filter(|_| owned && !state.is_handed_over()) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -97,25 +107,35 @@ fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, ev
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let arriving = Arriving { stream, peer, admission };
-        let arrived = if sent_by_proxy { arriving.named_by_proxy(&state, &settings).await } else { Some(arriving) };
+        let arrived = if sent_by_proxy { Box::pin(arriving.named_by_proxy(&state, &settings)).await } else { Some(arriving) };
         let Some(Arriving { stream, peer, admission }) = arrived else { return };
         let _admission = admission;
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         // The address is known: leave it there, so that nobody asks the kernel again.
         let _ = digest.peer_addr.set(Some(DigestAddr::Inet(peer)));
-        match &settings.tls {
-            None => {
-                let connection = Connection::new(state, Some(peer.ip()), None);
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
-            Some(tls) => {
-                let Some(stream) = handshake(stream, tls, &state).await else { return };
-                drop(settings);
-                let connection = Connection::new(state, Some(peer.ip()), stream.tls_facts());
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
+        if settings.tls.is_some() {
+            return Box::pin(secure(stream, Some(peer.ip()), digest, state, settings, runtime)).await;
         }
+        drop(settings);
+        let connection = Connection::new(state, Some(peer.ip()), None);
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     });
+}
+
+/// A connection with TLS. Boxed by whoever calls it: its session would be part of every plain connection's future.
+async fn secure<T: Transport>(
+    stream: T,
+    peer: Option<IpAddr>,
+    digest: SocketDigest,
+    state: Arc<ListenerState>,
+    settings: Arc<ListenerSettings>,
+    runtime: Runtime,
+) {
+    let Some(tls) = &settings.tls else { return };
+    let Some((stream, facts)) = Box::pin(handshake(stream, tls, &state)).await else { return };
+    drop(settings);
+    let connection = Connection::new(state, peer, Some(facts));
+    connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
 }
 
 /// A TCP connection before its first byte of HTTP.
@@ -150,7 +170,7 @@ impl Drop for Shaking<'_> {
     }
 }
 
-async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<TlsStream<T>> {
+async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<(TlsStream<T>, Arc<TlsFacts>)> {
     let refuse = |why: Refusal| {
         state.metrics.refused.count(why as usize);
         None
@@ -159,15 +179,30 @@ async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerSta
         return refuse(Refusal::TooManyHandshakes);
     }
     let _shaking = Shaking(&state.handshakes);
-    let acceptor = TlsAcceptor::from(Arc::clone(&tls.config));
-    match pingora_timeout::timeout(tls.handshake_timeout, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(stream),
+    match pingora_timeout::timeout(tls.handshake_timeout, shake(stream, tls)).await {
+        Ok(Ok((stream, rules))) => {
+            let facts = Arc::new(crate::tls::server::facts(stream.get_ref().1, rules));
+            Some((stream, facts))
+        }
         Ok(Err(error)) => {
             log::debug!("listener `{}`: handshake failed: {error}", state.name);
             refuse(Refusal::HandshakeFailed)
         }
         Err(_) => refuse(Refusal::HandshakeTimeout),
     }
+}
+
+/// The handshake, and the rules for client certificates that it followed.
+async fn shake<T: Transport>(stream: T, tls: &ServerTls) -> io::Result<(TlsStream<T>, &Arc<str>)> {
+    if tls.hosts.is_none() {
+        let stream = TlsAcceptor::from(Arc::clone(&tls.own.config)).accept(stream).await?;
+        return Ok((stream, &tls.own.rules));
+    }
+    // The client's first message says which host it wants.
+    let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
+    let host = tls.for_name(begun.client_hello().server_name());
+    let stream = begun.into_stream(Arc::clone(&host.config)).await?;
+    Ok((stream, &host.rules))
 }
 
 fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
@@ -179,17 +214,12 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     tokio::spawn(async move {
         let _admission = admission;
-        match &settings.tls {
-            None => {
-                let connection = Connection::new(state, None, None);
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
-            Some(tls) => {
-                let Some(stream) = handshake(stream, tls, &state).await else { return };
-                let connection = Connection::new(state, None, stream.tls_facts());
-                connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-            }
+        if settings.tls.is_some() {
+            return Box::pin(secure(stream, None, digest, state, settings, runtime)).await;
         }
+        drop(settings);
+        let connection = Connection::new(state, None, None);
+        connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     });
 }
 

@@ -8,6 +8,7 @@ use crate::value::Address;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,40 +23,124 @@ pub enum Socket {
     },
 }
 
-/// Sockets that the service manager has bound for us (`LISTEN_FDS`, sd_listen_fds(3)), by their address. A listener takes the
-/// one that has its address in place of binding; those that no listener wants stay open for a reload that does.
+/// A listening socket on its way from one process to another, and what is known of it.
+#[derive(Debug)]
+pub struct Passed {
+    /// Whose it was; `None` when no listener has it.
+    pub listener: Option<Arc<str>>,
+    /// As the configuration has it, where the port may be 0.
+    pub requested: Address,
+    pub local: Address,
+    /// The file of a unix socket is the gateway's to remove, not the service manager's.
+    pub owned: bool,
+    pub socket: OwnedFd,
+}
+
+impl Passed {
+    fn open(self) -> io::Result<Waiting> {
+        let Passed { listener, requested, local, owned, socket } = self;
+        let socket = match &local {
+            Address::Tcp(_) => Socket::Tcp(std::net::TcpListener::from(socket)),
+            Address::Unix(_) => Socket::Unix { socket: std::os::unix::net::UnixListener::from(socket), owned },
+        };
+        match &socket {
+            Socket::Tcp(socket) => socket.set_nonblocking(true)?,
+            Socket::Unix { socket, .. } => socket.set_nonblocking(true)?,
+        }
+        Ok(Waiting { listener, requested, local, socket })
+    }
+}
+
+/// A socket that no listener has taken yet.
+struct Waiting {
+    listener: Option<Arc<str>>,
+    requested: Address,
+    local: Address,
+    socket: Socket,
+}
+
+impl Waiting {
+    fn fits(&self, plan: &ListenerPlan) -> bool {
+        // By its name as well where only the kernel knows the port.
+        let same_name = self.listener.as_ref().is_some_and(|name| *name == plan.name);
+        self.local == plan.address || (same_name && self.requested == plan.address)
+    }
+}
+
+/// Sockets that somebody else has bound for us, by their address: the service manager (`LISTEN_FDS`, sd_listen_fds(3)), or the
+/// process that this one replaces. A listener takes the one that has its address in place of binding; those of the service
+/// manager that no listener wants stay open for a reload that does.
 #[derive(Default)]
-pub struct Inherited(Mutex<Vec<(Address, Socket)>>);
+pub struct Inherited(Mutex<Vec<Waiting>>);
 
 impl Inherited {
     /// Takes over what this process was started with. To be called once, before there are threads: it clears the variables, so
     /// that children do not take the sockets for theirs.
     pub fn from_environment() -> io::Result<Self> {
-        let mut list = Vec::new();
+        let inherited = Inherited::default();
         let mut passed = listenfd::ListenFd::from_env();
         for index in 0..passed.len() {
             // Which kind a socket is shows when it is asked for.
             if let Ok(Some(socket)) = passed.take_tcp_listener(index) {
-                socket.set_nonblocking(true)?;
-                list.push((Address::Tcp(socket.local_addr()?), Socket::Tcp(socket)));
-            } else if let Ok(Some(socket)) = passed.take_unix_listener(index) {
-                socket.set_nonblocking(true)?;
-                if let Some(path) = socket.local_addr()?.as_pathname() {
-                    list.push((Address::Unix(path.to_owned()), Socket::Unix { socket, owned: false }));
-                }
+                let local = Address::Tcp(socket.local_addr()?);
+                inherited.add(Passed::unclaimed(local, socket.into()))?;
+            } else if let Ok(Some(socket)) = passed.take_unix_listener(index)
+                && let Some(path) = socket.local_addr()?.as_pathname()
+            {
+                let local = Address::Unix(path.to_owned());
+                inherited.add(Passed::unclaimed(local, socket.into()))?;
             }
         }
-        Ok(Inherited(Mutex::new(list)))
+        Ok(inherited)
     }
 
-    pub fn add(&self, other: Inherited) {
+    pub fn extend(&self, other: Inherited) {
         self.0.lock().append(&mut other.0.into_inner());
     }
 
-    fn take(&self, address: &Address) -> Option<Socket> {
+    pub fn add(&self, passed: Passed) -> io::Result<()> {
+        let waiting = passed.open()?;
+        self.0.lock().push(waiting);
+        Ok(())
+    }
+
+    fn take(&self, plan: &ListenerPlan) -> Option<Waiting> {
         let mut list = self.0.lock();
-        let at = list.iter().position(|(bound, _)| bound == address)?;
-        Some(list.swap_remove(at).1)
+        let at = list.iter().position(|waiting| waiting.fits(plan))?;
+        Some(list.swap_remove(at))
+    }
+
+    /// Second descriptors of what is here.
+    pub(super) fn share(&self) -> io::Result<Vec<Passed>> {
+        let share = |waiting: &Waiting| {
+            let (socket, owned) = match &waiting.socket {
+                Socket::Tcp(socket) => (socket.as_fd().try_clone_to_owned()?, false),
+                Socket::Unix { socket, owned } => (socket.as_fd().try_clone_to_owned()?, *owned),
+            };
+            let Waiting { listener, requested, local, .. } = waiting;
+            Ok(Passed { listener: listener.clone(), requested: requested.clone(), local: local.clone(), owned, socket })
+        };
+        self.0.lock().iter().map(share).collect()
+    }
+
+    /// Closes what a listener of the process before had and none of this one wants.
+    pub fn close_unwanted(&self) {
+        self.0.lock().retain(|waiting| {
+            if waiting.listener.is_none() {
+                return true;
+            }
+            if let (Socket::Unix { owned: true, .. }, Address::Unix(path)) = (&waiting.socket, &waiting.local) {
+                // It may be gone already.
+                let _ = std::fs::remove_file(path);
+            }
+            false
+        });
+    }
+}
+
+impl Passed {
+    fn unclaimed(local: Address, socket: OwnedFd) -> Self {
+        Passed { listener: None, requested: local.clone(), local, owned: false, socket }
     }
 }
 
@@ -83,6 +168,8 @@ impl std::fmt::Display for BindError {
 
 /// Sockets that are bound for a new snapshot but do not accept yet. Dropping them gives the addresses back.
 pub struct Prepared {
+    /// Listeners that go and whose address another one has from now on.
+    succeeded: Vec<Arc<ListenerState>>,
     fresh: Vec<(ListenerPlan, Address, Socket)>,
     kept: Vec<ListenerPlan>,
 }
@@ -91,15 +178,25 @@ impl Listeners {
     /// Binds what `plans` has and the running set has not. A listener is known by its name and address together.
     pub fn prepare(&self, plans: &[ListenerPlan]) -> Result<Prepared, Vec<BindError>> {
         let bound = self.bound.lock();
-        let (mut fresh, mut kept, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut fresh, mut kept, mut taken, mut errors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut succeeded = Vec::new();
         for plan in plans {
             if bound.get(&plan.name).is_some_and(|old| old.requested == plan.address) {
                 kept.push(plan.clone());
                 continue;
             }
-            if let Some(socket) = self.inherited.take(&plan.address) {
-                log::info!("listener `{}` takes {} from the service manager", plan.name, plan.address);
-                fresh.push((plan.clone(), plan.address.clone(), socket));
+            if let Some(waiting) = self.inherited.take(plan) {
+                let from = if waiting.listener.is_some() { "the process before" } else { "the service manager" };
+                log::info!("listener `{}` takes {} from {from}", plan.name, waiting.local);
+                taken.push((plan.clone(), waiting));
+                continue;
+            }
+            // A listener with another name takes over from one that goes: the port never closes.
+            let goes = |name: &Arc<str>| !plans.iter().any(|other| other.name == *name && other.address == plan.address);
+            let before = bound.iter().find(|(name, old)| old.requested == plan.address && goes(name)).map(|(_, old)| old);
+            if let Some((old, shared)) = before.and_then(|old| Some((old, old.share()?))) {
+                fresh.push((plan.clone(), old.local.clone(), shared));
+                succeeded.push(Arc::clone(&old.state));
                 continue;
             }
             match bind(&plan.address) {
@@ -107,13 +204,22 @@ impl Listeners {
                 Err(error) => errors.push(BindError { listener: Arc::clone(&plan.name), address: plan.address.clone(), error }),
             }
         }
-        if errors.is_empty() { Ok(Prepared { fresh, kept }) } else { Err(errors) }
+        if !errors.is_empty() {
+            // What was given to us is there for the next attempt.
+            self.inherited.0.lock().extend(taken.into_iter().map(|(_, waiting)| waiting));
+            return Err(errors);
+        }
+        fresh.extend(taken.into_iter().map(|(plan, waiting)| (plan, waiting.local, waiting.socket)));
+        Ok(Prepared { succeeded, fresh, kept })
     }
 
     /// Swaps to the prepared set: new listeners accept, kept ones take their new bounds, the others drain.
     pub fn commit(&self, prepared: Prepared, pool: &StatePool) {
         let mut bound = self.bound.lock();
         let mut next = BTreeMap::new();
+        for state in prepared.succeeded {
+            state.pass_on();
+        }
         for plan in prepared.kept {
             if let Some(old) = bound.remove(&plan.name) {
                 old.state.settings.store(Arc::clone(&plan.settings));
@@ -124,9 +230,10 @@ impl Listeners {
             let metrics =
                 pool.get_or_create(&plan.name, || ListenerMetrics::new(super::REFUSALS, &super::MALFORMED, super::FAULTS));
             let state = ListenerState::new(&plan, metrics);
+            let owned = matches!(socket, Socket::Unix { owned: true, .. });
             self.accept_on(socket, Arc::clone(&state));
             log::info!("listener `{}` accepts on {local}", plan.name);
-            if let Some(old) = next.insert(plan.name, Bound { requested: plan.address, local, state }) {
+            if let Some(old) = next.insert(plan.name, Bound { requested: plan.address, local, owned, state }) {
                 old.state.stage.advance(Stage::Closing);
             }
         }
@@ -135,6 +242,20 @@ impl Listeners {
             log::info!("listener `{name}` on {} drains", old.local);
             old.state.stage.advance(Stage::Closing);
         }
+    }
+}
+
+impl Bound {
+    /// Its socket once more, if it accepts.
+    fn share(&self) -> Option<Socket> {
+        let passed = Passed {
+            listener: None,
+            requested: self.requested.clone(),
+            local: self.local.clone(),
+            owned: self.owned,
+            socket: self.state.share()?,
+        };
+        Some(passed.open().ok()?.socket)
     }
 }
 

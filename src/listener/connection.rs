@@ -16,9 +16,13 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
+use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::task::Poll;
+use std::time::Instant;
 
 tokio::task_local! {
     /// The connection that the request of this task came in on. Pingora's hooks have no argument for it.
@@ -36,6 +40,8 @@ pub struct Connection {
     /// What the handshake has settled; `None` without TLS.
     pub tls: Option<Arc<TlsFacts>>,
     pub deadline: DeadlineCell,
+    /// Until when an upgrade must be answered.
+    upgrade: DeadlineCell,
     /// What is wrong with the request under way, if its head was not checked as bytes (HTTP/2): it is to be refused.
     pub malformed: Option<Malformed>,
     /// The request under way is the last one this connection may carry.
@@ -53,6 +59,7 @@ impl Connection {
             scheme,
             tls,
             deadline: DeadlineCell::new(),
+            upgrade: DeadlineCell::new(),
             malformed: None,
             last: AtomicBool::new(false),
             fault: AtomicU8::new(0),
@@ -67,6 +74,7 @@ impl Connection {
             scheme: self.scheme,
             tls: self.tls.clone(),
             deadline: DeadlineCell::new(),
+            upgrade: DeadlineCell::new(),
             malformed,
             last: AtomicBool::new(false),
             fault: AtomicU8::new(0),
@@ -83,11 +91,18 @@ impl Connection {
         let fault = self.fault.load(Ordering::Relaxed);
         if fault == Fault::SlowBody as u8 {
             Some(Rejection::new(&rejection::REQUEST_TIMEOUT))
-        } else if fault == Fault::EarlyBytes as u8 {
+        } else if fault == Fault::EarlyBytes as u8 || fault == Fault::BadChunk as u8 {
             Some(Rejection::new(&rejection::REQUEST_MALFORMED))
+        } else if fault == Fault::UpgradeUnanswered as u8 {
+            Some(Rejection::new(&rejection::UPSTREAM_TIMEOUT))
         } else {
             None
         }
+    }
+
+    /// An upgrade is on its way to the upstream and must be answered until then.
+    pub fn expect_upgrade(&self, until: Option<Instant>) {
+        self.upgrade.set(until);
     }
 
     /// The connection that the current task serves. `None` outside of a request, such as in Pingora's own subrequests.
@@ -106,9 +121,16 @@ impl Faults for Connection {
         self.fault.store(fault as u8, Ordering::Relaxed);
         self.listener.metrics.cut.count(usize::from(fault as u8).saturating_sub(1));
     }
+
+    fn upgrade_deadline(&self) -> Option<Instant> {
+        self.upgrade.instant_exact()
+    }
 }
 
 /// Serves HTTP on `transport` until it ends.
+///
+/// This future is what an idle connection costs, so that whatever happens once in the life of a connection, or seldom, is
+/// boxed: a future is as large as the largest of its branches, and each that takes `io` has room for one of its own.
 pub async fn serve<T: Transport>(
     transport: T,
     digest: SocketDigest,
@@ -116,31 +138,39 @@ pub async fn serve<T: Transport>(
     edge: &Arc<Edge>,
     shutdown: &ShutdownWatch,
 ) {
-    let listener = &connection.listener;
+    let listener = &Arc::clone(&connection.listener);
     let settings = listener.settings();
     let faults: Arc<dyn Faults> = connection.clone();
     let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
     let mut io = EdgeIo::new(transport, digest, connection.tls.clone(), settings.io, faults);
     if agreed {
-        return h2::serve(io, connection, edge, shutdown).await;
+        return Box::pin(h2::serve(io, connection, edge, shutdown)).await;
     }
     let mut backstop = Backstop::default();
+    let mut closing = listener.stage.watch(Stage::Closing);
     let mut served = 0_u32;
     loop {
         let settings = listener.settings();
         // A new connection gets as long for its first byte as a header may take; a kept one may idle for longer.
         let patience = if served == 0 { settings.header_timeout } else { settings.keepalive_timeout };
-        let arrived = tokio::select! {
-            biased;
-            arrived = pingora_timeout::timeout(patience, io.wait()) => matches!(arrived, Ok(Ok(true))),
-            () = listener.stage.wait_for(Stage::Closing) => false,
+        let arrived = {
+            let mut wait = pin!(io.wait());
+            let arrived = poll_fn(|cx| match wait.as_mut().poll(cx) {
+                Poll::Ready(arrived) => Poll::Ready(matches!(arrived, Ok(true))),
+                Poll::Pending => closing.poll_reached(cx).map(|()| false),
+            });
+            match Instant::now().checked_add(patience) {
+                Some(at) => backstop.until(at, arrived).await.unwrap_or(false),
+                // Later than any time that can be told.
+                None => arrived.await,
+            }
         };
         if !arrived {
-            return io.close().await;
+            return Box::pin(io.close()).await;
         }
         if served == 0 && settings.http2 == Http2Mode::Cleartext {
             match io.starts_with_preface(settings.header_timeout).await {
-                Ok(true) => return h2::serve(io, connection, edge, shutdown).await,
+                Ok(true) => return Box::pin(h2::serve(io, connection, edge, shutdown)).await,
                 Ok(false) => {}
                 Err(HeadError::Timeout) => {
                     listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
@@ -155,11 +185,12 @@ pub async fn serve<T: Transport>(
             Err(HeadError::Closed) => return,
             Err(HeadError::Timeout) => {
                 listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
-                return refuse(io, &connection, Rejection::new(&rejection::REQUEST_TIMEOUT), "header_timeout", edge).await;
+                let rejection = Rejection::new(&rejection::REQUEST_TIMEOUT);
+                return Box::pin(refuse(io, &connection, rejection, "header_timeout", edge)).await;
             }
             Err(HeadError::Malformed(why)) => {
                 listener.metrics.malformed.count(why as usize);
-                return refuse(io, &connection, Rejection::new(why.rejection()), why.name(), edge).await;
+                return Box::pin(refuse(io, &connection, Rejection::new(why.rejection()), why.name(), edge)).await;
             }
         };
         served = served.saturating_add(1);
@@ -171,9 +202,9 @@ pub async fn serve<T: Transport>(
         let request = Arc::clone(&connection).scope(edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
         connection.deadline.set(None);
-        let Some((stream, _)) = reusable.map(|stream| stream.consume()).filter(|_| !connection.must_close()) else {
-            return;
-        };
+        // A connection that must close has said so in its answer, and is then not reusable. One that has not said so is not
+        // closed for a stage that came in the meantime: the client may have sent its next request already.
+        let Some((stream, _)) = reusable.map(|stream| stream.consume()) else { return };
         match stream.into_any().downcast::<EdgeIo<T>>() {
             Ok(same) => io = *same,
             Err(_) => return,

@@ -35,6 +35,13 @@ impl DeadlineCell {
         self.millis.load(Ordering::Relaxed)
     }
 
+    /// The deadline itself.
+    pub fn instant_exact(&self) -> Option<Instant> {
+        let millis = self.get();
+        self.origin.checked_add(Duration::from_millis(millis)).filter(|_| millis != 0)
+    }
+
+    /// With the grace.
     fn instant(&self, millis: u64) -> Option<Instant> {
         self.origin.checked_add(Duration::from_millis(millis))?.checked_add(GRACE)
     }
@@ -46,12 +53,19 @@ impl Default for DeadlineCell {
     }
 }
 
-/// The timer of one connection, kept from request to request. It is not moved for each of them: when it fires it looks
-/// whether the request under way is really late, and if not, waits for that one's deadline.
+/// The one timer of a connection, kept from wait to wait and from request to request. It is not moved for each of them: when
+/// it fires it looks whether what is waited for is really late, and if not, waits on. So a connection that is used costs
+/// the runtime's timers nothing, however many deadlines come and go on it.
 #[derive(Default)]
 pub struct Backstop {
-    armed_at: u64,
-    sleep: Option<Pin<Box<Sleep>>>,
+    armed: Option<Armed>,
+}
+
+struct Armed {
+    at: Instant,
+    sleep: Pin<Box<Sleep>>,
+    /// The timer holds the waker of the connection's task, which stays the same for as long as the connection lives.
+    registered: bool,
 }
 
 impl Backstop {
@@ -62,36 +76,55 @@ impl Backstop {
         let mut request = std::pin::pin!(request);
         std::future::poll_fn(|cx| match request.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => self.poll_late(cell, cx).map(|()| None),
+            Poll::Pending => {
+                let wanted = cell.get();
+                match (wanted != 0).then(|| cell.instant(wanted)).flatten() {
+                    Some(at) => self.poll_late(at, cx).map(|()| None),
+                    None => Poll::Pending,
+                }
+            }
         })
         .await
     }
 
-    fn poll_late(&mut self, cell: &DeadlineCell, cx: &mut Context<'_>) -> Poll<()> {
+    /// Drives a wait that may take until `at`: then the output is `None`.
+    pub async fn until<F: Future>(&mut self, at: Instant, wait: F) -> Option<F::Output> {
+        let mut wait = std::pin::pin!(wait);
+        std::future::poll_fn(|cx| match wait.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => self.poll_late(at, cx).map(|()| None),
+        })
+        .await
+    }
+
+    fn poll_late(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let armed = self.armed.get_or_insert_with(|| Armed {
+            at,
+            sleep: Box::pin(tokio::time::sleep_until(at.into())),
+            registered: false,
+        });
         loop {
-            let wanted = cell.get();
-            let Some(at) = (wanted != 0).then(|| cell.instant(wanted)).flatten() else {
-                return Poll::Pending;
-            };
-            match &mut self.sleep {
-                None => {
-                    self.sleep = Some(Box::pin(tokio::time::sleep_until(at.into())));
-                    self.armed_at = wanted;
-                }
-                Some(sleep) if wanted < self.armed_at => {
-                    sleep.as_mut().reset(at.into());
-                    self.armed_at = wanted;
-                }
-                Some(_) => {}
+            if at < armed.at {
+                armed.move_to(at);
             }
-            let Some(sleep) = &mut self.sleep else { return Poll::Pending };
-            std::task::ready!(sleep.as_mut().poll(cx));
-            if wanted <= self.armed_at {
+            if armed.registered && !armed.sleep.is_elapsed() {
+                return Poll::Pending;
+            }
+            armed.registered = true;
+            std::task::ready!(armed.sleep.as_mut().poll(cx));
+            if at <= armed.at {
                 return Poll::Ready(());
             }
-            sleep.as_mut().reset(at.into());
-            self.armed_at = wanted;
+            armed.move_to(at);
         }
+    }
+}
+
+impl Armed {
+    fn move_to(&mut self, at: Instant) {
+        self.sleep.as_mut().reset(at.into());
+        self.at = at;
+        self.registered = false;
     }
 }
 
@@ -112,5 +145,23 @@ mod tests {
         assert!(backstop.run(&cell, stuck).await.is_none(), "an earlier deadline moves the timer");
         cell.set(None);
         assert_eq!(backstop.run(&cell, async { 7 }).await, Some(7));
+    }
+
+    #[tokio::test]
+    async fn one_timer_serves_waits_and_requests_that_end_at_different_times() {
+        let mut backstop = Backstop::default();
+        let cell = DeadlineCell::new();
+        let soon = || Instant::now() + Duration::from_millis(10);
+        let never = std::future::pending::<()>;
+        assert!(backstop.until(soon(), never()).await.is_none());
+        assert!(backstop.until(soon(), never()).await.is_none(), "a timer that has fired is armed anew");
+        let far = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(backstop.until(far, tokio::task::yield_now()).await, Some(()), "fired for another wait");
+        assert!(backstop.until(soon(), never()).await.is_none(), "an earlier end moves the timer");
+        let due = soon();
+        assert!(backstop.until(due, never()).await.is_none());
+        cell.set(Some(far));
+        let work = tokio::time::sleep(Duration::from_millis(20));
+        assert_eq!(backstop.run(&cell, work).await, Some(()), "the timer of the wait before ends no request");
     }
 }

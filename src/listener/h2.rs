@@ -13,7 +13,7 @@
 
 use super::connection::Connection;
 use super::deadline::Backstop;
-use super::head::Malformed;
+use super::head::{Malformed, is_token};
 use super::io::EdgeIo;
 use super::stage::{Active, Stage};
 use super::transport::Transport;
@@ -179,6 +179,10 @@ fn check(head: &RequestHeader, settings: &ListenerSettings) -> Option<Malformed>
     let expects = |value: &http::HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
     if head.headers.get_all(header::EXPECT).iter().any(expects) {
         return Some(Malformed::Expect);
+    }
+    // `http` takes a quotation mark for a part of a name, RFC 9110 §5.1 does not.
+    if head.headers.keys().any(|name| !is_token(name.as_str().as_bytes())) {
+        return Some(Malformed::HeaderName);
     }
     let underscore = |name: &header::HeaderName| name.as_str().contains('_');
     if !settings.head.allow_underscores && head.headers.keys().any(underscore) {

@@ -25,6 +25,7 @@ use crate::rejection::{self, Code};
 use crate::request::HOST_MAX;
 use arrayvec::ArrayString;
 use line::{Authority, Line};
+pub(super) use line::{has_control, is_token};
 
 /// The bounds of one request head, and what a listener may relax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@
 //! - Reading stops where the request ends. Bytes of the next request stay with us, so that pipelining neither confuses
 //!   the session (which takes any byte after the end for a client error) nor loses a request.
 
+use super::chunks::ChunkScanner;
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
 use super::patience::{Patience, Tolerance};
 use super::transport::Transport;
@@ -25,7 +26,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Where a head is read into: one allocation holds almost every request head whole.
@@ -48,7 +49,7 @@ thread_local! {
 enum Remaining {
     /// So many bytes of body; zero when the request is complete.
     Exactly(u64),
-    /// The session itself finds the end of a chunked body.
+    /// Up to the end that [`ChunkScanner`] finds.
     Chunked,
     /// An upgrade was asked for and not granted yet. What the client says until then could be meant for either protocol.
     Upgrade,
@@ -70,10 +71,15 @@ pub enum Fault {
     IdleTunnel = 3,
     /// Bytes came after an upgrade request before its 101.
     EarlyBytes = 4,
+    /// The framing of a chunked body has no reading, or more than one.
+    BadChunk = 5,
+    /// The upstream has not answered an upgrade in time.
+    UpgradeUnanswered = 6,
 }
 
 /// The names of [`Fault`] in its order, as metric labels.
-pub const FAULTS: &[&str] = &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes"];
+pub const FAULTS: &[&str] =
+    &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes", "malformed_chunk", "upgrade_unanswered"];
 
 /// The bounds of one request on its way through the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +93,8 @@ pub struct IoBounds {
 /// Where an [`EdgeIo`] leaves what it found, for whoever answers.
 pub trait Faults: Send + Sync + 'static {
     fn report(&self, fault: Fault);
+    /// Until when the upgrade under way must be answered.
+    fn upgrade_deadline(&self) -> Option<Instant>;
 }
 
 /// Why no request head came.
@@ -103,6 +111,7 @@ pub struct EdgeIo<T> {
     transport: T,
     read: BytesMut,
     remaining: Remaining,
+    chunks: ChunkScanner,
     write: Vec<u8>,
     digest: Arc<SocketDigest>,
     tls: Option<Arc<TlsFacts>>,
@@ -130,6 +139,7 @@ impl<T: Transport> EdgeIo<T> {
             transport,
             read: BytesMut::new(),
             remaining: Remaining::Exactly(0),
+            chunks: ChunkScanner::new(),
             write: Vec::new(),
             digest: Arc::new(digest),
             tls,
@@ -253,6 +263,7 @@ impl<T: Transport> EdgeIo<T> {
             Framing::Length(length) => Remaining::Exactly(length),
             Framing::None => Remaining::Exactly(0),
         };
+        self.chunks = ChunkScanner::new();
         self.reading.reset(self.bounds.body);
         self.writing.reset(self.bounds.write);
         Ok(Some((head, bytes)))
@@ -320,8 +331,8 @@ impl<T: Transport> EdgeIo<T> {
     fn fault(&self, fault: Fault) -> io::Error {
         self.faults.report(fault);
         match fault {
-            Fault::EarlyBytes => io::ErrorKind::InvalidData.into(),
-            Fault::SlowBody | Fault::SlowReader | Fault::IdleTunnel => io::ErrorKind::TimedOut.into(),
+            Fault::EarlyBytes | Fault::BadChunk => io::ErrorKind::InvalidData.into(),
+            Fault::SlowBody | Fault::SlowReader | Fault::IdleTunnel | Fault::UpgradeUnanswered => io::ErrorKind::TimedOut.into(),
         }
     }
 
@@ -377,9 +388,13 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
             let read = limited.filled().len();
             out.advance(read);
         }
-        if let Remaining::Exactly(left) = &mut this.remaining {
-            let read = out.filled().len().saturating_sub(before);
-            *left = left.saturating_sub(u64::try_from(read).unwrap_or(u64::MAX));
+        match &mut this.remaining {
+            Remaining::Exactly(left) => {
+                let read = out.filled().len().saturating_sub(before);
+                *left = left.saturating_sub(u64::try_from(read).unwrap_or(u64::MAX));
+            }
+            Remaining::Chunked => this.check_chunks(out, before)?,
+            Remaining::Upgrade | Remaining::Tunnel | Remaining::Streams => {}
         }
         Poll::Ready(Ok(()))
     }
@@ -399,11 +414,34 @@ impl<T: Transport> EdgeIo<T> {
         }
     }
 
+    /// Checks what the session is about to get of a chunked body, and takes back what is behind its end.
+    fn check_chunks(&mut self, out: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
+        let fresh = out.filled().get(before..).unwrap_or_default();
+        let Ok(body) = self.chunks.scan(fresh) else { return Err(self.fault(Fault::BadChunk)) };
+        if self.chunks.is_done() {
+            if let Some(next) = fresh.get(body..).filter(|next| !next.is_empty()) {
+                let kept = std::mem::take(&mut self.read);
+                self.read = BytesMut::with_capacity(next.len().saturating_add(kept.len()).max(READ_CHUNK));
+                self.read.extend_from_slice(next);
+                self.read.extend_from_slice(&kept);
+                out.set_filled(before.saturating_add(body));
+            }
+            self.remaining = Remaining::Exactly(0);
+        }
+        Ok(())
+    }
+
     /// The request is complete and the session reads on only to notice that the client has gone. What comes in instead of
     /// the end belongs to the next request and is kept for it, at most one buffer of it.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.read.is_empty() {
             return Poll::Pending;
+        }
+        if self.remaining == Remaining::Upgrade
+            && let Some(end) = self.faults.upgrade_deadline()
+            && self.reading.poll_until(end, cx).is_ready()
+        {
+            return Poll::Ready(Err(self.fault(Fault::UpgradeUnanswered)));
         }
         ready!(self.transport.poll_readable(cx))?;
         let mut spare = SPARE.take();
@@ -430,6 +468,9 @@ impl<T: Transport> EdgeIo<T> {
         if data.starts_with(b"HTTP/1.1 101") {
             self.remaining = Remaining::Tunnel;
             self.reading.reset(self.bounds.tunnel);
+        } else if !data.starts_with(b"HTTP/1.1 1") {
+            // Refused: a request like any other, which is complete.
+            self.remaining = Remaining::Exactly(0);
         }
     }
 }

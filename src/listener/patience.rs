@@ -57,6 +57,20 @@ impl Patience {
         self.left = self.left.saturating_sub(since.elapsed()).saturating_add(earned).min(tolerance.pause);
     }
 
+    /// Ready at that time, whatever the budget.
+    pub fn poll_until(&mut self, end: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if Instant::now() >= end {
+                return Poll::Ready(());
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end.into())));
+            if sleep.deadline() != end.into() {
+                sleep.as_mut().reset(end.into());
+            }
+            std::task::ready!(sleep.as_mut().poll(cx));
+        }
+    }
+
     /// Nothing can be read or written now: ready when that has lasted too long.
     pub fn poll_exhausted(&mut self, tolerance: Tolerance, cx: &mut Context<'_>) -> Poll<()> {
         if tolerance.pause.is_zero() {

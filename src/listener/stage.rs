@@ -1,7 +1,11 @@
 //! How far a listener is on its way out, seen by all of its connections.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -9,8 +13,11 @@ pub enum Stage {
     Serving = 0,
     /// Still accepting, but every answer carries `Connection: close`, so that clients move on without losing a request.
     Leaving = 1,
+    /// Another process accepts in our place. Idle connections stay until their next request, which is the last that they
+    /// carry: closing one now could meet a request that is on its way.
+    HandedOver = 2,
     /// No longer accepting; idle connections close, requests under way finish.
-    Closing = 2,
+    Closing = 3,
 }
 
 /// A stage that only moves forward.
@@ -34,6 +41,10 @@ impl StageCell {
         self.moved.notify_waiters();
     }
 
+    pub fn watch(&self, stage: Stage) -> StageWatch<'_> {
+        StageWatch { cell: self, stage, moved: None, seen: Stage::Serving as u8 }
+    }
+
     pub async fn wait_for(&self, stage: Stage) {
         while !self.reached(stage) {
             let moved = self.moved.notified();
@@ -41,6 +52,41 @@ impl StageCell {
                 return;
             }
             moved.await;
+        }
+    }
+}
+
+/// Waits for a stage in one task, again and again: between requests a connection waits for the next one or for the end.
+///
+/// [`StageCell::wait_for`] enters and leaves a list that all connections share with each wait. This one enters it once, and
+/// again after each step of the stage, so that the connections of all workers do not meet at one lock for every request.
+pub struct StageWatch<'a> {
+    cell: &'a StageCell,
+    stage: Stage,
+    moved: Option<Pin<Box<Notified<'a>>>>,
+    /// The stage at which `moved` was entered in the list.
+    seen: u8,
+}
+
+impl StageWatch<'_> {
+    /// Resolves once the stage is reached. To be polled by one task only: its waker is handed over once for each step.
+    pub fn poll_reached(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let now = self.cell.stage.load(Ordering::Acquire);
+            if now >= self.stage as u8 {
+                return Poll::Ready(());
+            }
+            if self.moved.is_some() && self.seen == now {
+                return Poll::Pending;
+            }
+            // Entered before the stage is looked at again: a step between the two is seen by one of them.
+            let mut moved = Box::pin(self.cell.moved.notified());
+            let _ = moved.as_mut().poll(cx);
+            self.moved = Some(moved);
+            self.seen = now;
+            if self.cell.stage.load(Ordering::Acquire) == now {
+                return Poll::Pending;
+            }
         }
     }
 }
@@ -101,5 +147,24 @@ mod tests {
         };
         tokio::join!(stage.wait_for(Stage::Leaving), active.wait_empty(), later);
         assert!(stage.reached(Stage::Closing), "a stage never moves back");
+    }
+
+    #[tokio::test]
+    async fn a_watch_sleeps_through_other_steps_and_wakes_at_its_own() {
+        let stage = StageCell::new();
+        let mut watch = stage.watch(Stage::Closing);
+        let mut polls = 0_u32;
+        let reached = std::future::poll_fn(|cx| {
+            polls += 1;
+            watch.poll_reached(cx)
+        });
+        let steps = async {
+            tokio::task::yield_now().await;
+            stage.advance(Stage::Leaving);
+            tokio::task::yield_now().await;
+            stage.advance(Stage::Closing);
+        };
+        tokio::join!(reached, steps);
+        assert!(polls >= 2);
     }
 }

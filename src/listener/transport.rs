@@ -1,9 +1,7 @@
 //! The sockets that a connection can run on, with and without TLS.
 
-use crate::request::TlsFacts;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -14,10 +12,6 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::De
     /// Ready when a read is worth trying. Must not consume anything and must not need a buffer.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn raw_fd(&self) -> RawFd;
-    /// What the handshake has settled; `None` without TLS.
-    fn tls_facts(&self) -> Option<Arc<TlsFacts>> {
-        None
-    }
 }
 
 impl Transport for TcpStream {
@@ -50,8 +44,5 @@ impl<T: Transport> Transport for TlsStream<T> {
     }
     fn raw_fd(&self) -> RawFd {
         self.get_ref().0.raw_fd()
-    }
-    fn tls_facts(&self) -> Option<Arc<TlsFacts>> {
-        Some(Arc::new(crate::tls::server::facts(self.get_ref().1)))
     }
 }

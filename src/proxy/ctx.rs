@@ -1,9 +1,12 @@
 //! What travels with one request through Pingora's hooks.
 
 use super::Gateway;
+use super::attempt::Guarded;
+use super::grpc_web::GrpcWeb;
 use crate::compress::{Compression, Encoder};
-use crate::forwarded::Via;
-use crate::listener::Connection;
+use crate::fields;
+use crate::forwarded;
+use crate::listener::{Connection, Tolerance};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Route, Snapshot};
@@ -26,6 +29,7 @@ pub struct Ctx {
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
     pub(super) attempt: Attempt,
+    pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
     /// What the cache is to do with the answer; `None` on routes without one.
@@ -41,6 +45,8 @@ pub struct Ctx {
 pub(super) struct BodyCount {
     pub received: u64,
     pub limit: u64,
+    /// How slowly it may come, where the transport does not see it.
+    pub tolerance: Option<Tolerance>,
 }
 
 /// Where the request was sent, and how that goes.
@@ -48,9 +54,6 @@ pub(super) struct BodyCount {
 pub(super) struct Attempt {
     /// Attempts begun.
     pub count: u32,
-    /// Attempts that ended before a connection was made, and those that broke before an answer began.
-    pub connect_failures: u32,
-    pub resets: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
     pub started: Option<Instant>,
@@ -59,6 +62,8 @@ pub(super) struct Attempt {
     pub reused: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
+    /// What breakers, the overload limit and retries know of it.
+    pub guarded: Guarded,
 }
 
 impl Ctx {
@@ -76,6 +81,7 @@ impl Ctx {
             rejection: None,
             body: BodyCount::default(),
             attempt: Attempt::default(),
+            grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
             cache: None,
@@ -97,6 +103,11 @@ impl Ctx {
         self.route.as_ref().is_some_and(|route| route.cache.is_some())
     }
 
+    /// Whether the client speaks gRPC-Web and the upstream does not.
+    pub fn is_grpc_web(&self) -> bool {
+        self.grpc_web.is_some()
+    }
+
     /// Whether the connection must not carry another request.
     pub fn must_close(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.must_close())
@@ -107,11 +118,13 @@ impl Ctx {
         if let Some(route) = &self.route {
             route.chain.response(session, head, &mut self.request);
         }
-        // Neither can fail: both values were checked when they were made.
-        if let Some(id) = crate::forwarded::id_value(&self.request.id) {
-            let _ = head.insert_header(crate::forwarded::X_REQUEST_ID, id);
-        }
-        let _ = head.append_header(Via::HEADER, self.snapshot.via.value(head.version));
+        let via = self.snapshot.via.value(head.version);
+        fields::edit_response(head, |fields| {
+            if let Some(id) = forwarded::id_value(&self.request.id) {
+                fields.set(&forwarded::X_REQUEST_ID, id);
+            }
+            fields.add(&forwarded::VIA_HEADER, via);
+        });
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {
@@ -123,10 +136,18 @@ impl Ctx {
 
     /// The time that is left, or the error that ends the request.
     pub(super) fn check_deadline(&mut self) -> Result<Option<Duration>> {
+        match self.request.deadline {
+            Some(_) => self.check_deadline_at(self.gateway.clock().now()),
+            None => Ok(None),
+        }
+    }
+
+    /// The same where the time is known already.
+    pub(super) fn check_deadline_at(&mut self, now: Instant) -> Result<Option<Duration>> {
         let Some(deadline) = self.request.deadline else {
             return Ok(None);
         };
-        let left = deadline.saturating_duration_since(self.gateway.clock().now());
+        let left = deadline.saturating_duration_since(now);
         if left.is_zero() {
             return Err(self.fail(Rejection::new(&rejection::DEADLINE_EXCEEDED)));
         }

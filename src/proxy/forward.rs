@@ -1,48 +1,46 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
-use super::Ctx;
-use crate::forwarded::{self, ForwardedFacts, Via};
+use super::{Ctx, attempt, deadline};
+use crate::fields;
+use crate::forwarded::{self, ForwardedFacts};
 use crate::identity;
 use crate::rejection::{self, Rejection};
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
-
-/// How often a request may be sent again after a connection broke, whatever the upstream's `attempts` say: several pooled
-/// connections can be stale at once when an endpoint restarts.
-const MAX_RESETS: u32 = 3;
+use pingora::{Error, Result};
+use std::time::Duration;
 
 /// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
 const MAX_INTERIM: u32 = 16;
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message.
+static HOP_BY_HOP: [HeaderName; 4] =
+    [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
 
 /// Picks the endpoint of the next attempt.
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-    let left = ctx.check_deadline()?;
+    let now = ctx.gateway.clock().now();
+    let left = ctx.check_deadline_at(now)?;
     keep_upgrade_open(session)?;
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else {
-        return Err(ctx.fail(Rejection::new(&rejection::INTERNAL_ERROR)));
-    };
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let Some(endpoint) = target.upstream.select(&ctx.attempt.tried) else {
-        let rejection = if ctx.attempt.count == 0 {
-            Rejection::new(&rejection::UPSTREAM_UNAVAILABLE).retry_after(target.upstream.retry_after())
-        } else {
-            // Every endpoint that could be tried was.
-            Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED)
-        };
-        return Err(ctx.fail(rejection));
+    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
+    let mut peer = if session.is_upgrade_req() {
+        bound_upgrade(ctx, left);
+        endpoint.tunnel_peer(left)
+    } else {
+        endpoint.http_peer(left)
     };
-    let peer = if session.is_upgrade_req() { endpoint.tunnel_peer(left) } else { endpoint.http_peer(left) };
-    if ctx.attempt.count > 0 {
+    attempt::hedge(session, ctx, &endpoint, &mut peer);
+    if ctx.attempt.count > 0
+        && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref())
+    {
         target.metrics.retries.increment();
     }
     ctx.attempt.count = ctx.attempt.count.saturating_add(1);
-    ctx.attempt.started = Some(ctx.gateway.clock().now());
+    ctx.attempt.started = Some(now);
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
     ctx.attempt.interim = 0;
@@ -60,25 +58,33 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
+/// how long an answer to the upgrade may take.
+fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
+    let read = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()).map(|target| target.upstream.read_timeout());
+    let wait = match (read, left) {
+        (Some(read), Some(left)) => Some(read.min(left)),
+        (read, left) => read.or(left),
+    };
+    if let Some(connection) = &ctx.connection {
+        connection.expect_upgrade(wait.and_then(|wait| ctx.gateway.clock().now().checked_add(wait)));
+    }
+}
+
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return error };
-    target.metrics.connect_failures.increment();
-    if let Some(endpoint) = &ctx.attempt.endpoint {
-        endpoint.state().count_connect_failure();
-        ctx.attempt.tried.add(endpoint);
-    }
-    ctx.attempt.connect_failures = ctx.attempt.connect_failures.saturating_add(1);
-    error.set_retry(
-        ctx.in_time() && usize::try_from(ctx.attempt.connect_failures).unwrap_or(usize::MAX) < target.upstream.attempts(),
-    );
+    error.set_retry(attempt::connect_failed(ctx));
     error
 }
 
 pub fn connected(ctx: &mut Ctx, reused: bool) {
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.reused = reused;
-    ctx.attempt.connect_time = elapsed.filter(|_| !reused);
+    let started = ctx.attempt.started.filter(|_| !reused);
+    let elapsed = started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    ctx.attempt.connect_time = elapsed;
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        endpoint.state().connected();
+    }
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
         if reused {
             target.metrics.reused();
@@ -103,21 +109,32 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         scheme: ctx.request.scheme,
         host: host.unwrap_or(&ctx.request.host),
     };
-    forwarded::write_forwarded(head, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
-    if let Some(id) = forwarded::id_value(&ctx.request.id) {
-        head.insert_header(forwarded::X_REQUEST_ID, id)?;
-    }
-    head.append_header(Via::HEADER, ctx.snapshot.via.value(session.req_header().version))?;
+    fields::edit_request(head, |fields| {
+        forwarded::write_forwarded(fields, &facts, &ctx.snapshot.trusted_proxies, ctx.snapshot.forwarded_headers);
+        if let Some(id) = forwarded::id_value(&ctx.request.id) {
+            fields.set(&forwarded::X_REQUEST_ID, id);
+        }
+        fields.add(&forwarded::VIA_HEADER, ctx.snapshot.via.value(asked.version));
+    });
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
     }
+    deadline::forward(asked, head, ctx);
+    ctx.grpc_web.request_head(head)?;
     if session.is_upgrade_req() {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
+        // Pingora passes WebSocket on and removes the header of every other protocol. Which ones there are is the upstream's to
+        // know: until its 101 nothing but this head reaches it, and h2c is not among them (`intake`).
+        if let (Some(protocols), None) = (asked.headers.get(header::UPGRADE), head.headers.get(header::UPGRADE)) {
+            head.insert_header(header::CONNECTION, HeaderValue::from_static("Upgrade"))?;
+            head.insert_header(header::UPGRADE, protocols.clone())?;
+        }
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
-    let http1 = head.version != Version::HTTP_2;
-    if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
+    let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
+    let keep = !ctx.attempt.guarded.hedged && ctx.attempt.endpoint.as_ref().is_none_or(|endpoint| endpoint.may_pool());
+    if http1 && !keep {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = &ctx.route
@@ -128,8 +145,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     Ok(())
 }
 
-pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    ctx.check_deadline()?;
+pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    let now = ctx.gateway.clock().now();
+    ctx.check_deadline_at(now)?;
     if head.status.is_informational() && head.status != 101 {
         ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
         if ctx.attempt.interim > MAX_INTERIM {
@@ -138,13 +156,17 @@ pub fn response_head(head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         return Ok(());
     }
     check_framing(head, ctx)?;
-    let elapsed = ctx.attempt.started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
+    let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
         target.metrics.attempted(Some(head.status.as_u16()));
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
+    attempt::answered(session, head, ctx)?;
     remove_hop_by_hop(head);
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_response_spelling(head);
+    }
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.
         ctx.set_deadline(None);
@@ -168,6 +190,10 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
         // The headers of the switch itself; Pingora checks them.
         return;
     }
+    // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
+    if !head.headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     // What frames the message is not the connection's to remove.
     let framing = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
     let lines = head.headers.get_all(header::CONNECTION);
@@ -176,28 +202,12 @@ fn remove_hop_by_hop(head: &mut ResponseHeader) {
     for name in named.collect::<Vec<_>>() {
         head.remove_header(&name);
     }
-    for name in [&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE] {
+    for name in &HOP_BY_HOP {
         head.remove_header(name);
     }
 }
 
-/// The connection was made, and then something broke. What may be sent again without a client noticing is: a request
-/// whose method is idempotent (RFC 9110 §9.2.2), whose body can be replayed, and that has not been answered in part.
-pub fn attempt_failed(session: &mut Session, ctx: &mut Ctx, mut error: Box<Error>, reused: bool) -> Box<Error> {
-    let broke = matches!(error.etype(), ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed);
-    let unanswered = ctx.attempt.header_time.is_none() && session.response_written().is_none();
-    let replayable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
-    let safe = error.esource() == &ErrorSource::Upstream && broke && unanswered && replayable && ctx.rejection.is_none();
-    ctx.attempt.resets = ctx.attempt.resets.saturating_add(1);
-    // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
-    let endpoint = ctx.attempt.endpoint.as_ref().filter(|_| error.esource() == &ErrorSource::Upstream && !reused);
-    if let Some(endpoint) = endpoint {
-        endpoint.state().count_error();
-        ctx.attempt.tried.add(endpoint);
-    }
-    if unanswered && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
-        target.metrics.attempted(None);
-    }
-    error.set_retry(safe && ctx.in_time() && ctx.attempt.resets <= MAX_RESETS);
+pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    error.set_retry(attempt::failed(session, ctx, &error, reused));
     error
 }

@@ -1,8 +1,10 @@
 //! From bytes that parsed to a request that may go on: canonical host and path, who is calling from where, the route,
 //! and the bounds of the body. Everything after this decides by what is written here.
 
-use super::Ctx;
+use super::grpc_web::GrpcWeb;
+use super::{Ctx, deadline};
 use crate::canonical::{self, PathForm, PathRules};
+use crate::fields;
 use crate::forwarded;
 use crate::rejection::{self, Rejection};
 use crate::respond::LocalResponse;
@@ -14,6 +16,7 @@ use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 use pingora::proxy::Session;
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 thread_local! {
     /// Where a path that is not canonical is rewritten. Most are, and then it is not touched.
@@ -32,11 +35,15 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     set_connection_bounds(session, ctx);
     ignore_h2c(session);
     identify(session, ctx);
+    if !ctx.snapshot.preserve_header_case {
+        fields::forget_request_spelling(session.req_header_mut());
+    }
     ctx.snapshot.identity_headers.remove(session.req_header_mut());
     if let Some(malformed) = ctx.connection.as_ref().and_then(|connection| connection.malformed) {
         return Err(Rejection::new(malformed.rejection()));
     }
     canonicalise(session, ctx)?;
+    check_client_rules(ctx)?;
     if let Some(redirect) = https_redirect(session, ctx) {
         return Ok(Admitted::Redirect(Box::new(redirect)));
     }
@@ -44,10 +51,10 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
     }
-    if let Some(shield) = &ctx.snapshot.shield
-        && let Err(wait) = shield.admit()
-    {
-        return Err(Rejection::new(&rejection::RATE_LIMITED).retry_after(wait));
+    let listener = ctx.connection.as_ref().map(|connection| connection.listener.settings());
+    let own = listener.as_ref().and_then(|settings| settings.shield.as_ref());
+    for shield in own.into_iter().chain(&ctx.snapshot.shield) {
+        shield.admit().map_err(|wait| Rejection::new(&rejection::RATE_LIMITED).retry_after(wait))?;
     }
     let query = Query {
         host: &ctx.request.host,
@@ -68,8 +75,21 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     ctx.in_flight = Some(route.metrics.begin());
     ctx.route = Some(Arc::clone(&route));
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
+    deadline::of_client(&session.req_header().headers, &route, ctx);
     bound_body(session, ctx, route.max_body)?;
+    GrpcWeb::begin(session, ctx);
     Ok(Admitted::Route(route))
+}
+
+/// Refuses a request for a host that asks other certificates of clients than the connection was made by (`tls::hosts`).
+fn check_client_rules(ctx: &Ctx) -> Result<(), Rejection> {
+    let (Some(connection), Some(facts)) = (&ctx.connection, &ctx.request.tls) else { return Ok(()) };
+    let settings = connection.listener.settings();
+    let Some(tls) = settings.tls.as_ref().filter(|tls| tls.hosts.is_some()) else { return Ok(()) };
+    if tls.for_name(Some(ctx.request.host.as_str())).rules == facts.client_rules {
+        return Ok(());
+    }
+    Err(Rejection::new(&rejection::MISDIRECTED_REQUEST).close())
 }
 
 /// Where a listener that only redirects sends this request: the same URL over https. 308 keeps the method and the body (RFC
@@ -127,7 +147,7 @@ fn identify(session: &Session, ctx: &mut Ctx) {
     let trusted = ctx.snapshot.trusted_proxies.contains(peer);
     ctx.request.peer_trusted = trusted;
     ctx.request.client = forwarded::client_address(peer, &head.headers, &ctx.snapshot.trusted_proxies);
-    ctx.request.id = forwarded::request_id(head.headers.get(forwarded::X_REQUEST_ID), trusted);
+    ctx.request.id = forwarded::request_id(head.headers.get(&forwarded::X_REQUEST_ID.name), trusted);
 }
 
 /// Reads host and path in the one way that routing, filters and the upstream will see them.
@@ -187,6 +207,12 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
 fn bound_body(session: &Session, ctx: &mut Ctx, limit: u64) -> Result<(), Rejection> {
     // What flows through an upgraded connection is no request body.
     ctx.body.limit = if session.is_upgrade_req() { u64::MAX } else { limit };
+    let headers = &session.req_header().headers;
+    // Over HTTP/1 the transport sees who waits for whom. A gRPC stream may be silent for as long as its service likes.
+    let streams = headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if session.req_header().version == Version::HTTP_2 && !streams {
+        ctx.body.tolerance = ctx.connection.as_ref().map(|connection| connection.listener.settings().io.body);
+    }
     let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
     match declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
         Some(length) if length > ctx.body.limit => Err(Rejection::new(&rejection::BODY_TOO_LARGE)),
@@ -206,5 +232,24 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if ctx.body.received > ctx.body.limit {
         return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
     }
+    if end && ctx.attempt.guarded.timed {
+        ctx.attempt.guarded.sent = Some(ctx.gateway.clock().now());
+    }
+    check_pace(ctx)?;
     ctx.check_deadline().map(|_| ())
+}
+
+/// A body over HTTP/2 may take as long as its listener tolerates in pauses, and the time that its bytes take at the slowest
+/// rate. What waits on the upstream is counted as well, which the slowest rate leaves room for. Between two pieces the
+/// upstream's read timeout runs.
+fn check_pace(ctx: &mut Ctx) -> pingora::Result<()> {
+    let Some(tolerance) = ctx.body.tolerance.filter(|tolerance| !tolerance.pause.is_zero() && tolerance.rate > 0) else {
+        return Ok(());
+    };
+    let earned = ctx.body.received.saturating_mul(1_000).checked_div(tolerance.rate).unwrap_or_default();
+    let allowed = tolerance.pause.saturating_add(Duration::from_millis(earned));
+    if ctx.gateway.clock().now().saturating_duration_since(ctx.request.started) > allowed {
+        return Err(ctx.fail(Rejection::new(&rejection::REQUEST_TIMEOUT)));
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use crate::jwt::KeySupervisor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reloader, SETTLE};
 use crate::systemd;
+use crate::upgrade::{Predecessor, Refused};
 use crate::upstream::{Supervisor, SystemResolver};
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -25,6 +26,7 @@ pub struct Control {
     readiness: Arc<Readiness>,
     watch: bool,
     ready: Mutex<Option<Ready>>,
+    predecessor: Mutex<Option<Predecessor>>,
 }
 
 impl Control {
@@ -36,7 +38,27 @@ impl Control {
         watch: bool,
         ready: Option<Ready>,
     ) -> Self {
-        Control { reloader, admin, socket: Mutex::new(Some(socket)), readiness, watch, ready: Mutex::new(ready) }
+        Control {
+            reloader,
+            admin,
+            socket: Mutex::new(Some(socket)),
+            readiness,
+            watch,
+            ready: Mutex::new(ready),
+            predecessor: Mutex::default(),
+        }
+    }
+
+    /// This process replaces another one, which decides when.
+    pub fn succeed(&self, predecessor: Predecessor) {
+        *self.predecessor.lock() = Some(predecessor);
+    }
+
+    /// Waits until it is our turn to accept; then the process before, if there is one, to be told that we do.
+    async fn wait_turn(&self) -> std::io::Result<Option<Predecessor>> {
+        let Some(predecessor) = self.predecessor.lock().take() else { return Ok(None) };
+        let turn = tokio::task::spawn_blocking(move || predecessor.wait_turn());
+        turn.await.map_err(std::io::Error::other)?.map(Some)
     }
 }
 
@@ -57,21 +79,43 @@ impl Service for Control {
             log::error!("the control service was started twice");
             return;
         }
+        let predecessor = match self.wait_turn().await {
+            Ok(predecessor) => predecessor,
+            Err(e) => {
+                log::error!("the upgrade to this process has ended: {e}");
+                self.admin.upgrader.abandon();
+                let _ = shutdown.changed().await;
+                return;
+            }
+        };
+        self.admin.listeners.let_go();
+        self.admin.listeners.wait_started().await;
+        self.readiness.set_ready();
         if let Some(socket) = self.socket.lock().take() {
             tokio::spawn(serve_admin(socket, Arc::clone(&self.admin)));
         }
-        tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader)));
+        if let Some(predecessor) = predecessor {
+            self.admin.listeners.inherited.close_unwanted();
+            // Fails only if it panics, which it has told.
+            let _ = tokio::task::spawn_blocking(move || predecessor.lead()).await;
+        }
+        systemd::ready(&snapshot);
+        let mut chores = tokio::task::JoinSet::new();
+        chores.spawn(reload_on_hangup(Arc::clone(&self.reloader)));
+        chores.spawn(upgrade_on_signal(Arc::clone(&self.admin)));
         if self.watch {
-            tokio::spawn(reload_on_change(Arc::clone(&self.reloader)));
+            chores.spawn(reload_on_change(Arc::clone(&self.reloader)));
         }
         if let Some(interval) = systemd::watchdog_interval() {
-            tokio::spawn(prove_alive(interval, Arc::clone(&self.reloader)));
+            chores.spawn(prove_alive(interval, Arc::clone(&self.reloader)));
         }
-        self.admin.listeners.wait_started().await;
-        self.readiness.set_ready();
-        systemd::ready(&snapshot);
         if let Some(ready) = self.ready.lock().take() {
             ready(&self.admin.listeners, &self.reloader.fixed.admin);
+        }
+        tokio::select! {
+            // Configuration and service manager are the successor's business now.
+            _ = self.admin.upgrader.decided() => chores.abort_all(),
+            _ = shutdown.changed() => return,
         }
         let _ = shutdown.changed().await;
     }
@@ -99,6 +143,20 @@ async fn reload_on_hangup(reloader: Arc<Reloader>) {
             }
         }
         Err(e) => log::error!("SIGHUP cannot be received: {e}"),
+    }
+}
+
+async fn upgrade_on_signal(admin: Arc<Admin>) {
+    match signal(SignalKind::user_defined2()) {
+        Ok(mut asked) => {
+            while asked.recv().await.is_some() {
+                // What has failed is in the log already.
+                if let Err(Refused::Gone) = admin.upgrader.upgrade("SIGUSR2").await {
+                    return;
+                }
+            }
+        }
+        Err(e) => log::error!("SIGUSR2 cannot be received: {e}"),
     }
 }
 

@@ -1,8 +1,10 @@
-//! SIGTERM and SIGINT: the first asks the gateway to leave in order, a second one to leave now.
+//! SIGTERM and SIGINT: the first asks the gateway to leave in order, a second one to leave now. An upgrade that is done lets it
+//! leave as well.
 
 use super::leave;
 use crate::listener::Listeners;
 use crate::readiness::Readiness;
+use crate::upgrade::{Door, Fate, Upgrader};
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct Signals {
     pub readiness: Arc<Readiness>,
     pub listeners: Arc<Listeners>,
+    pub upgrader: Arc<Upgrader>,
+    pub door: Arc<Door>,
     pub drain_delay: Duration,
     pub grace_period: Duration,
 }
@@ -25,7 +29,21 @@ impl ShutdownSignalWatch for Signals {
             log::error!("signals cannot be received: stopping");
             return ShutdownSignal::FastShutdown;
         };
-        either(&mut terminate, &mut interrupt).await;
+        let decided = tokio::select! {
+            decided = self.upgrader.decided() => Some(decided),
+            () = either(&mut terminate, &mut interrupt) => None,
+        };
+        match decided {
+            Some(Fate::HandedOver) => {
+                tokio::select! {
+                    () = leave::drain(&self.listeners, &self.door, self.grace_period) => return ShutdownSignal::FastShutdown,
+                    // The whole service is told to stop.
+                    () = either(&mut terminate, &mut interrupt) => {}
+                }
+            }
+            Some(_) => return ShutdownSignal::FastShutdown,
+            None => {}
+        }
         crate::systemd::stopping();
         tokio::select! {
             () = leave::stop(&self.readiness, &self.listeners, self.drain_delay, self.grace_period) => {}

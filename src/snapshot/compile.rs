@@ -1,8 +1,10 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::{Route, Snapshot, Target};
+use super::{DeadlineRules, Route, Snapshot, Target};
 use crate::clock::SharedClock;
-use crate::config::{AccessOutput, Config, Entry, FilterEntry, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig};
+use crate::config::{
+    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig,
+};
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
@@ -10,6 +12,7 @@ use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::IdentityHeaders;
 use crate::jwt::Issuers;
 use crate::limit::Stores;
+use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -17,7 +20,7 @@ use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{Upstream, UpstreamConfig};
+use crate::upstream::{self, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -41,7 +44,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = Arc::new(Consumers::build(consumers, tiers, d));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
-    let limits = super::limits::stores(config, parts, d);
+    let limits = super::limits::stores(config, parts, &mut Files { d, read: &mut files });
     let builder =
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
@@ -65,6 +68,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        preserve_header_case: config.server.header_case == HeaderCase::Preserve,
         identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
@@ -125,6 +129,7 @@ impl RouteBuilder<'_> {
                 None
             }
         };
+        let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
         let authenticated = filters.iter().any(|filter| filter.establishes_identity());
         let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
@@ -136,6 +141,13 @@ impl RouteBuilder<'_> {
             compress: entry.value.compress.as_ref().map(|compress| Arc::new(compress.build())),
             upstream,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
+            deadline: DeadlineRules {
+                client: entry.value.timeouts.client,
+                header: entry.value.timeouts.header.as_ref().and_then(|name| name.parse().ok()),
+            },
+            retry: entry.value.retry.as_ref().map(|retry| Arc::new(retry.policy())),
+            breaker: breaker.map(|breaker| upstream::guard("route", name, breaker, self.parts.state, self.parts.clock)),
+            breaker_answer: breaker.and_then(|breaker| upstream::fixed(breaker.answer.as_ref()?)),
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
             metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
         }))
@@ -294,7 +306,7 @@ fn listener(
             max_header: bytes(config.max_header.value.0),
             max_headers: count(config.max_headers.value),
             max_uri: bytes(config.max_uri.value.0),
-            ..HeadLimits::default()
+            allow_underscores: config.allow_underscores,
         },
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),
@@ -309,6 +321,11 @@ fn listener(
         tls,
         redirect_to_https: config.redirect_to_https.value.then_some(config.https_port),
         proxy_protocol: config.proxy_protocol.as_ref().map(balancers),
+        shield: config.max_requests.map(|rate| {
+            // Another rate begins a count of its own.
+            let key = format!("listener {} {rate}", entry.name.value);
+            parts.state.get_or_create(&key, || Shield::new(rate))
+        }),
         max_connections: count(config.max_connections.value),
         max_connections_per_address: config.max_connections_per_address.as_ref().map(|most| most.value),
     };

@@ -262,6 +262,8 @@ fn filled(bytes: &[u8]) -> Option<&[u8]> {
     (!bytes.is_empty()).then_some(bytes)
 }
 
+// Inlined, so that each key is copied as a constant of known length instead of by a call.
+#[inline(always)]
 fn text(out: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>, limit: usize) {
     if let Some(value) = value {
         out.extend_from_slice(key);
@@ -269,11 +271,13 @@ fn text(out: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>, limit: usize) {
     }
 }
 
+#[inline(always)]
 fn number(out: &mut Vec<u8>, key: &[u8], value: u64) {
     out.extend_from_slice(key);
     push_u64(out, value);
 }
 
+#[inline(always)]
 fn seconds(out: &mut Vec<u8>, key: &[u8], value: Option<Duration>) {
     if let Some(value) = value {
         out.extend_from_slice(key);

@@ -4,10 +4,13 @@ use crate::diagnostic::Diagnostics;
 use crate::value::{Duration, Located};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The most certificates of one listener.
 pub const CERTIFICATES_MAX: usize = 10_000;
+/// The most hosts of one listener with rules for client certificates.
+const HOSTS_MAX: usize = 1_000;
 
 /// TLS on a listener. The files are read at each start and reload, SIGHUP included, and with `[server] watch` whenever one
 /// of them changes. A pair that cannot be read, does not belong together or is not valid now refuses the whole reload, and
@@ -32,6 +35,12 @@ pub struct ListenerTlsConfig {
     /// `"required"`: a client without a certificate of `client_ca` gets no connection. `"optional"`: it may come without one,
     /// but not with a wrong one. Default `"required"`; needs `client_ca`.
     pub client_auth: Option<Located<ClientAuth>>,
+    /// Hosts with rules of their own for client certificates, by name: `"partner.example.com"`, or `"*.example.com"`, which is
+    /// one label deep. Which rules a handshake follows depends on the name that the client asks for (SNI); a request for a
+    /// host under other rules than those that its connection was made by is answered with 421 `misdirected_request`. At most
+    /// 1000. Default: the rules of the listener hold for all hosts.
+    #[serde(default)]
+    pub hosts: BTreeMap<String, Located<HostTlsConfig>>,
     /// How long a handshake may take in all, from 100ms to 2m. Afterwards the connection is closed, and counted. Default
     /// `"10s"`.
     #[serde(default = "handshake_timeout")]
@@ -40,6 +49,25 @@ pub struct ListenerTlsConfig {
     #[serde(default = "max_handshakes")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_handshakes: Located<u32>,
+}
+
+/// What clients of one host must show.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HostTlsConfig {
+    /// `"required"` or `"optional"` as for a listener; `"off"`: clients are not asked for a certificate.
+    pub client_auth: HostClientAuth,
+    /// A PEM file with the authorities that client certificates of this host must come from. Default: those of the listener.
+    pub client_ca: Option<Located<PathBuf>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum HostClientAuth {
+    Required,
+    Optional,
+    Off,
 }
 
 /// A certificate and its key.
@@ -122,6 +150,7 @@ impl ListenerTlsConfig {
             d.error(auth.span.clone(), "`client_auth` needs `client_ca`")
                 .help("name the file with the authorities that client certificates come from");
         }
+        self.check_hosts(d);
         let (least, most) = (Duration::from_millis(100), Duration::from_secs(120));
         if !(least..=most).contains(&self.handshake_timeout.value) {
             d.error(self.handshake_timeout.span.clone(), format!("`{}` is not possible here", self.handshake_timeout.value))
@@ -130,6 +159,34 @@ impl ListenerTlsConfig {
         if !(1..=1_000_000).contains(&self.max_handshakes.value) {
             d.error(self.max_handshakes.span.clone(), format!("`{}` is not possible here", self.max_handshakes.value))
                 .label("must be from 1 to 1000000");
+        }
+    }
+}
+
+impl ListenerTlsConfig {
+    fn check_hosts(&self, d: &mut Diagnostics) {
+        for (name, host) in self.hosts.iter().take(HOSTS_MAX.saturating_add(1)) {
+            let plain = name.strip_prefix("*.").unwrap_or(name);
+            let known = plain.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'));
+            if !known || plain.is_empty() || rustls::pki_types::DnsName::try_from(plain).is_err() {
+                d.error(host.span.clone(), format!("`{}` is not a host name", name.escape_debug()))
+                    .help("write it in lower case, without a port: `partner.example.com` or `*.example.com`");
+            }
+            match (host.client_auth, host.client_ca.as_ref().or(self.client_ca.as_ref())) {
+                (HostClientAuth::Required | HostClientAuth::Optional, None) => {
+                    d.error(host.span.clone(), format!("`client_auth` of `{name}` needs `client_ca`"))
+                        .help("name the file with the authorities that client certificates come from, here or for the listener");
+                }
+                (HostClientAuth::Off, _) if host.client_ca.is_some() => {
+                    d.error(host.span.clone(), format!("`{name}` has a `client_ca` and asks nobody for a certificate"))
+                        .help("remove `client_ca`, or write `client_auth = \"required\"`");
+                }
+                _ => {}
+            }
+        }
+        if self.hosts.len() > HOSTS_MAX {
+            let span = self.hosts.values().next_back().and_then(|host| host.span.clone());
+            d.error(span, format!("{} hosts", self.hosts.len())).label(format!("at most {HOSTS_MAX} are possible"));
         }
     }
 }

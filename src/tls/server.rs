@@ -1,8 +1,9 @@
 //! TLS of one listener, ready for handshakes.
 
 use super::certificate;
-use super::config::{CertificateConfig, ClientAuth, ListenerTlsConfig, TlsVersion};
+use super::config::{CertificateConfig, ClientAuth, HostClientAuth, ListenerTlsConfig, TlsVersion};
 use super::files::Files;
+use super::hosts::{HostTls, Hosts};
 use super::resolver::Resolver;
 use crate::request::TlsFacts;
 use crate::state::StatePool;
@@ -18,7 +19,9 @@ use std::time::{Duration, SystemTime};
 
 /// What a listener does handshakes with. A reload makes a new one; handshakes under way keep theirs.
 pub struct ServerTls {
-    pub config: Arc<ServerConfig>,
+    /// For every host that has no rules of its own.
+    pub own: HostTls,
+    pub hosts: Option<Hosts>,
     pub handshake_timeout: Duration,
     pub max_handshakes: usize,
     pub certificates: Vec<CertificateFacts>,
@@ -74,24 +77,77 @@ impl ServerTls {
         if !whole {
             return None;
         }
-        let versions: &[&rustls::SupportedProtocolVersion] = match config.min_version {
+        let maker = Maker { config, parts, resolver: Arc::new(resolver) };
+        let auth = config.client_auth.as_ref().map_or(ClientAuth::default(), |auth| auth.value);
+        let asked = clients.as_ref().map(|authorities| Asked { authorities, auth, span: config.client_ca.as_ref() });
+        let own = maker.make(asked, files)?;
+        let mut hosts = Hosts::default();
+        for (name, host) in &config.hosts {
+            let auth = match host.client_auth {
+                HostClientAuth::Required => Some(ClientAuth::Required),
+                HostClientAuth::Optional => Some(ClientAuth::Optional),
+                HostClientAuth::Off => None,
+            };
+            let theirs = match &host.client_ca {
+                Some(path) => Some(authorities(path, files)?),
+                None => None,
+            };
+            let span = host.client_ca.as_ref().or(config.client_ca.as_ref());
+            let asked = auth.zip(theirs.as_ref().or(clients.as_ref()));
+            let asked = asked.map(|(auth, authorities)| Asked { authorities, auth, span });
+            hosts.add(name, maker.make(asked, files)?);
+        }
+        Some(Arc::new(ServerTls {
+            own,
+            hosts: Some(hosts).filter(|hosts| !hosts.is_empty()),
+            handshake_timeout: config.handshake_timeout.get(),
+            max_handshakes: usize::try_from(config.max_handshakes.value).unwrap_or(usize::MAX),
+            certificates: facts,
+        }))
+    }
+}
+
+impl ServerTls {
+    /// What clients that ask for this name do the handshake with.
+    pub fn for_name(&self, name: Option<&str>) -> &HostTls {
+        name.and_then(|name| self.hosts.as_ref()?.find(name)).unwrap_or(&self.own)
+    }
+}
+
+/// Whose certificates are asked for.
+struct Asked<'a> {
+    authorities: &'a Authorities,
+    auth: ClientAuth,
+    span: Option<&'a Located<std::path::PathBuf>>,
+}
+
+/// Makes the handshakes of one listener, which differ in what they ask of clients.
+struct Maker<'a> {
+    config: &'a ListenerTlsConfig,
+    parts: &'a ServerParts<'a>,
+    resolver: Arc<Resolver>,
+}
+
+impl Maker<'_> {
+    fn make(&self, asked: Option<Asked<'_>>, files: &mut Files<'_>) -> Option<HostTls> {
+        let versions: &[&rustls::SupportedProtocolVersion] = match self.config.min_version {
             TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
             TlsVersion::Tls13 => &[&rustls::version::TLS13],
         };
-        let builder = ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions);
+        let builder = ServerConfig::builder_with_provider(Arc::clone(super::provider())).with_protocol_versions(versions);
         // It can only fail for a provider without cipher suites for these versions.
         let builder = builder.map_err(|error| files.error(None, format!("TLS cannot be set up: {error}"))).ok()?;
-        let auth = config.client_auth.as_ref().map_or(ClientAuth::default(), |auth| auth.value);
-        let builder = match &clients {
-            Some((roots, _)) => builder.with_client_cert_verifier(verifier(roots, auth, config, files)?),
+        let builder = match &asked {
+            Some(asked) => builder.with_client_cert_verifier(verifier(asked, files)?),
             None => builder.with_no_client_auth(),
         };
-        let mut server = builder.with_cert_resolver(Arc::new(resolver));
-        server.alpn_protocols = if parts.http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+        let mut server = builder.with_cert_resolver(Arc::<Resolver>::clone(&self.resolver));
+        let http2 = self.parts.http2;
+        server.alpn_protocols = if http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
         // A resumed session skips the client's certificate, so tickets must not outlive the rules that it was checked by.
-        let rules = clients.as_ref().map(|(_, fingerprints)| (auth, fingerprints));
-        let key = format!("tls tickets {} {rules:?}", parts.listener);
-        let tickets = parts.state.try_get_or_create(&key, || rustls::crypto::aws_lc_rs::Ticketer::new().map(Tickets));
+        let rules = format!("{:?}", asked.as_ref().map(|asked| (asked.auth, &asked.authorities.1)));
+        let key = format!("tls tickets {} {rules}", self.parts.listener);
+        let tickets = self.parts.state.try_get_or_create(&key, || rustls::crypto::aws_lc_rs::Ticketer::new().map(Tickets));
         match tickets {
             Ok(tickets) => server.ticketer = Arc::new(SharedTickets(tickets)),
             Err(error) => {
@@ -99,12 +155,7 @@ impl ServerTls {
                 return None;
             }
         }
-        Some(Arc::new(ServerTls {
-            config: Arc::new(server),
-            handshake_timeout: config.handshake_timeout.get(),
-            max_handshakes: usize::try_from(config.max_handshakes.value).unwrap_or(usize::MAX),
-            certificates: facts,
-        }))
+        Some(HostTls { config: Arc::new(server), rules: rules.into() })
     }
 }
 
@@ -193,21 +244,17 @@ pub fn authorities(path: &Located<std::path::PathBuf>, files: &mut Files<'_>) ->
     Some((Arc::new(roots), fingerprints))
 }
 
-fn verifier(
-    roots: &Arc<RootCertStore>,
-    auth: ClientAuth,
-    config: &ListenerTlsConfig,
-    files: &mut Files<'_>,
-) -> Option<Arc<dyn ClientCertVerifier>> {
-    let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(super::provider()));
-    let builder = match auth {
+fn verifier(asked: &Asked<'_>, files: &mut Files<'_>) -> Option<Arc<dyn ClientCertVerifier>> {
+    let roots = Arc::clone(&asked.authorities.0);
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(super::provider()));
+    let builder = match asked.auth {
         ClientAuth::Required => builder,
         ClientAuth::Optional => builder.allow_unauthenticated(),
     };
     match builder.build() {
         Ok(verifier) => Some(verifier),
         Err(error) => {
-            let span = config.client_ca.as_ref().and_then(|path| path.span.clone());
+            let span = asked.span.and_then(|path| path.span.clone());
             files.error(span, format!("these authorities cannot be used: {error}"));
             None
         }
@@ -215,7 +262,7 @@ fn verifier(
 }
 
 /// What a handshake has settled.
-pub fn facts(session: &ServerConnection) -> TlsFacts {
+pub fn facts(session: &ServerConnection, rules: &Arc<str>) -> TlsFacts {
     let client = session.peer_certificates().and_then(<[CertificateDer<'_>]>::first);
     TlsFacts {
         version: match session.protocol_version() {
@@ -227,5 +274,6 @@ pub fn facts(session: &ServerConnection) -> TlsFacts {
         http2: session.alpn_protocol() == Some(b"h2"),
         resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
         client: client.and_then(|der| certificate::client(der)),
+        client_rules: Arc::clone(rules),
     }
 }

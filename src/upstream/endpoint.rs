@@ -5,13 +5,15 @@
 //! [`HealthState`] (checks). They are two, because their meanings end at different points: a new health check makes what the old
 //! one found void, but not the requests that were counted.
 
+use super::guards::EndpointGuards;
 use super::health::HealthState;
+use super::outlier::OutlierState;
 use arrayvec::ArrayVec;
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The traffic of one address of one upstream since it first appeared in the configuration. The counters are statistics
 /// and order nothing, hence relaxed.
@@ -24,6 +26,8 @@ pub struct EndpointState {
     requests: AtomicU64,
     connect_failures: AtomicU64,
     errors: AtomicU64,
+    /// The last attempt to open a connection failed.
+    refusing: AtomicBool,
 }
 
 /// Tells endpoints apart within one process, cheaper than by address.
@@ -40,6 +44,7 @@ impl EndpointState {
             requests: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            refusing: AtomicBool::new(false),
         }
     }
 
@@ -66,6 +71,19 @@ impl EndpointState {
     /// Counts an attempt whose connection was refused or timed out.
     pub fn count_connect_failure(&self) {
         self.connect_failures.fetch_add(1, Relaxed);
+        self.refusing.store(true, Relaxed);
+    }
+
+    /// A connection stands.
+    pub fn connected(&self) {
+        if self.refusing.load(Relaxed) {
+            self.refusing.store(false, Relaxed);
+        }
+    }
+
+    /// Whether the last attempt to open a connection failed.
+    pub fn is_refusing(&self) -> bool {
+        self.refusing.load(Relaxed)
     }
 
     /// Counts an attempt that failed after the connection stood.
@@ -83,6 +101,7 @@ pub struct Endpoint {
     pub(super) pool_limit: u32,
     pub(super) state: Arc<EndpointState>,
     pub(super) health: Option<Arc<HealthState>>,
+    pub(super) guards: EndpointGuards,
     pub(super) peer: HttpPeer,
 }
 
@@ -115,9 +134,24 @@ impl Endpoint {
         self.health.as_ref()
     }
 
-    /// An endpoint without health check counts as healthy.
+    /// Its checks pass, and it is not ejected. An endpoint without health check counts as healthy.
     pub fn is_healthy(&self) -> bool {
+        self.passes_checks() && !self.outlier().is_some_and(|state| state.is_ejected())
+    }
+
+    /// Its checks pass, or it has none.
+    pub fn passes_checks(&self) -> bool {
         self.health.as_ref().is_none_or(|health| health.is_healthy())
+    }
+
+    /// Its breaker and its outlier detection.
+    pub fn guards(&self) -> &EndpointGuards {
+        &self.guards
+    }
+
+    /// How its requests ended of late; `None` if the upstream has no `outlier`.
+    pub fn outlier(&self) -> Option<&Arc<OutlierState>> {
+        self.guards.outlier.as_ref().map(|watched| &watched.state)
     }
 
     /// Counts an attempt in; it counts out when the guard is dropped.
@@ -201,6 +235,11 @@ impl Tried {
     /// How many attempts were made.
     pub fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// All may be tried again.
+    pub fn clear(&mut self) {
+        self.0.clear();
     }
 
     pub fn is_empty(&self) -> bool {

@@ -6,7 +6,7 @@
 
 use super::health::{HealthState, Tuning};
 use super::resolve::{NameState, Refresh, Resolve};
-use super::{Endpoint, Upstream, probe};
+use super::{Endpoint, Upstream, outlier, probe};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -41,6 +41,7 @@ struct Tasks {
     /// By the address of the state. The task's `Weak` keeps that address from being used again.
     checks: HashMap<usize, Task<HealthState, Tuning>>,
     names: HashMap<usize, Task<NameState, Refresh>>,
+    outliers: HashMap<usize, Task<outlier::Group, ()>>,
 }
 
 /// A running loop over one state.
@@ -142,6 +143,14 @@ impl Inner {
                 let job = check(Arc::downgrade(health), endpoint.address(), tuning, who, self.checks_at_once.clone());
                 let handle = self.runtime.spawn(job).abort_handle();
                 Task { _state: Arc::downgrade(health), settings: tuning, handle }
+            });
+        }
+        let groups: Vec<_> = upstreams.iter().filter_map(|upstream| upstream.guards().group()).collect();
+        tasks.outliers.retain(|at, _| groups.iter().any(|group| key(group) == *at));
+        for group in groups {
+            tasks.outliers.entry(key(group)).or_insert_with(|| {
+                let handle = self.runtime.spawn(outlier::watch(Arc::downgrade(group))).abort_handle();
+                Task { _state: Arc::downgrade(group), settings: (), handle }
             });
         }
         // The addresses of names may come and go for months without a reload that would do this.

@@ -167,3 +167,50 @@ fn http1_and_http2_clients_reach_http1_origins() {
     });
     assert_eq!(origin.connections(), 1);
 }
+
+/// A call as a browser makes it.
+fn web(method: &str) -> Vec<u8> {
+    let headers = [("content-type", "application/grpc-web+proto"), ("x-grpc-web", "1")];
+    crate::support::raw::request("POST", &format!("/test.Echo/{method}"), &headers, b"\0\0\0\0\x02hi")
+}
+
+#[test]
+fn grpc_web_reaches_a_grpc_service_and_gets_its_trailers_in_the_body() {
+    let origin = H2Origin::plain();
+    let gateway = Gateway::start(&(CLEARTEXT.to_owned() + &origin.everything("protocol = \"h2c\"")));
+    let mut client = crate::support::raw::Client::connect(gateway.http());
+    for _ in 0..2 {
+        let answer = client.exchange(web("Unary")).unwrap();
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/grpc-web")));
+        let (message, trailers) = answer.body.split_at(7);
+        assert_eq!(message, b"\0\0\0\0\x02hi");
+        assert_eq!(trailers[0], 0x80);
+        let length = u32::from_be_bytes(trailers[1..5].try_into().unwrap());
+        assert_eq!(usize::try_from(length).unwrap(), trailers.len() - 5);
+        let text = String::from_utf8(trailers[5..].to_vec()).unwrap();
+        assert!(text.contains("grpc-status:0\r\n") && text.contains("x-count:1\r\n"), "{text}");
+    }
+    let answer = client.exchange(web("Fail")).unwrap();
+    assert_eq!((answer.header("grpc-status"), answer.header("grpc-message")), (Some("5"), Some("nothing there")));
+    let seen = origin.seen.requests.lock();
+    assert_eq!(
+        (&seen[0].headers["content-type"], &seen[0].headers["te"]),
+        (&"application/grpc+proto".parse().unwrap(), &"trailers".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_rejection_of_a_grpc_web_call_is_a_status_that_its_client_reads() {
+    let (gone, _reserved) = crate::support::raw::refusing_port();
+    let toml = format!(
+        "[upstreams.app]\nendpoints = [\"{gone}\"]\nprotocol = \"h2c\"\n[routes.app]\nmatch = {{ path = \"/test.Echo/{{*rest}}\" }}\nupstream = \"app\"\n"
+    );
+    let gateway = Gateway::start(&toml);
+    let answer = crate::support::raw::Client::connect(gateway.http()).exchange(web("Unary"));
+    // Its header ends with the connection: there is no body.
+    let text = match answer {
+        Ok(answer) => format!("{:?}", answer.headers),
+        Err(broken) => broken.to_string(),
+    };
+    assert!(text.contains("application/grpc-web") && text.contains("grpc-status") && text.contains("14"), "{text}");
+}

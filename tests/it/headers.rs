@@ -161,3 +161,24 @@ fn both_families_of_forwarding_headers_are_written_on_request() {
     let forwarded = request.header("forwarded").unwrap();
     assert!(forwarded.starts_with("for=127.0.0.1;host=") && forwarded.ends_with(";proto=http"), "{forwarded}");
 }
+
+#[test]
+fn names_of_headers_keep_their_spelling_only_where_the_operator_asks_for_it() {
+    let origin = Origin::start("a");
+    let toml = everything_to(&[&origin], "");
+    let has = |head: &[u8], line: &str| String::from_utf8_lossy(head).lines().any(|other| other.starts_with(line));
+    let back = b"HTTP/1.1 200 OK\r\nX-BACK: 1\r\nContent-Length: 2\r\n\r\nok";
+    origin.answer(Answer::Bytes(back.to_vec()));
+    for (server, there, returned, ours) in [
+        ("", "x-from-client: 1", "x-back: 1", "x-forwarded-for: "),
+        ("[server]\nheader_case = \"preserve\"\n", "X-From-CLIENT: 1", "X-BACK: 1", "X-Forwarded-For: "),
+    ] {
+        let gateway = Gateway::start(&(server.to_owned() + &toml));
+        let sent = [("X-From-CLIENT", "1"), ("X-Twice", "1"), ("x-twice", "2"), ("connection", "close")];
+        let answer = Client::connect(gateway.http()).send(request("GET", "/", &sent, b"")).read_until_closed();
+        let request = origin.last();
+        assert!(has(&request.head, there) && has(&request.head, ours), "{}", String::from_utf8_lossy(&request.head));
+        assert_eq!(request.header_all("x-twice"), ["1", "2"]);
+        assert!(has(&answer, returned), "{}", String::from_utf8_lossy(&answer));
+    }
+}

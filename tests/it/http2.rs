@@ -254,3 +254,39 @@ fn a_client_that_takes_nothing_is_cut_off() {
         assert!(total >= 65_535 - 16_384, "{total}");
     });
 }
+
+#[test]
+fn a_body_that_drips_is_ended_also_where_a_request_has_no_deadline() {
+    let origin = Origin::start("a");
+    let toml = format!(
+        "{CLEARTEXT}body_timeout = \"1s\"\nmin_body_rate = \"100B\"\n{}timeouts = {{ request = \"0s\" }}\n",
+        everything_to(&[&origin], "timeouts = { read = \"2s\" }")
+    );
+    let gateway = Gateway::start(&toml);
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        // One byte now and then; and nothing at all.
+        for drips in [true, false] {
+            let request = Request::post("http://localhost/slow").body(()).unwrap();
+            let (response, mut body) = client.sender.clone().ready().await.unwrap().send_request(request, false).unwrap();
+            let drip = async {
+                for _ in 0..200 {
+                    if drips && body.send_data(Bytes::from_static(b"x"), false).is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            };
+            let began = Instant::now();
+            let answered = tokio::select! {
+                answered = response => answered.map(|response| response.status().as_u16()),
+                () = drip => panic!("the stream goes on"),
+            };
+            let expected = if drips { 408 } else { 504 };
+            assert_eq!(answered.ok(), Some(expected), "after {:?}", began.elapsed());
+        }
+        // A fast one is as good as ever.
+        let request = Request::post("http://localhost/fast").body(()).unwrap();
+        assert_eq!(client.call(request, &[&[b'x'; 10_000]]).await.unwrap().status, 200);
+    });
+}

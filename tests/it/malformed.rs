@@ -55,3 +55,126 @@ fn malformed_requests_are_counted_by_reason() {
     assert_eq!(counted.iter().map(|(_, value)| value).sum::<f64>(), 2.0, "{counted:?}");
     assert_eq!(counted.len(), 2, "one reason for two faults: {counted:?}");
 }
+
+/// The bytes of one line of the corpus: name, reason, text with escapes.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let escaped = (byte == b'\\').then(|| rest.next().unwrap());
+        out.push(match escaped {
+            None => byte,
+            Some(b'r') => b'\r',
+            Some(b'n') => b'\n',
+            Some(b't') => b'\t',
+            Some(b'x') => {
+                let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+            }
+            Some(other) => other,
+        });
+    }
+    out
+}
+
+#[test]
+fn no_head_of_the_corpus_reaches_an_origin() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let text = include_str!("../corpus/http1/malformed.txt");
+    let cases: Vec<_> =
+        text.lines().filter(|line| !line.starts_with('#')).map(|l| l.splitn(3, ' ').collect::<Vec<_>>()).collect();
+    assert!(cases.len() >= 300, "{}", cases.len());
+    for case in cases {
+        let mut bytes = unescape(case[2]);
+        // What a reader that stops elsewhere would take for the next request.
+        bytes.extend(b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n");
+        let mut client = Client::connect(gateway.http());
+        let answers = client.send(&bytes).read_until_closed();
+        let answers = String::from_utf8_lossy(&answers);
+        assert!(
+            answers.is_empty() || answers.starts_with("HTTP/1.1 4") || answers.starts_with("HTTP/1.1 5"),
+            "{}: {answers}",
+            case[0]
+        );
+        assert_eq!(
+            answers.matches("HTTP/1.1 4").count() + answers.matches("HTTP/1.1 505 ").count(),
+            usize::from(!answers.is_empty()),
+            "{}: {answers}",
+            case[0]
+        );
+    }
+    assert_eq!(origin.count(), 0, "{:?}", origin.requests());
+}
+
+#[test]
+fn chunks_that_two_readers_could_end_apart_complete_no_request() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+    let cases = [
+        "\r\n",
+        "x\r\n",
+        "-1\r\nhello\r\n",
+        "+5\r\nhello\r\n",
+        " 5\r\nhello\r\n",
+        "5 \r\nhello\r\n",
+        "\t5\r\nhello\r\n",
+        "5\t\r\nhello\r\n",
+        "0x5\r\nhello\r\n",
+        "5h\r\nhello\r\n",
+        "5\nhello\r\n",
+        "5\r\nhello\n",
+        "5\r\nhello",
+        "5\r\nhelloX\r\n",
+        "5\r\nhell\r\n",
+        "5\rhello\r\n",
+        "5\r\r\nhello\r\n",
+        "5,5\r\nhello\r\n",
+        "5_0\r\nhello\r\n",
+        "fffffffffffffffff\r\nhello\r\n",
+        "10000000000000000\r\nhello\r\n",
+        "ffffffffffffffff\r\nhello\r\n",
+        "8000000000000000\r\nhello\r\n",
+        "7fffffffffffffff\r\nhello\r\n",
+        "100000005\r\nhello\r\n",
+        "00000000000000000000000000000000005\r\nhello\r\n",
+        "5\0\r\nhello\r\n",
+        "5;\nx\r\nhello\r\n",
+        "5;a\rb\r\nhello\r\n",
+        "5;a\nb\r\nhello\r\n",
+        "5;a\0b\r\nhello\r\n",
+        "\u{665}\r\nhello\r\n",
+        "5\u{a0}\r\nhello\r\n",
+        "5 5\r\nhello\r\n",
+        "5=a\r\nhello\r\n",
+        "5:\r\nhello\r\n",
+        "'5'\r\nhello\r\n",
+        "\"5\"\r\nhello\r\n",
+        "5.0\r\nhello\r\n",
+        "5e0\r\nhello\r\n",
+        "0\n\n",
+        "0\r\n\n",
+        "0\r\nx-trailer : 1\r\n\r\n",
+        "0\r\nx-trailer\r\n\r\n",
+        "0\r\n x: 1\r\n\r\n",
+        "0\r\nx: 1\n\r\n",
+        "00x\r\n\r\n",
+        "0 \r\n\r\n",
+        "-0\r\n\r\n",
+        "+0\r\n\r\n",
+    ];
+    let mut complete = Vec::new();
+    for (number, chunks) in cases.iter().enumerate() {
+        let head = format!("POST /chunk/{number} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+        let end =
+            if chunks.starts_with(['0', '-', '+']) && chunks.len() < 30 && !chunks.contains("hello") { "" } else { "0\r\n\r\n" };
+        let mut client = Client::connect(gateway.http()).timeout(std::time::Duration::from_secs(1));
+        let answers = client.send(format!("{head}{chunks}{end}{smuggled}")).read();
+        if answers.is_ok_and(|answer| answer.status == 200) {
+            complete.push(format!("{chunks:?}"));
+        }
+    }
+    let smuggled: Vec<_> = origin.requests().iter().map(|r| r.request_line()).filter(|line| line.contains("smuggled")).collect();
+    assert!(smuggled.is_empty() && complete.is_empty(), "complete: {complete:#?}\nsmuggled: {smuggled:?}");
+}

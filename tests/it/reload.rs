@@ -5,7 +5,7 @@ use crate::support::raw::{Client, get, request};
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
 use std::time::{Duration, Instant};
 
-const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 2, fall = 2 }";
+const HEALTH: &str = "health = { path = \"/health\", interval = \"200ms\", timeout = \"190ms\", rise = 2, fall = 3 }";
 
 /// A route `/version` that answers with this text.
 fn version(text: &str) -> String {
@@ -163,4 +163,64 @@ fn two_hundred_reloads_under_load_fail_no_request_and_keep_counters_and_health()
     assert_eq!(gateway.metric("gatewright_config_reloads_total", &[("result", "failure")]), 40.0);
     assert_eq!(origins[2].count(), unhealthy_saw, "a reload forgot that c is unhealthy");
     assert_eq!(gateway.endpoint(origins[2].address())["healthy"], false);
+}
+
+#[test]
+fn a_hundred_reloads_that_add_and_remove_listeners_fail_no_request_on_the_others() {
+    let _machine = exclusive();
+    let origin = Origin::start("a");
+    let app = "[listeners.http]\naddress = \"127.0.0.1:0\"\n".to_owned() + &everything_to(&[&origin], "");
+    let gateway = Gateway::start(&app);
+    let address = gateway.http();
+    let pause = Duration::from_millis(4);
+    let gets = Load::start(Plan { address, connections: 3, method: "GET", target: "/load".into(), pause });
+    let posts = Load::start(Plan { address, connections: 2, method: "POST", target: "/load".into(), pause });
+    eventually("load", SOON, || gets.ok() > 20 && posts.ok() > 20);
+    for round in 1..=100 {
+        // Up to three others: a new one, one whose bounds change, and one that goes.
+        let others: String = (round..round + round % 4)
+            .map(|n| format!("[listeners.other-{n}]\naddress = \"127.0.0.1:0\"\nmax_connections = {}\n", 100 + round))
+            .collect();
+        gateway.write_config(&(app.clone() + &others));
+        let answer = gateway.admin.exchange("POST", "/reload").unwrap();
+        assert_eq!(answer.status, 200, "reload {round}: {}", answer.text());
+        let listeners = gateway.status()["listeners"].as_array().unwrap().len();
+        assert_eq!(listeners, 1 + round % 4, "after reload {round}");
+        if round % 4 == 3 {
+            let other = gateway.address(&format!("other-{}", round + 2));
+            assert_eq!(get(other, "/").status, 200, "a listener of reload {round}");
+        }
+        let (more_gets, more_posts) = (gets.ok() + 3, posts.ok() + 2);
+        eventually("load goes on", SOON, || gets.ok() >= more_gets && posts.ok() >= more_posts);
+    }
+    gets.finish().assert_clean(300);
+    posts.finish().assert_clean(200);
+    assert_eq!(gateway.http(), address);
+}
+
+#[test]
+fn a_listener_may_change_its_name_and_never_closes_its_port() {
+    let _machine = exclusive();
+    let origin = Origin::start("a");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("g.sock");
+    let toml = |name: &str| {
+        let unix = format!("[listeners.{name}-unix]\naddress = \"unix:{}\"\n", socket.display());
+        format!("[listeners.{name}]\naddress = \"{port}\"\n{unix}{}", everything_to(&[&origin], ""))
+    };
+    let gateway = Gateway::start(&toml("before"));
+    let pause = Duration::from_millis(4);
+    let load = Load::start(Plan { address: port, connections: 3, method: "GET", target: "/load".into(), pause });
+    eventually("load", SOON, || load.ok() > 20);
+    for name in ["after", "again"] {
+        gateway.reload_with(&toml(name)).unwrap();
+        assert_eq!(gateway.address(name), port);
+        let more = load.ok() + 20;
+        eventually("load goes on", SOON, || load.ok() >= more);
+    }
+    // Idle connections of a listener that goes are closed, which a client may meet; none is refused.
+    let report = load.finish();
+    assert_eq!(report.failed, 0, "{report}");
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "the file of the socket is gone");
 }

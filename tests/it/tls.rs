@@ -273,3 +273,51 @@ fn an_ocsp_response_is_stapled_as_it_is_and_checked_to_be_one() {
     let ended = start(b"<html>not found</html>".to_vec()).err().expect("stapled a web page");
     assert!(ended.stderr.contains("is not a successful OCSP response"), "{ended:?}");
 }
+
+#[test]
+fn hosts_have_rules_of_their_own_for_client_certificates() {
+    let authority = Authority::new();
+    let (partners, staff) = (Authority::new(), Authority::new());
+    let (partner, colleague) = (partners.client("orders.partner.example"), staff.client("colleague"));
+    let hosts = ", hosts = { \"partner.example\" = { client_auth = \"required\", client_ca = \"partners.pem\" }, \
+                 \"*.staff.example\" = { client_auth = \"optional\", client_ca = \"staff.pem\" } }";
+    let toml = listener(ONE, hosts) + HELLO;
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        authority.issue(&["localhost", "partner.example", "*.staff.example"]).write(directory, "a");
+        std::fs::write(directory.join("partners.pem"), &partners.pem).unwrap();
+        std::fs::write(directory.join("staff.pem"), &staff.pem).unwrap();
+    })
+    .unwrap();
+    let address = gateway.address("https");
+    let status = |tls: crate::support::tls::Tls, name: &str, host: &str| {
+        let mut client = tls.connect(address, name).ok()?;
+        client.exchange(hello(host)).ok().map(|answer| answer.status)
+    };
+    let nobody = || authority.trusting();
+    for (tls, name, host, expected) in [
+        (nobody(), "localhost", "localhost", Some(200)),
+        (nobody(), "partner.example", "partner.example", None),
+        (nobody().with_certificate(&partner), "partner.example", "partner.example", Some(200)),
+        (nobody().with_certificate(&colleague), "partner.example", "partner.example", None),
+        (nobody(), "a.staff.example", "a.staff.example", Some(200)),
+        (nobody().with_certificate(&colleague), "a.staff.example", "b.staff.example", Some(200)),
+        (nobody().with_certificate(&partner), "a.staff.example", "a.staff.example", None),
+        // The name of the handshake and the host of the request are two things.
+        (nobody(), "localhost", "partner.example", Some(421)),
+        (nobody(), "localhost", "PARTNER.example:443", Some(421)),
+        (nobody(), "a.staff.example", "partner.example", Some(421)),
+        (nobody().with_certificate(&partner), "partner.example", "localhost", Some(421)),
+        (nobody().with_certificate(&colleague), "a.staff.example", "partner.example", Some(421)),
+    ] {
+        assert_eq!(status(tls, name, host), expected, "{name} and then {host}");
+    }
+    // A session that was made for one host is none for another.
+    let tls = nobody().with_certificate(&partner);
+    let config = tls.config();
+    for _ in 0..2 {
+        let mut client = tls.connect_with(&config, address, "partner.example").unwrap();
+        assert_eq!(client.exchange(hello("partner.example")).unwrap().status, 200);
+    }
+    let mut client = tls.connect_with(&config, address, "localhost").unwrap();
+    assert_eq!(client.exchange(hello("partner.example")).unwrap().status, 421);
+}

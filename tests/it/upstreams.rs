@@ -82,7 +82,7 @@ fn timed_out_connect_moves_on_to_another_endpoint() {
 #[test]
 fn attempts_are_bounded() {
     let ports = [refusing_port(), refusing_port(), refusing_port(), refusing_port()];
-    let gateway = Gateway::start(&endpoints(&ports.each_ref().map(|(address, _)| *address), "attempts = 3"));
+    let gateway = Gateway::start(&endpoints(&ports.each_ref().map(|(address, _)| *address), "retry = { attempts = 3 }"));
     let response = get(gateway.http(), "/");
     assert_eq!((response.status, response.code().as_str()), (502, "upstream_connect_failed"));
     gateway.logged("three attempts", |line| line["attempts"] == 3 && line["rejection"] == "upstream_connect_failed");

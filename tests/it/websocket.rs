@@ -212,3 +212,38 @@ fn events_arrive_one_by_one_as_they_are_sent() {
         }
     }
 }
+
+#[test]
+fn an_upgrade_that_is_never_answered_is_504() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = Tunnels { address: silent.local_addr().unwrap(), heads: Arc::default(), early: Arc::default() };
+    // By the read timeout of the upstream, which is shorter than the deadline of the route; a second request does as well.
+    let gateway = gateway(&origin, "");
+    for _ in 0..2 {
+        let mut client = Client::connect(gateway.http());
+        let began = Instant::now();
+        let answer = client.send(upgrade()).response();
+        assert_eq!((answer.status, answer.code().as_str(), answer.keep_alive), (504, "upstream_timeout", false));
+        assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
+    }
+    gateway.logged("the upgrade", |line| line["status"] == 504);
+}
+
+#[test]
+fn other_protocols_are_tunnelled_as_well_and_a_refusal_keeps_the_connection() {
+    let origin = tunnels(false, Duration::ZERO);
+    let gateway = gateway(&origin, "");
+    let mut stream = TcpStream::connect(gateway.http()).unwrap();
+    let headers = [("connection", "upgrade"), ("upgrade", "custom/1.0")];
+    stream.write_all(&request("GET", "/", &headers, b"")).unwrap();
+    switched(&mut stream);
+    echo(&mut stream, b"any bytes at all\0\xff");
+    let head = origin.heads.lock()[0].to_ascii_lowercase();
+    assert!(head.contains("upgrade: custom/1.0\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
+
+    let refusing = tunnels(true, Duration::ZERO);
+    let gateway = self::gateway(&refusing, "");
+    let mut client = Client::connect(gateway.http());
+    let answer = client.send(upgrade()).response();
+    assert_eq!(answer.text(), "no");
+}

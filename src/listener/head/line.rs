@@ -67,7 +67,7 @@ fn all(bytes: &[u8], of: u8) -> bool {
     bytes.iter().fold(of, |common, &byte| common & class(byte)) != 0
 }
 
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(in crate::listener) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(|&byte| class(byte) & (TOKEN | UNDERSCORE) != 0)
 }
 
@@ -77,7 +77,7 @@ pub(super) fn may_start_request(byte: u8) -> bool {
 }
 
 /// Whether there is a byte that no header value may hold. Written so that the compiler makes SIMD of it.
-pub(super) fn has_control(value: &[u8]) -> bool {
+pub(in crate::listener) fn has_control(value: &[u8]) -> bool {
     value.iter().fold(false, |found, &byte| found | ((byte < 0x20) & (byte != b'\t')) | (byte == 0x7f))
 }
 

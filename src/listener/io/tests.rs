@@ -22,6 +22,10 @@ impl Faults for Found {
     fn report(&self, fault: Fault) {
         self.0.store(fault as u8, Ordering::Relaxed);
     }
+
+    fn upgrade_deadline(&self) -> Option<Instant> {
+        None
+    }
 }
 
 impl Found {
@@ -215,4 +219,36 @@ async fn a_tunnel_is_open_both_ways_and_ends_when_both_are_silent() {
     let ended = tokio::time::timeout(SOON, io.read(&mut buffer)).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     assert!(faults.is(Fault::IdleTunnel));
+}
+
+#[tokio::test]
+async fn a_chunked_body_ends_where_it_ends_and_the_next_request_is_kept() {
+    let (mut client, mut io) = pair();
+    let first = b"POST /1 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (body, second) = (b"5\r\nhello\r\n0\r\n\r\n", b"GET /2 HTTP/1.1\r\nhost: a\r\n\r\n");
+    // The end and the next request in one read from the buffer, and then from the socket.
+    for cut in [first.len() + body.len() + second.len(), first.len(), first.len() + 7] {
+        let all = [&first[..], body, second].concat();
+        client.write_all(&all[..cut]).await.unwrap();
+        assert_eq!(head(&mut io).await, first);
+        client.write_all(&all[cut..]).await.unwrap();
+        let mut read = Vec::new();
+        while read.len() < body.len() {
+            let mut piece = [0; 64];
+            let n = io.read(&mut piece).await.unwrap();
+            read.extend_from_slice(&piece[..n]);
+        }
+        assert_eq!(read, body);
+        let waiting = tokio::time::timeout(Duration::from_millis(20), io.read(&mut [0; 8])).await;
+        assert!(waiting.is_err(), "{waiting:?}");
+        assert_eq!(head(&mut io).await, second);
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_body_with_two_readings_is_a_fault() {
+    let (mut client, mut io, found) = watched();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;\nx\r\nhello\r\n").await.unwrap();
+    head(&mut io).await;
+    assert!(io.read(&mut [0; 64]).await.is_err() && found.is(Fault::BadChunk));
 }

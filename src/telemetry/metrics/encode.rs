@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, RouteMetrics,
-    UpstreamMetrics,
+    AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample,
+    RouteMetrics, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -63,6 +63,7 @@ pub struct MetricsView<'a> {
     pub keys: Vec<KeySample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
     pub endpoints: Vec<EndpointSample>,
+    pub resilience: ResilienceSample,
     pub limits: LimitsSample,
     pub cache: CacheSample,
     pub listeners: Vec<(String, Arc<ListenerMetrics>)>,
@@ -84,6 +85,7 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     keys(&mut page, &view.keys);
     upstreams(&mut page, &view.upstreams);
     endpoints(&mut page, &view.endpoints);
+    super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
     cache(&mut page, &view.cache);
     listeners(&mut page, &view.listeners);
@@ -195,12 +197,20 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
     if let Some(refused) = sample.shield_refused {
         page.family(&t::SHIELD_REFUSED).sample(&[], refused);
     }
+    if !sample.listener_shields.is_empty() {
+        let mut family = page.family(&t::LISTENER_SHIELD_REFUSED);
+        for (listener, refused) in &sample.listener_shields {
+            family.sample(&[listener], *refused);
+        }
+    }
     if let Some(redis) = &sample.redis {
         page.family(&t::REDIS_UP).sample(&[], u8::from(redis.is_up()));
         let mut family = page.family(&t::REDIS_CHANGES);
         family.sample(&["up"], redis.recoveries.get());
         family.sample(&["down"], redis.outages.get());
         page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
+        page.family(&t::REDIS_LEASED).sample(&[], sample.redis_leased);
+        page.family(&t::REDIS_HELD).sample(&[], sample.redis_held);
         page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
@@ -291,6 +301,7 @@ fn gateway(page: &mut Page, metrics: &GatewayMetrics) {
     let mut family = page.family(&t::RELOADS);
     family.sample(&["success"], ok);
     family.sample(&["failure"], failed);
+    page.family(&t::UPGRADES_FAILED).sample(&[], metrics.upgrades_failed());
     let config = metrics.config();
     page.family(&t::LAST_RELOAD_OK).sample(&[], u8::from(config.last_successful));
     if let Some(at) = config.last_success {
@@ -360,18 +371,18 @@ impl Display for Seconds {
     }
 }
 
-struct Page {
+pub(super) struct Page {
     out: String,
 }
 
 impl Page {
-    fn family(&mut self, metric: &'static Metric) -> Family<'_> {
+    pub(super) fn family(&mut self, metric: &'static Metric) -> Family<'_> {
         Family { out: &mut self.out, metric, begun: false }
     }
 }
 
 /// One metric on its way out. `HELP` and `TYPE` come with the first sample, so that a metric without any leaves no trace.
-struct Family<'a> {
+pub(super) struct Family<'a> {
     out: &'a mut String,
     metric: &'static Metric,
     begun: bool,
@@ -387,7 +398,7 @@ impl Family<'_> {
         }
     }
 
-    fn sample(&mut self, labels: &[&str], value: impl Display) {
+    pub(super) fn sample(&mut self, labels: &[&str], value: impl Display) {
         self.begin();
         self.line("", labels, None, value);
     }

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 pub struct GatewayMetrics {
     reloads_ok: Counter,
     reloads_failed: Counter,
+    upgrades_failed: Counter,
     /// Reloads are rare and never on the request path, so that a lock is good enough.
     config: Mutex<ConfigState>,
 }
@@ -38,6 +39,15 @@ impl GatewayMetrics {
     pub fn reload_failed(&self) {
         self.reloads_failed.increment();
         self.config.lock().last_successful = false;
+    }
+
+    /// An upgrade has failed; this process serves on.
+    pub fn upgrade_failed(&self) {
+        self.upgrades_failed.increment();
+    }
+
+    pub fn upgrades_failed(&self) -> u64 {
+        self.upgrades_failed.get()
     }
 
     /// Reloads: successful, failed.

@@ -79,6 +79,26 @@ metrics! {
         "Health checks of the endpoint by result, success or failure";
     ENDPOINT_LAST_CHECK = Gauge "gatewright_endpoint_last_health_check_timestamp_seconds" ["upstream", "endpoint"]
         "When the last health check of the endpoint ended, in Unix time";
+    RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
+        "Retries that were not made because the budget had no room for them";
+    HEDGES = Counter "gatewright_upstream_hedges_total" ["upstream", "event"]
+        "Second requests that were sent because the first took long, and those of them that won";
+    BREAKER_STATE = Gauge "gatewright_breaker_state" ["kind", "name"]
+        "0 if the breaker of the upstream, endpoint or route is closed, 1 if it is half open, 2 if it is open";
+    BREAKER_CHANGES = Counter "gatewright_breaker_changes_total" ["kind", "name", "state"]
+        "How often the breaker came to be closed, open or half_open";
+    BREAKER_REFUSED = Counter "gatewright_breaker_refused_total" ["kind", "name"]
+        "Attempts that the breaker refused";
+    ENDPOINT_EJECTED = Gauge "gatewright_endpoint_ejected" ["upstream", "endpoint"]
+        "1 if the endpoint is ejected because its requests fail, 0 if not";
+    ENDPOINT_EJECTIONS = Counter "gatewright_endpoint_ejections_total" ["upstream", "endpoint", "reason"]
+        "How often the endpoint was ejected: for consecutive_errors, its error_rate or its latency";
+    OVERLOAD_LIMIT = Gauge "gatewright_upstream_concurrency_limit" ["upstream"]
+        "How many requests the upstream may work on at once, as its latency has it";
+    OVERLOAD_IN_FLIGHT = Gauge "gatewright_upstream_concurrency" ["upstream"]
+        "Requests that count against the limit now";
+    OVERLOAD_SHED = Counter "gatewright_upstream_shed_total" ["upstream"]
+        "Requests refused because the upstream has more to do than it can";
     LIMIT_DECISIONS = Counter "gatewright_limit_decisions_total" ["route", "limit", "decision"]
         "Decisions of limits: allowed, refused, or shadowed, which is what would have been refused";
     LIMIT_FORGOTTEN = Counter "gatewright_limit_local_forgotten_total" []
@@ -89,12 +109,18 @@ metrics! {
         "The bound of the memory of the local store";
     SHIELD_REFUSED = Counter "gatewright_limit_global_refused_total" []
         "Requests refused by the global limit";
+    LISTENER_SHIELD_REFUSED = Counter "gatewright_listener_requests_refused_total" ["listener"]
+        "Requests that the max_requests of their listener refused";
     REDIS_UP = Gauge "gatewright_redis_up" []
         "1 if Redis answers, 0 if it is away and limits do what on_error says";
     REDIS_CHANGES = Counter "gatewright_redis_state_changes_total" ["state"]
         "Times that Redis came to be reachable (up) and ceased to be (down)";
     REDIS_DECISIONS = Counter "gatewright_redis_decisions_total" []
         "Decisions about limits that Redis made";
+    REDIS_LEASED = Counter "gatewright_redis_leased_total" []
+        "Decisions made by leases, without a round trip to Redis";
+    REDIS_HELD = Gauge "gatewright_redis_lease_uses" []
+        "Uses that this gateway holds on leases and has not spent";
     REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
         "Round trips to Redis that carried decisions, each with one or more";
     REDIS_FALLBACKS = Counter "gatewright_redis_fallbacks_total" []
@@ -139,6 +165,8 @@ metrics! {
         "When the certificate of the listener expires, in Unix time, by the path of its file; the days left are this less time(), over 86400";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]
         "Reloads by result, success or failure";
+    UPGRADES_FAILED = Counter "gatewright_upgrades_failed_total" []
+        "Upgrades of the binary that failed, so that this process serves on";
     LAST_RELOAD_OK = Gauge "gatewright_config_last_reload_successful" []
         "1 if the last attempt to load the config succeeded, 0 if it failed and an older one is in force";
     LAST_RELOAD_AT = Gauge "gatewright_config_last_reload_success_timestamp_seconds" []

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Failures that are told in detail; later ones are only counted.
 const DETAILS_MAX: usize = 20;
@@ -35,11 +35,21 @@ pub struct Report {
     /// Connections opened, the first ones included.
     pub connects: usize,
     pub details: Vec<String>,
+    /// The longest that one request took, answered or not.
+    pub slowest: Duration,
     /// The ids of the requests that were answered.
     pub ids: Vec<String>,
 }
 
 impl Report {
+    /// Panics with the details unless at most so many of a thousand requests failed.
+    #[track_caller]
+    pub fn assert_failed_at_most(&self, permille: f64, at_least: usize) {
+        let failed = self.failed as f64 / (self.ok + self.failed) as f64;
+        assert!(failed * 1000.0 <= permille, "{failed} failed: {self}");
+        assert!(self.ok >= at_least, "too little load to mean anything: {self}");
+    }
+
     /// Panics with the details unless at least `at_least` requests were made and none failed or had to be repeated.
     #[track_caller]
     pub fn assert_clean(&self, at_least: usize) {
@@ -111,7 +121,10 @@ fn worker(number: usize, plan: &Plan, stop: &AtomicBool, ok: &AtomicUsize, repor
     while !stop.load(Ordering::SeqCst) {
         sequence += 1;
         let id = format!("{}-{number}-{sequence}", plan.method);
-        match one(plan, &id, &mut connection, &mut mine) {
+        let begun = Instant::now();
+        let outcome = one(plan, &id, &mut connection, &mut mine);
+        mine.slowest = mine.slowest.max(begun.elapsed());
+        match outcome {
             Ok(()) => {
                 mine.ok += 1;
                 mine.ids.push(id);
@@ -134,6 +147,7 @@ fn worker(number: usize, plan: &Plan, stop: &AtomicBool, ok: &AtomicUsize, repor
     all.failed += mine.failed;
     all.stale += mine.stale;
     all.connects += mine.connects;
+    all.slowest = all.slowest.max(mine.slowest);
     all.details.extend(mine.details);
     all.details.truncate(DETAILS_MAX);
     all.ids.extend(mine.ids);

@@ -5,14 +5,17 @@
 //! sleeps in the hope that something has happened: [`eventually`] polls the condition itself, under a deadline.
 
 pub mod admin;
+pub mod frames;
 pub mod gateway;
 pub mod h2;
 pub mod http1;
 pub mod load;
 pub mod metrics;
+pub mod open_loop;
 pub mod origin;
 pub mod raw;
 pub mod redis;
+pub mod redis_many;
 mod selftest;
 pub mod tls;
 pub mod tokens;

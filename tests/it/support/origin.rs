@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// Requests kept word for word; later ones are only counted.
 const RECORDED_MAX: usize = 20_000;
@@ -31,6 +31,8 @@ pub enum Answer {
     Drip(Duration),
     /// A reset as soon as the request has been read.
     ResetBefore,
+    /// A reset after this long.
+    LateReset(Duration),
     /// Half of a body of known length, then a reset.
     ResetMid,
     /// Half of a chunked body, then a clean close without the last chunk.
@@ -49,6 +51,14 @@ pub enum Answer {
     Bytes(Vec<u8>),
     /// What the script makes of the request, byte for byte.
     Script(Script),
+    /// Interim responses without end.
+    InterimFlood,
+    /// This status with these header lines, each with its line break, and no body.
+    Refuse(u16, &'static str),
+    /// The second answer in so many of a hundred cases, by chance, and else the first.
+    Sometimes(Box<Answer>, u8, Box<Answer>),
+    /// The echo, as a service with so many workers gives it: each works on one request at a time for so long.
+    Workers(Arc<Semaphore>, Duration),
 }
 
 /// Answers by request. `None`: the connection closes without an answer.

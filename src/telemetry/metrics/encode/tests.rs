@@ -4,6 +4,7 @@ use crate::cache::memory::{MemoryStats, MemoryStore};
 use crate::cache::policy::Refusal;
 use crate::cache::redis::{RedisTier, TierOptions};
 use crate::rejection;
+use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -64,6 +65,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
             endpoint,
         ],
+        resilience: resilience(),
         cache: CacheSample {
             routes: vec![("orders".into(), cache.into())],
             memory: Some(MemoryStats::default()),
@@ -73,7 +75,10 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
+            redis_leased: 8,
+            redis_held: 9,
             shield_refused: Some(4),
+            listener_shields: vec![("http".into(), 5)],
         },
         listeners: vec![("http".into(), listener)],
         certificates: vec![CertificateSample {
@@ -85,6 +90,29 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         logs: vec![LogSample { log: "gateway", stats }, LogSample { log: "access", stats }],
         log_suppressed: 4,
         process: ProcessSample::read(),
+    }
+}
+
+fn resilience() -> ResilienceSample {
+    let breaker = BreakerSample {
+        kind: "upstream",
+        name: "orders".into(),
+        state: 2,
+        entered: vec![("closed", 0), ("open", 1), ("half_open", 0)],
+        refused: 7,
+    };
+    let ejection = EjectionSample {
+        upstream: "orders".into(),
+        endpoint: "127.0.0.1:1".into(),
+        ejected: true,
+        ejections: vec![("consecutive_errors", 1), ("latency", 0)],
+    };
+    ResilienceSample {
+        breakers: vec![breaker],
+        ejections: vec![ejection],
+        overloads: vec![OverloadSample { upstream: "orders".into(), limit: 50, in_flight: 3, shed: 2 }],
+        budgets: vec![("orders".into(), 1)],
+        hedges: vec![("orders".into(), 2, 1)],
     }
 }
 
@@ -116,6 +144,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
         upstreams: vec![("u".into(), Arc::default())],
         endpoints: Vec::new(),
+        resilience: ResilienceSample::default(),
         cache: CacheSample {
             routes: vec![("r".into(), Arc::default())],
             memory: Some(MemoryStats::default()),

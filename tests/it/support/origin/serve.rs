@@ -63,7 +63,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
             continue;
         }
         let echo = echo(shared, &request, method, target);
-        let answer = shared.answer.lock().clone();
+        let mut answer = shared.answer.lock().clone();
+        while let Answer::Sometimes(usually, percent, else_) = answer {
+            answer = if fastrand::u8(0..100) < percent { *else_ } else { *usually };
+        }
         let scripted = if let Answer::Script(script) = &answer { script.0(&request) } else { None };
         shared.record(request);
         let draining = *phase.borrow() != Phase::Serving;
@@ -88,6 +91,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 stream.write_all(b"0\r\n\r\n").await?;
             }
             Answer::ResetBefore => return Ok(End::Reset),
+            Answer::LateReset(delay) => {
+                tokio::time::sleep(delay).await;
+                return Ok(End::Reset);
+            }
             Answer::ResetMid => {
                 let whole = response(200, &echo, false, false);
                 stream.write_all(&whole[..whole.len() - echo.len() / 2]).await?;
@@ -97,7 +104,8 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").await?;
                 return Ok(End::Close);
             }
-            Answer::BlackHole => std::future::pending().await,
+            // Until the peer gives up, or a stop would wait for it for ever.
+            Answer::BlackHole => while stream.read_buf(&mut buffer).await? > 0 {},
             Answer::Garbage => {
                 stream.write_all(b"\x16\x03\x01 this is not HTTP\r\n\r\n").await?;
                 return Ok(End::Close);
@@ -118,6 +126,20 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 Some(bytes) => stream.write_all(&bytes).await?,
                 None => return Ok(End::Close),
             },
+            Answer::InterimFlood => loop {
+                stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n").await?;
+            },
+            Answer::Refuse(status, headers) => {
+                let head = format!("HTTP/1.1 {status} X\r\n{headers}content-length: 0\r\n\r\n");
+                stream.write_all(head.as_bytes()).await?;
+            }
+            Answer::Sometimes(..) => return Err(io::Error::other("resolved above")),
+            Answer::Workers(workers, work) => {
+                let worker = workers.acquire().await.map_err(io::Error::other)?;
+                tokio::time::sleep(work).await;
+                drop(worker);
+                stream.write_all(&response(200, &echo, to_head, close)).await?;
+            }
         }
         if close {
             return Ok(End::Close);

@@ -1,0 +1,9 @@
+//! See `canonical_path` in `targets.rs`, which `cargo test --test fuzz` runs as well.
+
+#![no_main]
+
+#[path = "../targets.rs"]
+#[allow(dead_code, reason = "each binary runs one of them")]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::canonical_path(data));

@@ -1,0 +1,47 @@
+//! `gatewright upgrade`: asks a running gateway to let a new process, from the binary that is installed now, take its place.
+
+use super::Exit;
+use super::reload::AdminArgs;
+use crate::admin::client;
+use clap::Args;
+use http::{Method, StatusCode};
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// Replace the running gateway by the binary that is installed now, without losing a request; exits 1 if the old one stays
+#[derive(Args)]
+pub(super) struct UpgradeArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// How long to wait for the outcome, in seconds
+    #[arg(long, default_value_t = 90)]
+    timeout: u64,
+}
+
+pub(super) fn run(args: &UpgradeArgs) -> io::Result<Exit> {
+    let address = args.admin.address();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(client::call(&address, Method::POST, "/upgrade", Duration::from_secs(args.timeout)));
+    let mut err = io::stderr().lock();
+    let (status, body) = match answer {
+        Ok(answer) => answer,
+        Err(e) => {
+            writeln!(err, "error: no gateway answers on {address}: {e}")?;
+            return Ok(Exit::Failure);
+        }
+    };
+    let document: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let number = |key: &str| document.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+    if status == StatusCode::OK {
+        writeln!(io::stdout(), "upgraded: process {} serves in place of {}", number("pid"), number("previous_pid"))?;
+        return Ok(Exit::Success);
+    }
+    match document.get("report").and_then(|report| report.as_str()).unwrap_or_default() {
+        "" => writeln!(err, "error: the gateway answered {status}: {}", String::from_utf8_lossy(&body))?,
+        report => {
+            writeln!(err, "{}", report.trim_end())?;
+            writeln!(err, "the running process stays")?;
+        }
+    }
+    Ok(Exit::Failure)
+}

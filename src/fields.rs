@@ -1,0 +1,177 @@
+//! Header fields, edited where Pingora keeps them.
+//!
+//! Beside each map of fields Pingora keeps a second one with the spelling of their names, so that `X-Api-VERSION` arrives as
+//! it was sent. Names of fields have no case (RFC 9110 §5.1), HTTP/2 sends them in lower case only, and the second map doubles
+//! the cost of all that is done to a head: unless the operator asks for it (`server.header_case = "preserve"`), heads lose it
+//! when they arrive. Such a head is a plain [`HeaderMap`] once taken apart, and what this gateway adds goes into that in one
+//! step: Pingora's own setters would parse each name anew and copy it.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use pingora::http::{RequestHeader, ResponseHeader};
+use std::mem;
+
+/// How many fields this gateway adds to a request at most: forwarding, id, `Via`, identity and some for filters.
+const ADDED: usize = 12;
+
+/// What may hold fields.
+pub trait Fields {
+    fn map(&self) -> &HeaderMap;
+    /// Replaces all fields of the name. A head that is full (32768 fields) stays as it is.
+    fn set(&mut self, name: &Name, value: HeaderValue);
+    /// Adds a field behind those of the name. A head that is full stays as it is.
+    fn add(&mut self, name: &Name, value: HeaderValue);
+    fn remove(&mut self, name: &HeaderName);
+}
+
+/// A name that this gateway writes, and how it is spelled where the spelling is kept.
+#[derive(Debug)]
+pub struct Name {
+    pub name: HeaderName,
+    pub spelled: &'static str,
+}
+
+impl Fields for HeaderMap {
+    fn map(&self) -> &HeaderMap {
+        self
+    }
+
+    fn set(&mut self, name: &Name, value: HeaderValue) {
+        let _ = self.try_insert(&name.name, value);
+    }
+
+    fn add(&mut self, name: &Name, value: HeaderValue) {
+        let _ = self.try_append(&name.name, value);
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        HeaderMap::remove(self, name);
+    }
+}
+
+macro_rules! spelled_fields {
+    ($head:ty) => {
+        impl Fields for $head {
+            fn map(&self) -> &HeaderMap {
+                &self.headers
+            }
+
+            fn set(&mut self, name: &Name, value: HeaderValue) {
+                let _ = self.insert_header(name.spelled, value);
+            }
+
+            fn add(&mut self, name: &Name, value: HeaderValue) {
+                let _ = self.append_header(name.spelled, value);
+            }
+
+            fn remove(&mut self, name: &HeaderName) {
+                self.remove_header(name);
+            }
+        }
+    };
+}
+
+spelled_fields!(RequestHeader);
+spelled_fields!(ResponseHeader);
+
+/// Takes the spelling from a request. A target in absolute form becomes the path that its URI holds.
+pub fn forget_request_spelling(head: &mut RequestHeader) {
+    if head.has_case() {
+        edit_request_map(head, |_| ());
+    }
+}
+
+/// Takes the spelling, and an own reason phrase, from a response.
+pub fn forget_response_spelling(head: &mut ResponseHeader) {
+    if head.has_case() {
+        edit_response_map(head, |_| ());
+    }
+}
+
+/// Adds the gateway's own fields to a request.
+pub fn edit_request(head: &mut RequestHeader, edit: impl FnOnce(&mut dyn Fields)) {
+    if head.has_case() {
+        edit(head);
+    } else {
+        edit_request_map(head, |fields| {
+            // One step instead of a doubling for every few of them. Fails for a head that is full, as each setter then does.
+            let _ = fields.try_reserve(ADDED);
+            edit(fields);
+        });
+    }
+}
+
+/// Adds the gateway's own fields to a response.
+pub fn edit_response(head: &mut ResponseHeader, edit: impl FnOnce(&mut dyn Fields)) {
+    if head.has_case() {
+        edit(head);
+    } else {
+        edit_response_map(head, |fields| edit(fields));
+    }
+}
+
+fn edit_request_map(head: &mut RequestHeader, edit: impl FnOnce(&mut HeaderMap)) {
+    // Says whether a request without a body ends with its head; an HTTP/2 one may not.
+    let ends = head.send_end_stream();
+    let empty = http::Request::new(()).into_parts().0;
+    let mut parts = http::request::Parts::from(mem::replace(head, RequestHeader::from(empty)));
+    edit(&mut parts.headers);
+    *head = RequestHeader::from(parts);
+    if ends == Some(false) {
+        head.set_send_end_stream(false);
+    }
+}
+
+fn edit_response_map(head: &mut ResponseHeader, edit: impl FnOnce(&mut HeaderMap)) {
+    let empty = http::Response::new(()).into_parts().0;
+    let mut parts = http::response::Parts::from(mem::replace(head, ResponseHeader::from(empty)));
+    edit(&mut parts.headers);
+    *head = ResponseHeader::from(parts);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static VIA: Name = Name { name: http::header::VIA, spelled: "Via" };
+    static COOKIE: Name = Name { name: http::header::COOKIE, spelled: "Cookie" };
+
+    fn wire(head: &RequestHeader) -> String {
+        let mut out = bytes::BytesMut::new();
+        head.header_to_h1_wire(&mut out);
+        String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn both_ways_of_keeping_fields_hold_the_same() {
+        let mut spelled = RequestHeader::build("POST", b"/path?query", None).unwrap();
+        for (name, value) in [("HOST", "a"), ("X-ApI", "1"), ("X-ApI", "2"), ("Via", "1.1 other"), ("Cookie", "c")] {
+            spelled.append_header(name, value).unwrap();
+        }
+        let mut plain = spelled.clone();
+        forget_request_spelling(&mut plain);
+        assert!(spelled.has_case() && !plain.has_case());
+        for head in [&mut spelled, &mut plain] {
+            edit_request(head, |fields| {
+                fields.add(&VIA, HeaderValue::from_static("1.1 us"));
+                fields.set(&COOKIE, HeaderValue::from_static("d"));
+                fields.remove(&http::header::HOST);
+                assert_eq!(fields.map().len(), 5);
+            });
+        }
+        assert!(wire(&spelled).contains("X-ApI: 2\r\n"), "{}", wire(&spelled));
+        assert_eq!(wire(&plain), wire(&spelled).to_lowercase());
+        assert_eq!(
+            (&plain.method, plain.uri.to_string(), plain.version),
+            (&http::Method::POST, "/path?query".into(), spelled.version)
+        );
+    }
+
+    #[test]
+    fn a_request_that_does_not_end_with_its_head_still_does_not() {
+        let mut head = RequestHeader::build("POST", b"/", None).unwrap();
+        head.set_version(http::Version::HTTP_2);
+        head.set_send_end_stream(false);
+        forget_request_spelling(&mut head);
+        assert_eq!(head.send_end_stream(), Some(false));
+    }
+}
