@@ -180,7 +180,12 @@ impl ListenerState {
         self.socket.get()?.upgrade()?.as_fd().try_clone_to_owned().ok()
     }
 
-    /// Whether another process has the socket now.
+    /// The socket goes on without this listener, and with it its file.
+    fn pass_on(&self) {
+        self.handed_over.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody else has the socket now.
     fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Acquire)
     }
@@ -274,7 +279,7 @@ impl Listeners {
     /// Another process accepts now: this one stops to, and its connections move over with their next request.
     pub fn hand_over(&self) {
         for state in self.states() {
-            state.handed_over.store(true, Ordering::Release);
+            state.pass_on();
             state.stage.advance(Stage::HandedOver);
         }
     }

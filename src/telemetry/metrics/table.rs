@@ -81,6 +81,8 @@ metrics! {
         "When the last health check of the endpoint ended, in Unix time";
     RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
         "Retries that were not made because the budget had no room for them";
+    HEDGES = Counter "gatewright_upstream_hedges_total" ["upstream", "event"]
+        "Second requests that were sent because the first took long, and those of them that won";
     BREAKER_STATE = Gauge "gatewright_breaker_state" ["kind", "name"]
         "0 if the breaker of the upstream, endpoint or route is closed, 1 if it is half open, 2 if it is open";
     BREAKER_CHANGES = Counter "gatewright_breaker_changes_total" ["kind", "name", "state"]

@@ -101,6 +101,7 @@ fn resilience() -> ResilienceSample {
         ejections: vec![ejection],
         overloads: vec![OverloadSample { upstream: "orders".into(), limit: 50, in_flight: 3, shed: 2 }],
         budgets: vec![("orders".into(), 1)],
+        hedges: vec![("orders".into(), 2, 1)],
     }
 }
 
