@@ -57,6 +57,16 @@ promtool() {
   rm -rf "$there"
 }
 
+# An authorisation server that is not ours, for the tests of tokens and key sets. Its packages live below target.
+oauth() {
+  need node nodejs
+  [[ -d target/node/node_modules/oauth2-mock-server ]] && return
+  need npm npm
+  echo "setup.sh: installing oauth2-mock-server" >&2
+  mkdir -p target/node
+  (cd target/node && npm install --silent --no-audit --no-fund --prefix . oauth2-mock-server@8.2.3)
+}
+
 case ${1-} in
   build) build ;;
   test)
@@ -66,6 +76,9 @@ case ${1-} in
     need shellcheck shellcheck
     # Tests start their own on a free port; the one that Debian starts on 6379 is not used.
     need redis-server redis-server
+    # The same holds for this one; the package without a service is enough.
+    need dnsmasq dnsmasq-base
+    oauth
     ;;
   bench)
     build

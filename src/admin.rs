@@ -5,8 +5,10 @@
 //! a `Host` that is not loopback (DNS rebinding) and any `Origin` (cross-site requests) are refused.
 
 pub mod client;
+mod drain;
 mod limits;
 mod metrics;
+mod purge;
 mod resilience;
 mod status;
 
@@ -168,18 +170,24 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             let body = metrics::exposition(admin);
             typed(StatusCode::OK, metrics::CONTENT_TYPE, body)
         }
+        (&Method::GET | &Method::HEAD, "/jwks") => match &admin.gateway.snapshot().signer {
+            Some(signer) => typed(StatusCode::OK, "application/jwk-set+json", signer.jwks().to_owned()),
+            None => text(StatusCode::NOT_FOUND, "this gateway signs nothing: [identity] has no key\n"),
+        },
         (&Method::POST, "/reload") => reload(admin).await,
+        (&Method::POST, "/purge") => purge::answer(request.uri().query().unwrap_or_default(), admin).await,
+        (&Method::POST, path @ ("/drain" | "/undrain")) => drain::answer(request.uri().query(), path == "/drain", admin),
         (&Method::POST, "/upgrade") => upgrade(admin).await,
         (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
         (&Method::GET, "/limits") => limit(admin, request.uri().query(), false).await,
         (&Method::POST, "/limits/reset") => limit(admin, request.uri().query(), true).await,
         (
             _,
-            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
-            | "/limits/reset"),
+            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
+            | "/limits/reset" | "/drain" | "/undrain" | "/purge"),
         ) => {
             let allow = match path {
-                "/reload" | "/upgrade" | "/limits/reset" => "POST",
+                "/reload" | "/upgrade" | "/limits/reset" | "/drain" | "/undrain" | "/purge" => "POST",
                 "/limits" | "/limits/top" => "GET",
                 _ => "GET, HEAD",
             };
@@ -189,10 +197,11 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             }
             response
         }
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "not found: /livez /readyz /status /metrics /limits /limits/top, POST /reload /upgrade /limits/reset\n",
-        ),
+        _ => {
+            const WAYS: &str = "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, \
+                POST /reload /upgrade /drain /undrain /purge /limits/reset\n";
+            text(StatusCode::NOT_FOUND, WAYS)
+        }
     }
 }
 

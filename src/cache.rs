@@ -27,23 +27,55 @@ pub mod memory;
 pub mod policy;
 pub mod purge;
 pub mod range;
+pub mod redis;
 mod sketch;
 pub mod storage;
 pub mod vary;
 
 use flight::Flights;
 use memory::MemoryStore;
+use purge::Purge;
+use redis::RedisTier;
 use std::sync::Arc;
 
-/// The cache of one process. Outlives every snapshot that has it.
+/// The cache as one snapshot has it; its parts outlive the snapshot.
 #[derive(Debug)]
 pub struct Cache {
     pub memory: Arc<MemoryStore>,
     pub flights: Arc<Flights>,
+    pub redis: Option<Arc<RedisTier>>,
+}
+
+/// What a purge has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Purged {
+    /// Answers of this gateway.
+    pub purged: u64,
+    /// Gateways that have heard of it, and those of them that are done, this one included.
+    pub gateways: u64,
+    pub acknowledged: u64,
 }
 
 impl Cache {
-    pub fn new(capacity: u64) -> Self {
-        Cache { memory: Arc::new(MemoryStore::new(capacity)), flights: Arc::default() }
+    /// Here first, then everywhere.
+    pub async fn purge(&self, purge: &Purge) -> Purged {
+        let purged = self.memory.purge(purge);
+        let (gateways, acknowledged) = match &self.redis {
+            None => (1, 1),
+            Some(tier) => match tier.purge(purge).await {
+                Some((gateways, acknowledged)) => (gateways.max(1), acknowledged),
+                // Nobody can tell how many there are, only that this one is not all of them.
+                None => (2, 1),
+            },
+        };
+        Purged { purged, gateways, acknowledged }
+    }
+
+    /// An unsafe request has changed what a URL stands for (RFC 9111 §4.4).
+    pub fn invalidate(&self, url: &str) -> u64 {
+        if let Some(tier) = &self.redis {
+            tier.tell(Purge::invalidation(url));
+        }
+        self.memory.invalidate(url)
     }
 }

@@ -2,8 +2,10 @@
 
 mod check;
 mod demo;
+mod drain;
 mod key;
 mod limit;
+mod purge;
 mod reload;
 mod run;
 mod schema;
@@ -46,7 +48,12 @@ enum Verb {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Reload(reload::ReloadArgs),
+    /// Take an endpoint of a running gateway out of use; requests under way finish
+    Drain(drain::DrainArgs),
+    /// Bring an endpoint back that was drained
+    Undrain(drain::DrainArgs),
     Upgrade(upgrade::UpgradeArgs),
+    Purge(purge::PurgeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
     Limit(limit::LimitArgs),
@@ -83,9 +90,12 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
         Verb::Reload(args) => reload::run(&args),
+        Verb::Drain(args) => drain::run(&args, true),
+        Verb::Undrain(args) => drain::run(&args, false),
         Verb::Upgrade(args) => upgrade::run(&args),
+        Verb::Purge(args) => purge::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
-        Verb::Key(args) => key::run(&args),
+        Verb::Key(args) => key::run(&args, &registry),
         Verb::Limit(args) => limit::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };

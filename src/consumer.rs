@@ -7,18 +7,22 @@
 mod build;
 pub mod config;
 mod digest;
+pub mod issued;
 mod password;
 #[cfg(test)]
 mod tests;
 
 pub use config::{ConsumerConfig, CredentialConfig, TierConfig, is_role};
 pub use digest::KeyDigest;
+pub use issued::{ConsumerSourceConfig, Issued};
 #[cfg(test)]
 pub(crate) use password::cheap as cheap_password;
 pub use password::{PASSWORD_MAX, PasswordHash};
 
 use crate::identity::Identity;
 use crate::limit::Limit;
+use crate::request::ClientCertificate;
+use crate::signature::VerifyKey;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -61,6 +65,13 @@ pub struct BasicUser {
     pub password: PasswordHash,
 }
 
+/// A key that requests are signed with.
+#[derive(Debug)]
+pub struct Signer {
+    pub credential: Credential,
+    pub key: VerifyKey,
+}
+
 /// Why a credential that is known does not count. For metrics and logs only: clients are told the same in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unusable {
@@ -92,12 +103,17 @@ pub struct Consumers {
     by_name: Map<Arc<str>, Arc<Consumer>>,
     by_key: Map<KeyDigest, Credential>,
     by_username: Map<Arc<str>, BasicUser>,
+    by_signer: Map<Arc<str>, Signer>,
+    /// By fingerprint, name and subject, see [`config::MtlsCredential::key`].
+    by_certificate: Map<Box<str>, Credential>,
     /// Subjects that one issuer alone may vouch for, by issuer and subject.
     by_issuer: Map<Arc<str>, Map<Arc<str>, Credential>>,
     /// Subjects that every issuer may vouch for.
     by_subject: Map<Arc<str>, Credential>,
     tiers: BTreeMap<Arc<str>, Arc<Tier>>,
     roles: BTreeSet<Arc<str>>,
+    /// Those that Redis knows besides.
+    issued: Option<Issued>,
     /// What those who belong to no tier may fill, if tiers differ in that.
     share_without_tier: Option<u32>,
 }
@@ -122,6 +138,23 @@ impl Consumers {
     pub fn by_jwt_subject(&self, issuer: &str, subject: &str) -> Option<&Credential> {
         let own = self.by_issuer.get(issuer).and_then(|subjects| subjects.get(subject));
         own.or_else(|| self.by_subject.get(subject))
+    }
+
+    /// The credential `{ hmac = { key_id = "..." } }`.
+    pub fn by_signer(&self, key_id: &str) -> Option<&Signer> {
+        self.by_signer.get(key_id)
+    }
+
+    /// The credential `{ mtls = { ... } }` of a certificate that was verified: by its fingerprint, else by one of its names in
+    /// their order, else by its subject.
+    pub fn by_certificate(&self, certificate: &ClientCertificate) -> Option<&Credential> {
+        if self.by_certificate.is_empty() {
+            return None;
+        }
+        let find = |kind: &str, text: &str| self.by_certificate.get(format!("{kind}:{text}").as_str());
+        find("sha256", &certificate.sha256)
+            .or_else(|| certificate.names.iter().find_map(|name| find("name", name)))
+            .or_else(|| find("subject", &certificate.subject))
     }
 
     /// The hash of someone's password, if anyone has one.
@@ -154,6 +187,16 @@ impl Consumers {
     /// Every role that some consumer has, in the order of their names.
     pub fn roles(&self) -> impl Iterator<Item = &str> + Clone {
         self.roles.iter().map(|role| &**role)
+    }
+
+    /// The keys and consumers that Redis knows besides these.
+    pub fn issued(&self) -> Option<&Issued> {
+        self.issued.as_ref()
+    }
+
+    /// Adds what Redis knows.
+    pub fn with_issued(self, issued: Option<Issued>) -> Self {
+        Consumers { issued, ..self }
     }
 
     pub fn len(&self) -> usize {

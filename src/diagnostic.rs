@@ -5,6 +5,7 @@
 //! into line, column and a caret, for people ([`Diagnostics::render`]) and for machines ([`Diagnostics::to_json`]).
 
 mod json;
+mod mask;
 mod render;
 
 use std::borrow::Cow;
@@ -16,6 +17,9 @@ use std::path::{Path, PathBuf};
 pub const ERRORS_MAX: usize = 100;
 /// The longest message, label or help that is shown, in characters: they can quote values, and values can be megabytes.
 const TEXT_MAX: usize = 600;
+
+/// How much of a line is looked at to tell whether a value is a secret, on each side of where it begins, in bytes.
+const SECRET_CONTEXT: usize = 256;
 
 /// One configuration file as it was read.
 #[derive(Debug, Clone)]
@@ -175,6 +179,16 @@ fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     let line = memchr::memchr_iter(b'\n', before.as_bytes()).count() + 1;
     (line, before.get(line_start..).unwrap_or_default().chars().count() + 1)
+}
+
+/// Whether the text at a place is a secret in plain text, which no message may repeat.
+pub fn is_secret(text: &str, range: &Range<usize>) -> bool {
+    let line_start = text.get(..floor(text, range.start)).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
+    let from = line_start.max(floor(text, range.start.saturating_sub(SECRET_CONTEXT)));
+    let to = floor(text, range.end.min(range.start.saturating_add(SECRET_CONTEXT)));
+    let before = text.get(from..floor(text, range.start)).unwrap_or_default();
+    let whole = text.get(from..to).unwrap_or_default();
+    matches!(mask::masked(whole), Cow::Owned(_)) && matches!(mask::masked(before), Cow::Borrowed(_))
 }
 
 /// The nearest character boundary at or before `offset`.

@@ -11,10 +11,14 @@ mod auth;
 mod basic;
 mod chain;
 mod concurrency;
+mod cors;
+mod forward_auth;
 mod header_edits;
 mod health;
+mod hmac;
 mod ip_allow;
 mod jwt;
+mod mtls;
 mod rate_limit;
 mod redirect;
 mod registry;
@@ -24,7 +28,7 @@ mod respond;
 mod response_headers;
 mod rewrite;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use chain::Chain;
 pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
@@ -109,13 +113,18 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
+    /// Whether it must stand before filters that ask for credentials, because it answers requests that have none.
+    fn precedes_identity(&self) -> bool {
+        false
+    }
+
     /// Whether it decides by the identity, so that a filter that establishes one must stand before it.
     fn needs_identity(&self) -> bool {
         false
     }
 
-    /// Whether it may give an identity roles that no configured consumer has, such as those of a token's claims.
-    fn grants_roles(&self) -> bool {
+    /// Whether it may give an identity this role although no configured consumer has it, such as one of a token's claims.
+    fn grants_role(&self, _role: &str) -> bool {
         false
     }
 

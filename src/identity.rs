@@ -1,12 +1,14 @@
 //! Who a request is from, as far as it has been proved.
 //!
-//! Authentication filters (`api_key`, `jwt`, `basic`) establish an [`Identity`]; what comes after them (`require`, limits,
+//! Authentication filters (`api_key`, `jwt`, `basic`, `hmac`, `mtls`, `forward_auth`) establish an [`Identity`]; what comes after them (`require`, limits,
 //! the access log, headers for the upstream) reads it and asks nobody again. It is immutable and shared: credentials from
 //! the configuration have theirs made when the snapshot is compiled, so that a request costs a counter and no allocation.
 
 mod headers;
+mod signed;
 
 pub use headers::{IdentityHeaders, write};
+pub use signed::{IdentityConfig, IdentitySigner, Signed};
 
 use crate::consumer::Consumer;
 use serde_json::{Map, Value};
@@ -21,8 +23,10 @@ pub struct Identity {
     pub name: Arc<str>,
     /// What proved it, for logs and limits, never a secret: `api_key:3f2a9c01`, `jwt:main:SUBJECT`, `basic:USERNAME`.
     pub credential: Arc<str>,
-    /// The kind of credential: `api_key`, `jwt`, `basic`.
+    /// The kind of credential: `api_key`, `jwt`, `basic`, `hmac`, `mtls`, `forward_auth`.
     pub method: &'static str,
+    /// The `[jwt.NAME]` whose token it was.
+    pub issuer: Option<Arc<str>>,
     /// What it may do: those of the consumer, and those that a token grants where the issuer is allowed to.
     pub roles: Arc<[Arc<str>]>,
     /// What a token was issued for (RFC 6749 section 3.3); empty for other credentials.
@@ -31,6 +35,8 @@ pub struct Identity {
     pub tier: Option<Arc<str>>,
     /// The verified claims of a token.
     pub claims: Option<Arc<Map<String, Value>>>,
+    /// The gateway's own token for the upstream, while it is good.
+    pub signed: Signed,
 }
 
 impl Identity {
@@ -41,10 +47,28 @@ impl Identity {
             name: Arc::clone(&consumer.name),
             credential,
             method,
+            issuer: None,
             roles: Arc::clone(&consumer.roles),
             scopes: Arc::default(),
             tier: consumer.tier.as_ref().map(|tier| Arc::clone(&tier.name)),
             claims: None,
+            signed: Signed::default(),
+        }
+    }
+
+    /// No consumer, and nothing that it may do: what an identity begins with that no credential of the configuration proves.
+    pub fn nobody() -> Self {
+        Identity {
+            consumer: None,
+            name: Arc::from(""),
+            credential: Arc::from(""),
+            method: "",
+            issuer: None,
+            roles: Arc::default(),
+            scopes: Arc::default(),
+            tier: None,
+            claims: None,
+            signed: Signed::default(),
         }
     }
 

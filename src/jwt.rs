@@ -28,6 +28,7 @@ mod tests;
 
 pub use claims::ClaimPath;
 pub use config::{ClaimsConfig, IssuerConfig, JwksConfig, SecretEncoding};
+pub(crate) use fetch::{Endpoint, connect, tls};
 pub use issuer::{Answer, Issuer, Issuers};
 pub use keys::{Algorithm, KeyKind};
 pub use remote::{RemoteKeys, Ticket};
@@ -64,6 +65,10 @@ pub enum Refusal {
     Audience,
     /// The consumer of the token is not enabled, or its credential is outside of its time, or there must be one and is none.
     Consumer,
+    /// Withdrawn before its time.
+    Denied,
+    /// Whether it was withdrawn cannot be told.
+    StandingUnknown,
     /// The keys could not be fetched, or are older than they may be.
     KeysUnavailable,
 }
@@ -74,6 +79,7 @@ impl Refusal {
         match self {
             Refusal::Expired => &rejection::TOKEN_EXPIRED,
             Refusal::KeysUnavailable => &rejection::KEYS_UNAVAILABLE,
+            Refusal::StandingUnknown => &rejection::CREDENTIALS_UNAVAILABLE,
             _ => &rejection::TOKEN_INVALID,
         }
     }
@@ -85,7 +91,8 @@ impl Refusal {
             Refusal::Expired => AuthOutcome::Expired,
             Refusal::NotYet => AuthOutcome::NotYet,
             Refusal::Consumer => AuthOutcome::Disabled,
-            Refusal::KeysUnavailable => AuthOutcome::Unavailable,
+            Refusal::Denied => AuthOutcome::Revoked,
+            Refusal::KeysUnavailable | Refusal::StandingUnknown => AuthOutcome::Unavailable,
             _ => AuthOutcome::Unknown,
         }
     }

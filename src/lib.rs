@@ -6,10 +6,12 @@
 //! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
 //!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
-//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
-//!   [`cache`] keeps answers, [`consumer`] who may call, [`identity`] who does; [`tls`] reads certificates for both ends.
+//! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes, [`discovery`]
+//!   which endpoints there are, [`mirror`] who gets copies; [`cache`] keeps answers and [`compress`] codes them; [`consumer`] who may call, [`identity`]
+//!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
+//!   for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
-//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
+//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`tracked`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.
@@ -20,10 +22,13 @@ pub mod cache;
 pub mod canonical;
 pub mod cli;
 pub mod clock;
+pub mod compress;
+pub mod condition;
 pub mod config;
 pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
+pub mod discovery;
 pub mod fields;
 pub mod filter;
 pub mod forwarded;
@@ -31,6 +36,7 @@ pub mod identity;
 pub mod jwt;
 pub mod limit;
 pub mod listener;
+pub mod mirror;
 pub mod proxy;
 pub mod readiness;
 pub mod rejection;
@@ -39,6 +45,7 @@ pub mod request;
 pub mod respond;
 pub mod route;
 pub mod server;
+pub mod signature;
 pub mod snapshot;
 pub mod state;
 pub mod systemd;
@@ -46,6 +53,7 @@ pub mod telemetry;
 pub mod template;
 pub mod text;
 pub mod tls;
+pub mod tracked;
 pub mod upgrade;
 pub mod upstream;
 pub mod value;

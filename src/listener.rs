@@ -55,6 +55,7 @@ enum Refusal {
     HandshakeTimeout,
     HandshakeFailed,
     ProxyHeader,
+    TooManyInAll,
 }
 
 /// The names of [`Refusal`], as metric labels.
@@ -66,6 +67,7 @@ const REFUSALS: &[&str] = &[
     "handshake_timeout",
     "handshake_failed",
     "proxy_header",
+    "max_connections_in_all",
 ];
 
 /// What is wrong with a request beyond [`head::Malformed`]: what only time can tell, and what HTTP/2 found by itself.
@@ -120,6 +122,8 @@ pub struct ListenerSettings {
     /// Whose PROXY headers are believed, and must come; `None`: nobody's.
     pub proxy_protocol: Option<Arc<TrustedProxies>>,
     pub max_connections: usize,
+    /// On all listeners together.
+    pub max_connections_in_all: usize,
     /// For each client address; IPv6 by /64.
     pub max_connections_per_address: Option<u32>,
     /// What the listener takes as a whole.

@@ -13,6 +13,7 @@ mod forward;
 mod grpc_web;
 mod intake;
 mod record;
+mod target;
 
 pub use ctx::Ctx;
 
@@ -21,7 +22,7 @@ use crate::filter::Flow;
 use crate::rejection::{self, Rejection};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::GatewayMetrics;
-use crate::{listener::Connection, respond};
+use crate::{compress, listener::Connection, respond};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -191,6 +192,10 @@ impl ProxyHttp for Gateway {
         if ctx.is_fetch() {
             cache::head_of_fetch(session, head, ctx)?;
         }
+        if ctx.compression().is_some() {
+            // We code for each client; one who coded already would leave nothing to choose.
+            head.remove_header(&http::header::ACCEPT_ENCODING);
+        }
         Ok(())
     }
 
@@ -208,6 +213,10 @@ impl ProxyHttp for Gateway {
             ctx.grpc_web.response_head(head);
             if ctx.snapshot.cache.is_some() {
                 cache::response(session, head, ctx);
+            }
+            if let Some(compression) = ctx.compression() {
+                let coding = compression.choose(&session.req_header().method, &session.req_header().headers, head);
+                ctx.encoder = coding.and_then(|coding| compress::begin(head, coding));
             }
             ctx.finish_response_head(session, head);
             if ctx.must_close() {
@@ -234,6 +243,19 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
         ctx.check_deadline()?;
+        Ok(None)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Box<Ctx>,
+    ) -> Result<Option<Duration>> {
+        if let Some(encoder) = &mut ctx.encoder {
+            compress::piece(encoder, body, end)?;
+        }
         Ok(None)
     }
 

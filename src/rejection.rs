@@ -30,6 +30,7 @@ codes! {
     PATH_INVALID = 400, "path_invalid", "The request path is not in a form that can be read in one way only";
     HOST_INVALID = 400, "host_invalid", "The Host of the request is missing or invalid";
     CREDENTIAL_DUPLICATE = 400, "credential_duplicate", "The request has more than one credential where one is expected";
+    DIGEST_MISMATCH = 400, "digest_mismatch", "The body of the request is not the one that its Content-Digest names";
     CREDENTIAL_MISSING = 401, "credential_missing", "This needs a credential and the request has none";
     CREDENTIAL_INVALID = 401, "credential_invalid", "The credential of the request is not valid";
     TOKEN_INVALID = 401, "token_invalid", "The token of the request is not valid here";
@@ -40,6 +41,7 @@ codes! {
     ROUTE_NOT_FOUND = 404, "route_not_found", "No route matches this request";
     METHOD_NOT_ALLOWED = 405, "method_not_allowed", "This path does not allow this method";
     REQUEST_TIMEOUT = 408, "request_timeout", "The request did not arrive in time";
+    LENGTH_REQUIRED = 411, "length_required", "A signed request with a body needs a Content-Length";
     BODY_TOO_LARGE = 413, "body_too_large", "The request body is larger than this route allows";
     URI_TOO_LONG = 414, "uri_too_long", "The request target is longer than this listener allows";
     MISDIRECTED_REQUEST = 421, "misdirected_request", "This host wants a connection of its own: connect again, asking for its name";
@@ -55,6 +57,8 @@ codes! {
     UPSTREAM_OVERLOADED = 503, "upstream_overloaded", "The service behind the gateway has more to do than it can; try again later";
     UPSTREAM_UNAVAILABLE = 503, "upstream_unavailable", "No healthy endpoint can take this request";
     AUTHENTICATION_BUSY = 503, "authentication_busy", "Too many credentials are being checked at this moment; try again later";
+    CREDENTIALS_UNAVAILABLE = 503, "credentials_unavailable", "Whether the credential is valid cannot be told at this moment; try again later";
+    AUTHORIZATION_UNAVAILABLE = 503, "authorization_unavailable", "Whether the request is permitted cannot be told at this moment; try again later";
     KEYS_UNAVAILABLE = 503, "keys_unavailable", "The keys that tokens are verified with are not available at this moment; try again later";
     NOT_CACHED = 504, "not_cached", "The answer is not in the cache, and the request asks for nothing else";
     UPSTREAM_TIMEOUT = 504, "upstream_timeout", "The service behind the gateway did not answer in time";

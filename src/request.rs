@@ -4,6 +4,7 @@ use crate::identity::Identity;
 use crate::limit;
 use crate::rejection;
 use crate::route::Params;
+use crate::signature::digest::BodyDigest;
 use arrayvec::ArrayString;
 use http::HeaderValue;
 use std::net::IpAddr;
@@ -91,6 +92,8 @@ pub struct RequestCtx {
     pub rejected: Option<&'static rejection::Code>,
     /// The places of the request among those under way, given back with it.
     pub held: limit::concurrency::Held,
+    /// What the body must be, where a filter has found a `Content-Digest` that was signed.
+    pub body_digest: Option<Box<BodyDigest>>,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
     pub extensions: http::Extensions,
 }
@@ -115,6 +118,7 @@ impl RequestCtx {
             limits: limit::Report::new(),
             rejected: None,
             held: limit::concurrency::Held::default(),
+            body_digest: None,
             extensions: http::Extensions::new(),
         }
     }
@@ -161,6 +165,7 @@ impl RequestCtx {
             limits: limit::Report::new(),
             rejected: None,
             held: limit::concurrency::Held::default(),
+            body_digest: None,
             extensions: http::Extensions::new(),
         }
     }

@@ -6,23 +6,30 @@
 
 mod cache;
 mod compile;
+mod consumers;
 mod fixed;
 mod limits;
+mod split;
+mod upstreams;
 
 pub use compile::{CompileParts, compile};
+pub use consumers::{RedisAddress, redis_address};
 pub use fixed::Fixed;
+pub use split::Split;
 
 use crate::cache::Cache;
 use crate::cache::policy::Policy;
+use crate::compress::Compression;
 use crate::config::ClientDeadline;
 use crate::consumer::Consumers;
 use crate::filter::Chain;
 use crate::forwarded::{ForwardedHeaders, TrustedProxies, Via};
-use crate::identity::IdentityHeaders;
+use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::ListenerPlan;
+use crate::mirror::Mirror;
 use crate::route::Router;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
@@ -57,6 +64,8 @@ pub struct Snapshot {
     pub preserve_header_case: bool,
     /// What a client may not say about itself.
     pub identity_headers: IdentityHeaders,
+    /// Says who calls in the gateway's own name, if it does.
+    pub signer: Option<Arc<IdentitySigner>>,
     /// What we call ourselves.
     pub via: Via,
     /// What the gateway takes as a whole.
@@ -74,8 +83,16 @@ pub struct Route {
     pub name: Arc<str>,
     pub chain: Chain,
     pub upstream: Option<Target>,
+    /// Where parts of the requests go instead.
+    pub split: Option<Split>,
+    /// Where requests go that the upstream cannot take.
+    pub fallback: Option<Target>,
+    /// Who gets copies.
+    pub mirror: Option<Arc<Mirror>>,
     /// How its answers are stored; `None`: they are not.
     pub cache: Option<Arc<Policy>>,
+    /// How its answers are compressed; `None`: they are not.
+    pub compress: Option<Arc<Compression>>,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
     /// What clients may say about that.
@@ -102,6 +119,43 @@ pub struct DeadlineRules {
 pub struct Target {
     pub upstream: Arc<Upstream>,
     pub metrics: Arc<UpstreamMetrics>,
+}
+
+/// Which of its route's upstreams a request goes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The one that the route names.
+    #[default]
+    Primary,
+    /// One of its split, by its place there.
+    Part(u8),
+    /// The one that takes what the others cannot.
+    Fallback,
+}
+
+impl Route {
+    pub fn target(&self, choice: Choice) -> Option<&Target> {
+        match choice {
+            Choice::Primary => self.upstream.as_ref(),
+            Choice::Part(at) => self.split.as_ref()?.target(at),
+            Choice::Fallback => self.fallback.as_ref(),
+        }
+    }
+
+    /// Whether requests may go elsewhere than to `upstream`.
+    pub fn steers(&self) -> bool {
+        self.split.is_some() || self.fallback.is_some()
+    }
+
+    /// Where a request goes on to when this choice can take nothing: from a part of a split to the rest, from there to the
+    /// fallback. `None`: nowhere.
+    pub fn instead_of(&self, choice: Choice) -> Option<Choice> {
+        match choice {
+            Choice::Part(_) => Some(Choice::Primary),
+            Choice::Primary => self.fallback.as_ref().map(|_| Choice::Fallback),
+            Choice::Fallback => None,
+        }
+    }
 }
 
 impl Target {

@@ -8,7 +8,7 @@
 //! happens; none may let through what the client sent under the same name.
 
 use crate::arena::with_arena;
-use crate::request::RequestCtx;
+use crate::request::{ClientCertificate, RequestCtx};
 use crate::value::Secret;
 use bytes::{BufMut, BytesMut};
 use http::HeaderValue;
@@ -50,9 +50,12 @@ enum Fact {
     Host,
     Scheme,
     Path,
+    ClientCertSubject,
+    ClientCertSha256,
+    ClientCertNames,
 }
 
-const FACTS: [(&str, Fact); 7] = [
+const FACTS: [(&str, Fact); 10] = [
     ("request_id", Fact::RequestId),
     ("client_ip", Fact::ClientIp),
     ("route", Fact::Route),
@@ -60,11 +63,15 @@ const FACTS: [(&str, Fact); 7] = [
     ("host", Fact::Host),
     ("scheme", Fact::Scheme),
     ("path", Fact::Path),
+    ("client_cert_subject", Fact::ClientCertSubject),
+    ("client_cert_sha256", Fact::ClientCertSha256),
+    ("client_cert_names", Fact::ClientCertNames),
 ];
 
 impl Template {
     /// Compiles a text with places `${request_id}`, `${client_ip}`, `${route}`, `${consumer}`, `${host}`, `${scheme}`,
-    /// `${path}` (as the client asked, before any rewrite) and `${path.NAME}` (a param of the route); `$$` stands for one dollar sign. `${VARIABLE}` in upper case is the environment's and has been
+    /// `${path}` (as the client asked, before any rewrite), `${client_cert_subject}`, `${client_cert_sha256}` and
+    /// `${client_cert_names}` (of the certificate that a listener has verified), and `${path.NAME}` (a param of the route); `$$` stands for one dollar sign. `${VARIABLE}` in upper case is the environment's and has been
     /// replaced before.
     pub fn compile(text: &str) -> Result<Self, TemplateError> {
         if text.len() > MAX_VALUE {
@@ -179,8 +186,19 @@ impl Part {
             Part::Fact(Fact::Host) => out.write_str(&ctx.host),
             Part::Fact(Fact::Scheme) => out.write_str(ctx.scheme.as_str()),
             Part::Fact(Fact::Path) => out.write_str(path),
+            Part::Fact(Fact::ClientCertSubject) => out.write_str(&certificate(ctx)?.subject),
+            Part::Fact(Fact::ClientCertSha256) => out.write_str(&certificate(ctx)?.sha256),
+            Part::Fact(Fact::ClientCertNames) => certificate(ctx)?.names.iter().enumerate().try_for_each(|(at, name)| {
+                out.write_str(if at == 0 { "" } else { ", " })?;
+                out.write_str(name)
+            }),
         }
     }
+}
+
+/// The client's certificate, verified by its listener.
+fn certificate(ctx: &RequestCtx) -> Result<&ClientCertificate, fmt::Error> {
+    ctx.tls.as_ref().and_then(|tls| tls.client.as_ref()).ok_or(fmt::Error)
 }
 
 /// Writes up to [`MAX_VALUE`] bytes.

@@ -42,11 +42,12 @@ free_port() {
   done
 }
 
-# Waits up to 20 s until a URL answers 200.
+# Waits up to 20 s until a URL answers 200. wait_for URL NAME [CURL_OPTION...]
 wait_for() {
   local url=$1 name=$2 tries
+  shift 2
   for ((tries = 0; tries < 200; tries++)); do
-    if [[ $(curl -s -o /dev/null -m 1 -w '%{http_code}' "$url") == 200 ]]; then return; fi
+    if [[ $(curl -s -o /dev/null -m 1 -w '%{http_code}' "$@" "$url") == 200 ]]; then return; fi
     sleep 0.1
   done
   echo "run.sh: $name does not answer on $url" >&2

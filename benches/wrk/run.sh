@@ -14,6 +14,7 @@ usage: benches/wrk/run.sh [options]
   --origins N       origins behind each proxy (default 2)
   --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
   --limits          instead: Gatewright without a limit against one that is local, leased from Redis, and exact in Redis
+  --auth            instead: Gatewright without authentication against Gatewright with keys and tokens
   --proxies LIST    default gatewright,baseline,nginx,haproxy
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
@@ -21,7 +22,7 @@ usage: benches/wrk/run.sh [options]
 EOF
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' name='' build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' name='' build=1 save=1
 proxies=gatewright,baseline,nginx,haproxy
 while (($#)); do
   case $1 in
@@ -32,6 +33,7 @@ while (($#)); do
     --origins) origin_count=$2; shift ;;
     --routes) routes=$2; shift ;;
     --limits) limits=1 ;;
+    --auth) auth=1 ;;
     --proxies) proxies=$2; shift ;;
     --name) name=$2; shift ;;
     --no-build) build='' ;;
@@ -48,6 +50,8 @@ cd "$here/../.."
 source "$here/lib.sh"
 # shellcheck source=benches/wrk/servers.sh
 source "$here/servers.sh"
+# shellcheck source=benches/wrk/auth.sh
+source "$here/auth.sh"
 
 for tool in wrk nginx haproxy curl pgrep; do
   command -v "$tool" >/dev/null || { echo "run.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
@@ -72,6 +76,11 @@ elif [[ $limits ]]; then
   proxies="limit-none,limit-local,limit-lease,limit-redis"
   reference="limit-none"
   redis_server
+elif [[ $auth ]]; then
+  proxies="auth-none,auth-key,auth-hs256,auth-rs256,auth-rs256-uncached"
+  reference="auth-none"
+  : "${name:=auth}"
+  auth_setup
 else
   reference=baseline
 fi
@@ -83,23 +92,29 @@ for proxy in "${order[@]}"; do
   counts[$proxy]=10
   case $proxy in
     gatewright) gatewright "$proxy" 10 ;;
+    auth-*) gatewright "$proxy" 10 "$(auth_filters "$proxy")" "$(auth_sections)" ;;
     routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
-    limit-*) gatewright "$proxy" 10 "${proxy#limit-}" ;;
+    limit-none | limit-local) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" ;;
+    limit-*) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" "[redis]
+url = \"redis://127.0.0.1:$redis_port\"" ;;
     baseline) baseline "$proxy" ;;
     nginx) nginx_proxy "$proxy" ;;
     haproxy) haproxy_proxy "$proxy" ;;
     *) echo "run.sh: unknown proxy $proxy" >&2; exit 2 ;;
   esac
   pids[$proxy]=$pid ports[$proxy]=$port
-  wait_for "http://127.0.0.1:$port/service-00001/items" "$proxy"
+  headers=()
+  [[ $auth ]] && auth_headers "$proxy"
+  wait_for "http://127.0.0.1:$port/service-00001/items" "$proxy" "${headers[@]}"
 done
 
 # load PROXY SECONDS OUTPUT
 load() {
-  local script=()
+  local script=() headers=()
+  [[ $auth ]] && auth_headers "$1"
   # Paths of one kind cost wrk nothing; only the comparison of route counts needs many.
   [[ $routes ]] && script=(-s "$here/paths.lua")
-  ROUTES=${counts[$1]} wrk -t1 -c"$connections" -d"$2"s --latency "${script[@]}" \
+  ROUTES=${counts[$1]} wrk -t1 -c"$connections" -d"$2"s --latency "${script[@]}" "${headers[@]}" \
     "http://127.0.0.1:${ports[$1]}/service-00001/items" >"$3"
 }
 

@@ -1,11 +1,13 @@
 //! `/metrics`: everything that is counted, gathered from where it is counted.
 
 use super::Admin;
+use crate::consumer::Issued;
 use crate::jwt::RemoteKeys;
 use crate::listener::{ListenerPlan, ListenerState};
+use crate::snapshot::Route;
 use crate::telemetry::metrics::{
-    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, EndpointSample, KeySample, LimitMetrics, LimitsSample,
-    LogSample, MetricsView, NO_ROUTE, RouteMetrics, UpstreamMetrics,
+    self, AuthMetrics, AuthSample, CacheSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics,
+    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{Endpoint, Upstream};
@@ -28,10 +30,13 @@ pub fn exposition(admin: &Admin) -> String {
         routes: routes.chain([unrouted]).collect(),
         auth: auth(admin),
         keys: snapshot.issuers.remote().map(|(issuer, keys)| key_sample(issuer, keys)).collect(),
+        source: snapshot.consumers.issued().map(source),
         limits: limits(admin),
         cache: cache(admin),
         upstreams: snapshot.upstreams.keys().map(upstream).collect(),
+        mirrors: snapshot.routes().filter_map(|route| mirror(route)).collect(),
         endpoints: snapshot.upstreams.values().flat_map(endpoints).collect(),
+        discovery: snapshot.upstreams.values().filter_map(discovery).collect(),
         resilience: super::resilience::sample(&snapshot),
         listeners: admin.listeners.states().into_iter().map(listener).collect(),
         certificates: snapshot.listeners.iter().flat_map(certificates).collect(),
@@ -69,6 +74,18 @@ fn auth(admin: &Admin) -> Vec<AuthSample> {
     samples
 }
 
+fn source(issued: &Issued) -> SourceSample {
+    let (facts, metrics) = (issued.facts(), issued.facts().metrics());
+    SourceSample {
+        up: facts.is_up(),
+        asked: metrics.asked.get(),
+        invalidated: metrics.invalidated.get(),
+        outages: metrics.outages.get(),
+        unavailable: metrics.unavailable.get(),
+        entries: facts.len(),
+    }
+}
+
 fn key_sample(issuer: &str, keys: &RemoteKeys) -> KeySample {
     KeySample { issuer: issuer.to_owned(), fetched: keys.fetched.get(), failed: keys.failed.get(), age: keys.age() }
 }
@@ -103,11 +120,32 @@ fn cache(admin: &Admin) -> CacheSample {
     let snapshot = admin.gateway.snapshot();
     let policies =
         snapshot.routes().filter_map(|route| Some((route.name.to_string(), Arc::clone(&route.cache.as_ref()?.metrics))));
-    CacheSample { routes: policies.collect(), memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()) }
+    CacheSample {
+        routes: policies.collect(),
+        memory: snapshot.cache.as_ref().map(|cache| cache.memory.stats()),
+        redis: snapshot.cache.as_ref().and_then(|cache| cache.redis.clone()),
+    }
 }
 
 fn endpoints(upstream: &Arc<Upstream>) -> Vec<EndpointSample> {
     upstream.endpoints().iter().map(|endpoint| sample(upstream, endpoint)).collect()
+}
+
+fn mirror(route: &Route) -> Option<MirrorSample> {
+    let metrics = &route.mirror.as_ref()?.metrics;
+    let counts = [("answered", &metrics.answered), ("failed", &metrics.failed), ("busy", &metrics.busy), ("body", &metrics.body)];
+    Some(MirrorSample { route: route.name.to_string(), results: counts.map(|(result, count)| (result, count.get())) })
+}
+
+fn discovery(upstream: &Arc<Upstream>) -> Option<DiscoverySample> {
+    let standing = upstream.found()?.0.standing();
+    Some(DiscoverySample {
+        upstream: upstream.name().to_string(),
+        endpoints: standing.endpoints,
+        unused: standing.unused,
+        age: standing.age,
+        failures: standing.failures.to_vec(),
+    })
 }
 
 fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
@@ -119,6 +157,7 @@ fn sample(upstream: &Upstream, endpoint: &Endpoint) -> EndpointSample {
         upstream: upstream.name().to_string(),
         endpoint: endpoint.address().to_string(),
         healthy: endpoint.is_healthy(),
+        drained: state.is_drained(),
         in_flight: state.in_flight().into(),
         requests: state.requests(),
         connect_failures: state.connect_failures(),

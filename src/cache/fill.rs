@@ -12,6 +12,7 @@ use super::freshness::Received;
 use super::key::Key;
 use super::memory::MemoryStore;
 use super::policy::{Policy, Refusal, Terms};
+use super::redis::RedisTier;
 use super::vary::Selecting;
 use crate::rejection::Rejection;
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub enum Phase {
     Streaming(Arc<Head>),
     /// The upstream has confirmed this stored response.
     Validated(Arc<Entry>),
+    /// Another gateway had it.
+    Shared(Arc<Entry>),
     /// The upstream has confirmed what the client holds, which is not stored here.
     NotModified(Arc<ResponseHeader>),
     Failed(Rejection),
@@ -98,11 +101,14 @@ pub struct Fill {
     store: Arc<MemoryStore>,
     /// See [`MemoryStore::insert`].
     epoch: u64,
+    /// The other tier, and the generation that the fetch belongs to.
+    shared: Option<(Arc<RedisTier>, u64)>,
 }
 
 impl Fill {
-    pub fn new(key: Arc<Key>, policy: Arc<Policy>, store: Arc<MemoryStore>) -> Arc<Self> {
+    pub fn new(key: Arc<Key>, policy: Arc<Policy>, store: Arc<MemoryStore>, tier: Option<&Arc<RedisTier>>) -> Arc<Self> {
         let epoch = store.epoch();
+        let shared = tier.filter(|_| policy.redis).map(|tier| (Arc::clone(tier), tier.generation()));
         let state = State {
             phase: Phase::Waiting,
             chunks: VecDeque::new(),
@@ -117,7 +123,16 @@ impl Fill {
             live: 0,
             interim: Vec::new(),
         };
-        Arc::new(Fill { state: Mutex::new(state), changed: Notify::new(), drained: Notify::new(), key, policy, store, epoch })
+        Arc::new(Fill {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            drained: Notify::new(),
+            key,
+            policy,
+            store,
+            epoch,
+            shared,
+        })
     }
 
     pub fn phase(&self) -> Phase {
@@ -227,29 +242,29 @@ impl Fill {
             return Err(Broken);
         };
         let right = head.length.is_none_or(|length| length == state.length);
-        state.end = Some(if right { End::Complete } else { End::Broken });
-        state.trailers = trailers;
-        let kept = std::mem::take(&mut state.keep);
+        let kept = state.keep && right;
         let reserved = std::mem::take(&mut state.reserved);
         let length = state.length;
-        let chunks: Vec<Bytes> = if kept && right { state.chunks.iter().cloned().collect() } else { Vec::new() };
+        let chunks: Vec<Bytes> = if kept { state.chunks.iter().cloned().collect() } else { Vec::new() };
         drop(state);
+        // Twice in memory for this moment: the readers let go of the chunks as they pass.
+        self.store.release(&self.key, reserved);
         let mut stored = None;
-        if kept
-            && right
-            && let Ok(of) = &head.outcome
-        {
+        if kept && let Ok(of) = &head.outcome {
             let entry = Arc::new(self.entry(&head.header, of, chunks, length));
-            // Twice in memory for this moment: the readers let go of the chunks as they pass.
-            self.store.release(&self.key, reserved);
             if self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch) {
+                self.share(&entry);
                 stored = Some(entry);
             } else {
                 self.policy.metrics.refused(Refusal::Purged);
             }
-        } else {
-            self.store.release(&self.key, reserved);
         }
+        // Only now: whoever comes finds it here until it is found in the store.
+        let mut state = self.state.lock();
+        state.keep = false;
+        state.end = Some(if right { End::Complete } else { End::Broken });
+        state.trailers = trailers;
+        drop(state);
         self.changed.notify_waiters();
         if right { Ok(stored) } else { Err(Broken) }
     }
@@ -271,9 +286,31 @@ impl Fill {
         Entry::new(head, body, of.terms, of.received, of.selecting.clone(), tags)
     }
 
+    fn share(&self, entry: &Arc<Entry>) {
+        if let Some((tier, generation)) = self.shared.as_ref().filter(|_| entry.is_complete()) {
+            tier.put(&self.key, entry, *generation);
+        }
+    }
+
+    /// What the other gateways have for a request with these fields. Stored here too, if it is fresh.
+    pub async fn from_tier(&self, request: &HeaderMap, now: std::time::Instant) -> Option<Arc<Entry>> {
+        let (tier, _) = self.shared.as_ref()?;
+        let entry = tier.get(&self.key, request, self.policy.max_object).await?;
+        if entry.terms.no_cache || entry.freshness(now).is_err() {
+            return None;
+        }
+        let entry = Arc::new(entry);
+        let kept = self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch);
+        kept.then_some(entry)
+    }
+
     /// Stores an entry that was confirmed, unless it was purged meanwhile.
     pub fn keep(&self, entry: &Arc<Entry>) -> bool {
-        self.store.insert(&self.key, Arc::clone(entry), self.policy.max_variants, self.epoch)
+        let kept = self.store.insert(&self.key, Arc::clone(entry), self.policy.max_variants, self.epoch);
+        if kept {
+            self.share(entry);
+        }
+        kept
     }
 
     /// Whether there is a head, of an answer that is not stored.
@@ -440,7 +477,7 @@ mod tests {
     fn fill(max_object: u64) -> Arc<Fill> {
         let store = Arc::new(MemoryStore::new(1 << 20));
         let key = Key { bytes: (*b"k").into(), hash: 1, url_hash: 1, base_hash: 1, url: "http://h/".into(), route: "r".into() };
-        Fill::new(Arc::new(key), Arc::new(Policy { max_object, ..policy() }), store)
+        Fill::new(Arc::new(key), Arc::new(Policy { max_object, ..policy() }), store, None)
     }
 
     fn begin(fill: &Fill, length: Option<&str>) -> bool {

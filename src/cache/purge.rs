@@ -44,6 +44,10 @@ impl Purge {
         self.how
     }
 
+    pub fn is_invalidation(&self) -> bool {
+        self.how == How::Expire(Expired::Invalid)
+    }
+
     pub fn is_soft(&self) -> bool {
         self.how == How::Expire(Expired::Soft)
     }

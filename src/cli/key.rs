@@ -1,18 +1,15 @@
 //! `gatewright key`: API keys that are made at random and told apart from other text.
 
-use super::Exit;
+mod issue;
+mod make;
+
+use super::{ConfigArgs, Exit};
 use crate::consumer::{KeyDigest, PasswordHash};
+use crate::filter::Registry;
 use clap::{Args, Subcommand};
-use ring::rand::{SecureRandom as _, SystemRandom};
+use make::{PREFIX, generate, is_whole};
 use std::io::{self, Read as _, Write as _};
 
-/// What every key begins with, so that people and secret scanners know one when they see it.
-const PREFIX: &str = "gw_";
-/// 32 characters of 62: 190 bits that nobody can guess.
-const RANDOM_LEN: usize = 32;
-/// The checksum, so that a typo is told from a key that does not exist, and a scanner from a text that looks like one.
-const CHECK_LEN: usize = 6;
-const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// The longest input that is read.
 const INPUT_MAX: u64 = 4096;
 
@@ -29,6 +26,37 @@ enum KeyVerb {
     New {
         /// The name of its [consumers.NAME]
         consumer: String,
+        /// Issue it in the Redis of [consumer_source], where it counts at once and without a reload
+        #[arg(long)]
+        redis: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        issue: issue::IssueArgs,
+    },
+    /// List keys, those of the configuration and those in Redis, without the keys themselves
+    List {
+        /// Only those of this consumer
+        consumer: Option<String>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Revoke a key in Redis: no gateway takes it any more
+    Revoke {
+        /// The key's id as logs and `key list` show it, or its whole hash
+        id: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Make a new key in place of one; the old one goes on for a time
+    Rotate {
+        /// The old key's id as logs and `key list` show it, or its whole hash
+        id: String,
+        /// How long the old key goes on, such as 24h; 0s revokes it at once
+        #[arg(long, default_value = "24h")]
+        overlap: crate::value::Duration,
+        #[command(flatten)]
+        config: ConfigArgs,
     },
     /// Read a key from standard input and print its line of configuration; exits 1 if it has a typo
     Hash,
@@ -39,18 +67,35 @@ enum KeyVerb {
     },
 }
 
-pub(super) fn run(args: &KeyArgs) -> io::Result<Exit> {
+pub(super) fn run(args: &KeyArgs, registry: &Registry) -> io::Result<Exit> {
     match &args.verb {
-        KeyVerb::New { consumer } => new(consumer),
+        KeyVerb::New { consumer, redis: false, issue, .. } => new(consumer, issue),
+        KeyVerb::New { consumer, config, issue, .. } if is_name(consumer) => issue::new(consumer, config, issue, registry),
+        KeyVerb::New { consumer, .. } => not_a_name(consumer),
+        KeyVerb::List { consumer, config } => issue::list(consumer.as_deref(), config, registry),
+        KeyVerb::Revoke { id, config } => issue::revoke(id, config, registry),
+        KeyVerb::Rotate { id, overlap, config } => issue::rotate(id, overlap.get(), config, registry),
         KeyVerb::Hash => hash(),
         KeyVerb::Password { username } => password(username),
     }
 }
 
-fn new(consumer: &str) -> io::Result<Exit> {
+fn is_name(consumer: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    if !consumer.starts_with(|c: char| c.is_ascii_alphanumeric()) || consumer.len() > 63 || !consumer.bytes().all(plain) {
-        writeln!(io::stderr(), "error: `{}` cannot be the name of a consumer", consumer.escape_debug())?;
+    consumer.starts_with(|c: char| c.is_ascii_alphanumeric()) && consumer.len() <= 63 && consumer.bytes().all(plain)
+}
+
+fn not_a_name(consumer: &str) -> io::Result<Exit> {
+    writeln!(io::stderr(), "error: `{}` cannot be the name of a consumer", consumer.escape_debug())?;
+    Ok(Exit::Usage)
+}
+
+fn new(consumer: &str, issue: &issue::IssueArgs) -> io::Result<Exit> {
+    if !is_name(consumer) {
+        return not_a_name(consumer);
+    }
+    if issue.is_given() {
+        writeln!(io::stderr(), "error: --role, --tier and --expires-in are for keys that are issued with --redis")?;
         return Ok(Exit::Usage);
     }
     let Some(key) = generate() else {
@@ -113,68 +158,4 @@ fn read() -> io::Result<Option<String>> {
         return Ok(None);
     }
     Ok(Some(text))
-}
-
-/// A new key; `None` if the system has no random numbers.
-fn generate() -> Option<String> {
-    let random = SystemRandom::new();
-    let mut key = String::from(PREFIX);
-    while key.len() < PREFIX.len() + RANDOM_LEN {
-        let mut bytes = [0; 64];
-        random.fill(&mut bytes).ok()?;
-        // Six bits each; the two values beyond the alphabet are drawn again, so that each character is equally likely.
-        let drawn = bytes.iter().filter_map(|byte| ALPHABET.get(usize::from(byte & 63)));
-        key.extend(drawn.map(|byte| char::from(*byte)).take(PREFIX.len() + RANDOM_LEN - key.len()));
-    }
-    let check = checksum(&key);
-    key.push_str(&check);
-    Some(key)
-}
-
-/// Whether a text has the form of a key of ours, checksum included.
-fn is_whole(key: &str) -> bool {
-    let length = PREFIX.len() + RANDOM_LEN;
-    key.len() == length + CHECK_LEN && key.split_at_checked(length).is_some_and(|(key, check)| checksum(key) == check)
-}
-
-/// The first 32 bits of the SHA-256 in six characters.
-fn checksum(key: &str) -> String {
-    let digest = KeyDigest::of(key.as_bytes());
-    let mut rest = digest.bytes().iter().take(4).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
-    let mut text = String::new();
-    for _ in 0..CHECK_LEN {
-        let digit = usize::try_from(rest % 62).unwrap_or(0);
-        text.push(ALPHABET.get(digit).map_or('0', |byte| char::from(*byte)));
-        rest /= 62;
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_recognisable_and_never_the_same() {
-        let keys: std::collections::HashSet<String> = (0..1_000).map(|_| generate().unwrap()).collect();
-        assert_eq!(keys.len(), 1_000);
-        for key in &keys {
-            assert!(key.starts_with("gw_") && key.len() == 41 && is_whole(key), "{key}");
-            assert!(key.bytes().skip(3).all(|b| b.is_ascii_alphanumeric()), "{key}");
-        }
-        let used: std::collections::HashSet<char> = keys.iter().flat_map(|key| key.chars().skip(3).take(RANDOM_LEN)).collect();
-        assert_eq!(used.len(), 62, "every character is drawn");
-    }
-
-    #[test]
-    fn a_typo_is_told() {
-        let key = generate().unwrap();
-        for at in 3..key.len() {
-            let wrong = if key.as_bytes()[at] == b'x' { "y" } else { "x" };
-            let mut typo = key.clone();
-            typo.replace_range(at..at + 1, wrong);
-            assert!(!is_whole(&typo), "{typo}");
-        }
-        assert!(!is_whole(&key[..key.len() - 1]) && !is_whole(&format!("{key}x")) && !is_whole("gw_"));
-    }
 }

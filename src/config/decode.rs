@@ -85,6 +85,14 @@ impl<'a, 'i> Decoder<'a, 'i> {
     /// Returns the key that an unknown one was likely meant to be.
     fn report(&mut self, error: &Error, range: Range<usize>) -> Option<String> {
         let message = error.message();
+        if crate::diagnostic::is_secret(self.text, &range)
+            && (message.starts_with("unknown variant") || message.starts_with("invalid value"))
+        {
+            // The message quotes what was written.
+            let span = self.span(range);
+            self.d.error(span, "this value is not possible here").help("secrets are written as hashes, or as { file = \"...\" }");
+            return None;
+        }
         let quotes = self.text.get(range.clone()).is_some_and(|text| text.starts_with(['"', '\'']));
         let span = self.span(range);
         if let Some((wrong, known)) = unknown(message, "unknown field `") {

@@ -64,7 +64,7 @@ pub(super) fn is_named(section: &str) -> bool {
 }
 
 /// The sections of a file, in the order of the reference.
-pub(super) const SECTIONS: [&str; 13] = [
+pub(super) const SECTIONS: [&str; 15] = [
     "server",
     "admin",
     "log",
@@ -73,6 +73,8 @@ pub(super) const SECTIONS: [&str; 13] = [
     "cache",
     "listeners",
     "tiers",
+    "consumer_source",
+    "identity",
     "consumers",
     "jwt",
     "upstreams",
@@ -321,6 +323,8 @@ impl<'i> FileReader<'_, 'i> {
                 "log" => self.singleton("log", &key, value, &mut config.log),
                 "limits" => self.singleton("limits", &key, value, &mut config.limits),
                 "redis" => self.singleton("redis", &key, value, &mut config.redis),
+                "consumer_source" => self.singleton("consumer_source", &key, value, &mut config.consumer_source),
+                "identity" => self.singleton("identity", &key, value, &mut config.identity),
                 "cache" => self.singleton("cache", &key, value, &mut config.cache),
                 "listeners" => self.named("listeners", value, &mut config.listeners),
                 "tiers" => self.named("tiers", value, &mut config.tiers),

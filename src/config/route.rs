@@ -1,7 +1,8 @@
 //! `[routes.NAME]` and `[chains.NAME]`.
 
-use super::Filters;
+use super::{Filters, MirrorConfig, SplitConfig};
 use crate::cache::config::RouteCacheConfig;
+use crate::compress::CompressConfig;
 use crate::diagnostic::Diagnostics;
 use crate::route::MatchConfig;
 use crate::upstream::breaker::BreakerConfig;
@@ -19,11 +20,20 @@ pub struct RouteConfig {
     pub matcher: MatchConfig,
     /// The name of the upstream that requests are sent to. A route without one needs a filter that answers.
     pub upstream: Option<Located<String>>,
+    /// Sends parts of the requests to other upstreams. Needs `upstream`. Default: all go to `upstream`.
+    pub split: Option<Located<SplitConfig>>,
+    /// The upstream that takes requests while no endpoint of the others takes traffic, or a breaker is open; also those that
+    /// could not connect to any endpoint. Needs `upstream`. Default: they are rejected.
+    pub fallback: Option<Located<String>>,
+    /// Sends copies of the requests to another upstream. Needs `upstream`. Default: none.
+    pub mirror: Option<Located<MirrorConfig>>,
     /// What happens on the way, in the order written; on the way back, in reverse.
     #[serde(default)]
     pub filters: Filters,
     /// Stores answers and answers with them. Without it, or on a route without an upstream, nothing is stored.
     pub cache: Option<RouteCacheConfig>,
+    /// Compresses answers of the upstream for clients that accept it. Without it answers pass as they are.
+    pub compress: Option<CompressConfig>,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
@@ -79,14 +89,34 @@ impl Default for RouteTimeouts {
 }
 
 impl RouteConfig {
+    /// The upstreams besides `upstream`.
+    pub fn others(&self) -> impl Iterator<Item = &Located<String>> {
+        let parts = self.split.iter().flat_map(|split| split.to.iter()).map(|part| &part.upstream);
+        parts.chain(&self.fallback).chain(self.mirror.iter().map(|mirror| &mirror.upstream))
+    }
+
     pub(super) fn check(&self, d: &mut Diagnostics) {
         self.matcher.check(d);
+        if let Some(compress) = &self.compress {
+            compress.check(d);
+        }
         if let Some(cache) = &self.cache {
             cache.check(d);
         }
         super::validate::within(&self.timeouts.request, Duration::from_secs(0)..=Duration::from_secs(86_400), d);
         if let Some(name) = self.timeouts.header.as_ref().filter(|name| http::HeaderName::from_bytes(name.as_bytes()).is_err()) {
             d.error(name.span.clone(), format!("`{}` is not the name of a header", name.value.escape_debug()));
+        }
+        if let Some(split) = &self.split {
+            split.check(d);
+        }
+        if let Some(mirror) = &self.mirror {
+            mirror.check(d);
+        }
+        if self.upstream.is_none()
+            && let Some(span) = self.others().find_map(|other| other.span.clone())
+        {
+            d.error(span, "a route without `upstream` has nothing to divide, copy or replace").help("add upstream = \"...\"");
         }
         if let Some(retry) = &self.retry {
             retry.check(d);

@@ -40,6 +40,10 @@ pub struct ServerConfig {
     /// HTTP/1), or `"preserve"` as they were spelled, for services and clients that care although names have no case (RFC 9110
     /// section 5.1). Keeping the spelling costs CPU for each header.
     pub header_case: HeaderCase,
+    /// How many client connections may be open on all listeners together, 1 to 10000000. Further ones are closed as soon as they
+    /// are accepted, and counted. Each listener has its own `max_connections` besides. Default: no such bound.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_connections: Option<Located<u32>>,
     /// More files to read, as patterns relative to this file: `["conf.d/*.toml"]`. Files are merged; a name that is defined
     /// twice is an error. Included files may include others, to a depth of 8.
     pub include: Vec<Located<String>>,
@@ -119,6 +123,7 @@ impl Default for ServerConfig {
             client_from: ClientFrom::default(),
             forwarded: ForwardedStyle::default(),
             header_case: HeaderCase::default(),
+            max_connections: None,
             include: Vec::new(),
             watch: false,
             upstream_keepalive: Located::nowhere(1024),
@@ -136,6 +141,9 @@ impl ServerConfig {
         }
         super::validate::within(&self.grace_period, Duration::from_secs(0)..=Duration::from_secs(3600), d);
         super::validate::within(&self.drain_delay, Duration::from_secs(0)..=Duration::from_secs(600), d);
+        if let Some(most) = &self.max_connections {
+            super::validate::within(most, 1..=10_000_000, d);
+        }
         super::validate::within(&self.upstream_keepalive, 1..=1_000_000, d);
         for name in IdentityHeaders::wrong(&self.identity_headers) {
             d.error(name.span.clone(), format!("`{}` cannot be an identity header", name.value))

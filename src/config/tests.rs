@@ -412,6 +412,8 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "cache" => error::<crate::cache::config::CacheConfig>(value),
         "limits" => error::<LimitsConfig>(value),
         "redis" => error::<RedisConfig>(value),
+        "identity" => error::<crate::identity::IdentityConfig>(value),
+        "consumer_source" => error::<crate::consumer::ConsumerSourceConfig>(value),
         "listeners" => error::<ListenerConfig>(inner(&value)),
         "tiers" => error::<crate::consumer::TierConfig>(inner(&value)),
         "consumers" => error::<crate::consumer::ConsumerConfig>(inner(&value)),

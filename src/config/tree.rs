@@ -2,7 +2,8 @@
 
 use super::{AdminConfig, ChainConfig, LimitsConfig, ListenerConfig, LogConfig, RedisConfig, RouteConfig, ServerConfig};
 use crate::cache::config::CacheConfig;
-use crate::consumer::{ConsumerConfig, TierConfig};
+use crate::consumer::{ConsumerConfig, ConsumerSourceConfig, TierConfig};
+use crate::identity::IdentityConfig;
 use crate::jwt::IssuerConfig;
 use crate::upstream::UpstreamConfig;
 use crate::value::Located;
@@ -58,6 +59,10 @@ pub struct Config {
     pub listeners: Named<ListenerConfig>,
     /// Limits that consumers share.
     pub tiers: Named<TierConfig>,
+    /// What the gateway says about callers in its own name.
+    pub identity: IdentityConfig,
+    /// A second source of consumers and keys, beside this file.
+    pub consumer_source: ConsumerSourceConfig,
     /// Who calls: roles, tier and credentials.
     pub consumers: Named<ConsumerConfig>,
     /// Issuers of tokens.

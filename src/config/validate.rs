@@ -29,6 +29,12 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     if intact("redis", "") {
         config.redis.check(d);
     }
+    if intact("consumer_source", "") {
+        config.consumer_source.check(config.redis.url.is_some(), d);
+    }
+    if intact("identity", "") {
+        config.identity.check(d);
+    }
     if intact("cache", "") {
         config.cache.check(d);
     }
@@ -157,13 +163,18 @@ fn references(config: &Config, progress: &Progress, d: &mut Diagnostics) {
             dangling(d, issuer.span.clone(), "issuer", issuer, known);
         }
     }
+    for issuer in config.jwt.values().filter(|issuer| issuer.deny_list.value) {
+        if config.consumer_source.source.is_none() {
+            d.error(issuer.deny_list.span.clone(), "withdrawn tokens are listed in Redis, and no source says where")
+                .help("write [consumer_source] with source = \"redis\"");
+        }
+    }
     for route in config.routes.values() {
-        if let Some(upstream) = &route.upstream
-            && !config.upstreams.contains_key(&upstream.value)
-            && !failed("upstreams", upstream)
-        {
-            let known = config.upstreams.keys().map(String::as_str).chain(progress.failed_names("upstreams"));
-            dangling(d, upstream.span.clone(), "upstream", upstream, known);
+        for upstream in route.upstream.iter().chain(route.others()) {
+            if !config.upstreams.contains_key(&upstream.value) && !failed("upstreams", upstream) {
+                let known = config.upstreams.keys().map(String::as_str).chain(progress.failed_names("upstreams"));
+                dangling(d, upstream.span.clone(), "upstream", upstream, known);
+            }
         }
     }
     for consumer in config.consumers.values() {
@@ -217,7 +228,7 @@ fn uses<'a>(chains: &'a Named<ChainConfig>, name: &str) -> std::vec::IntoIter<&'
 /// What nobody uses is likely a forgotten reference.
 fn unused(config: &Config, d: &mut Diagnostics) {
     let upstreams: HashSet<&str> =
-        config.routes.values().filter_map(|route| route.upstream.as_deref().map(String::as_str)).collect();
+        config.routes.values().flat_map(|route| route.upstream.iter().chain(route.others())).map(|name| name.as_str()).collect();
     for (_, upstream) in config.upstreams.iter().filter(|(name, _)| !upstreams.contains(name.as_str())) {
         d.warning(upstream.name.span.clone(), format!("no route uses upstream `{}`", upstream.name.value));
     }

@@ -1,20 +1,28 @@
 //! From `[consumers.*]` and `[tiers.*]` to [`Consumers`].
 
-use super::config::{CredentialConfig, PasswordConfig};
-use super::{BasicUser, Consumer, ConsumerConfig, Consumers, Credential, Map, Tier, TierConfig};
+use super::config::{CredentialConfig, HmacCredential, PasswordConfig};
+use super::{BasicUser, Consumer, ConsumerConfig, Consumers, Credential, Map, Signer, Tier, TierConfig};
 use crate::diagnostic::{Diagnostics, Span};
 use crate::identity::Identity;
 use crate::limit::config::compile_all;
+use crate::signature::VerifyKey;
 use crate::value::Located;
 use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::io::Read as _;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+/// The largest file with a public key, in bytes.
+const PEM_MAX: u64 = 64 << 10;
 
 /// The kinds of credential, in access logs, limits and code.
 const API_KEY: &str = "api_key";
 const JWT: &str = "jwt";
 const BASIC: &str = "basic";
+const HMAC: &str = "hmac";
+const MTLS: &str = "mtls";
 
 /// Which part of a limit, in percent, requests of this priority may fill: all of it for the highest, and four fifths of what
 /// the next higher one may for every other. Who belongs to no tier has priority 0.
@@ -51,7 +59,7 @@ impl Consumers {
                 enabled: config.enabled,
             });
             for credential in &config.credentials {
-                if let Err((taken, what)) = built.add(&consumer, credential) {
+                if let Err((taken, what)) = built.add(&consumer, credential, d) {
                     let first = consumers
                         .clone()
                         .find(|(name, _)| *name.value == *taken)
@@ -65,7 +73,12 @@ impl Consumers {
     }
 
     /// Fails with the name of the consumer that has the credential already, and what it is.
-    fn add(&mut self, consumer: &Arc<Consumer>, config: &CredentialConfig) -> Result<(), (Arc<str>, String)> {
+    fn add(
+        &mut self,
+        consumer: &Arc<Consumer>,
+        config: &CredentialConfig,
+        d: &mut Diagnostics,
+    ) -> Result<(), (Arc<str>, String)> {
         let (not_before, expires) = config.validity();
         let (not_before, expires) = (not_before.map(|at| at.value.0), expires.map(|at| at.value.0));
         let credential = |method, id: String| Credential {
@@ -99,6 +112,57 @@ impl Consumers {
                 let user = BasicUser { credential, password: password.value.clone() };
                 insert(&mut self.by_username, Arc::clone(&username), user, format!("the username `{username}`"))
             }
+            CredentialConfig::Hmac(hmac) => {
+                // What is wrong with it is reported, so that nothing of this is ever used.
+                let Some(key) = signing_key(hmac, d) else { return Ok(()) };
+                let id: Arc<str> = hmac.key_id.as_str().into();
+                let signer = Signer { credential: credential(HMAC, format!("{HMAC}:{id}")), key };
+                insert(&mut self.by_signer, Arc::clone(&id), signer, format!("the key id `{id}`"))
+            }
+            CredentialConfig::Mtls(mtls) => {
+                let Some((key, text)) = mtls.key() else { return Ok(()) };
+                let credential = credential(MTLS, certificate_id(&key));
+                let what = format!("the certificate `{}`", text.value);
+                insert(&mut self.by_certificate, key.into(), credential, what)
+            }
+        }
+    }
+}
+
+/// Of a fingerprint the first 64 bits, as logs show it: `mtls:3f2a9c01d4e5b6a7`, `mtls:DNS:orders.example.com`, `mtls:CN=orders`.
+fn certificate_id(key: &str) -> String {
+    match key.split_once(':') {
+        Some(("sha256", digits)) => format!("{MTLS}:{}", digits.get(..16).unwrap_or(digits)),
+        Some((_, text)) => format!("{MTLS}:{text}"),
+        None => MTLS.to_owned(),
+    }
+}
+
+/// Reads the key that requests are signed with.
+fn signing_key(hmac: &HmacCredential, d: &mut Diagnostics) -> Option<VerifyKey> {
+    let source = hmac.key_id.span.as_ref().and_then(|span| d.source(span.file));
+    let directory = source.and_then(|source| source.path.parent()).map(PathBuf::from).unwrap_or_default();
+    let (span, key) = match (&hmac.secret, &hmac.public_key) {
+        (Some(secret), None) if hmac.algorithm().is_secret() => {
+            let key = secret.resolve(&directory).and_then(|secret| VerifyKey::secret(secret.expose().as_bytes()));
+            (secret.span.clone(), key)
+        }
+        (None, Some(path)) if !hmac.algorithm().is_secret() => {
+            let read = std::fs::File::open(directory.join(&path.value)).and_then(|file| {
+                let mut bytes = Vec::new();
+                file.take(PEM_MAX).read_to_end(&mut bytes).map(|_| bytes)
+            });
+            let key = read.map_err(|e| e.to_string()).and_then(|pem| VerifyKey::public(hmac.algorithm(), &pem));
+            (path.span.clone(), key.map_err(|why| format!("the public key {} cannot be used: {why}", path.value)))
+        }
+        // Told when the file was read.
+        _ => return None,
+    };
+    match key {
+        Ok(key) => Some(key),
+        Err(why) => {
+            d.error(span, why);
+            None
         }
     }
 }
@@ -111,6 +175,12 @@ trait Owned {
 impl Owned for Credential {
     fn owner(&self) -> &Arc<str> {
         &self.consumer.name
+    }
+}
+
+impl Owned for Signer {
+    fn owner(&self) -> &Arc<str> {
+        self.credential.owner()
     }
 }
 
@@ -155,6 +225,8 @@ impl CredentialConfig {
         match (self, other) {
             (CredentialConfig::ApiKey(a), CredentialConfig::ApiKey(b)) => a.sha256.value == b.sha256.value,
             (CredentialConfig::Basic(a), CredentialConfig::Basic(b)) => a.username.value == b.username.value,
+            (CredentialConfig::Hmac(a), CredentialConfig::Hmac(b)) => a.key_id.value == b.key_id.value,
+            (CredentialConfig::Mtls(a), CredentialConfig::Mtls(b)) => a.key().map(|(key, _)| key) == b.key().map(|(key, _)| key),
             (CredentialConfig::Jwt(a), CredentialConfig::Jwt(b)) => {
                 let issuer = |config: &super::config::JwtCredential| config.issuer.as_ref().map(|issuer| issuer.value.clone());
                 a.subject.value == b.subject.value && issuer(a) == issuer(b)
@@ -168,6 +240,8 @@ impl CredentialConfig {
             CredentialConfig::ApiKey(key) => key.sha256.span.clone(),
             CredentialConfig::Jwt(jwt) => jwt.subject.span.clone(),
             CredentialConfig::Basic(basic) => basic.username.span.clone(),
+            CredentialConfig::Hmac(hmac) => hmac.key_id.span.clone(),
+            CredentialConfig::Mtls(mtls) => mtls.span(),
         }
     }
 }

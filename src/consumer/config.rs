@@ -2,10 +2,11 @@
 
 use super::digest::KeyDigest;
 use super::password::PasswordHash;
-use crate::diagnostic::Diagnostics;
+use crate::diagnostic::{Diagnostics, Span};
 use crate::limit::LimitConfig;
 use crate::limit::config::compile_all;
-use crate::value::{Located, Timestamp};
+use crate::signature::SignatureAlgorithm;
+use crate::value::{Located, SecretSource, Timestamp};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub enum CredentialConfig {
     ApiKey(ApiKeyCredential),
     Jwt(JwtCredential),
     Basic(BasicCredential),
+    Hmac(HmacCredential),
+    Mtls(MtlsCredential),
 }
 
 /// A key, for the filter `api_key`. `gatewright key new NAME` makes one and prints this line.
@@ -85,6 +88,69 @@ pub struct BasicCredential {
     pub not_before: Option<Located<Timestamp>>,
     /// When it ceases to count. Default: never.
     pub expires: Option<Located<Timestamp>>,
+}
+
+/// A key that requests are signed with, for the filter `hmac`: a `secret`, or a `public_key` with its `algorithm`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HmacCredential {
+    /// What signatures name the key by, their parameter `keyid`: 1 to 255 bytes, compared exactly.
+    pub key_id: Located<String>,
+    /// The one algorithm that the key is used with: `"hmac-sha256"`, `"ed25519"`, `"ecdsa-p256-sha256"`, `"ecdsa-p384-sha384"`,
+    /// `"rsa-pss-sha512"` or `"rsa-v1_5-sha256"`. Default: `"hmac-sha256"`.
+    pub algorithm: Option<Located<SignatureAlgorithm>>,
+    /// The shared secret of `hmac-sha256`, at least 32 bytes. Unlike API keys and passwords it has to be kept as it is: with a
+    /// public key, whoever reads it can sign nothing.
+    pub secret: Option<Located<SecretSource>>,
+    /// A file with the public key in PEM, relative to this file, for the other algorithms.
+    pub public_key: Option<Located<String>>,
+    /// From when on it counts. Default: at once.
+    pub not_before: Option<Located<Timestamp>>,
+    /// When it ceases to count. Default: never.
+    pub expires: Option<Located<Timestamp>>,
+}
+
+/// A client certificate, for the filter `mtls`: one that the listener has verified, told by exactly one of `sha256`, `subject` and
+/// `name`. Where several fit, the fingerprint goes first, then the names, then the subject.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MtlsCredential {
+    /// The SHA-256 of the certificate in DER, 64 hexadecimal digits, with colons or without (`openssl x509 -fingerprint -sha256`).
+    pub sha256: Option<Located<String>>,
+    /// The whole subject, such as `"C=DE, O=Example, CN=orders"`, compared exactly with what the access log shows.
+    pub subject: Option<Located<String>>,
+    /// A subject alternative name with its kind: `"DNS:orders.example.com"`, `"URI:spiffe://example.com/orders"`,
+    /// `"email:a@example.com"` or `"IP:192.0.2.1"`.
+    pub name: Option<Located<String>>,
+    /// From when on it counts. Default: at once.
+    pub not_before: Option<Located<Timestamp>>,
+    /// When it ceases to count. Default: never.
+    pub expires: Option<Located<Timestamp>>,
+}
+
+impl MtlsCredential {
+    /// What it is found by: `sha256:…`, `subject:…`, `name:…`. `None` if it is not exactly one, or cannot be.
+    pub fn key(&self) -> Option<(String, &Located<String>)> {
+        match (&self.sha256, &self.subject, &self.name) {
+            (Some(text), None, None) => {
+                let digits: String = text.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
+                let hexadecimal = digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+                hexadecimal.then(|| (format!("sha256:{digits}"), text))
+            }
+            (None, Some(text), None) => (!text.is_empty()).then(|| (format!("subject:{}", text.value), text)),
+            (None, None, Some(text)) => {
+                let known =
+                    ["DNS:", "URI:", "email:", "IP:"].iter().any(|kind| text.len() > kind.len() && text.starts_with(kind));
+                known.then(|| (format!("name:{}", text.value), text))
+            }
+            _ => None,
+        }
+    }
+
+    /// Where it is written, whatever is wrong with it.
+    pub fn span(&self) -> Option<Span> {
+        [&self.sha256, &self.subject, &self.name].into_iter().flatten().find_map(|text| text.span.clone())
+    }
 }
 
 /// The hash of a password.
@@ -162,15 +228,27 @@ impl CredentialConfig {
         {
             d.error(expires.span.clone(), "the credential ceases to count before it begins to").label("not after `not_before`");
         }
-        let subject = match self {
+        let (subject, what) = match self {
             CredentialConfig::ApiKey(_) => return,
-            CredentialConfig::Jwt(jwt) => &jwt.subject,
-            CredentialConfig::Basic(basic) => &basic.username,
+            CredentialConfig::Jwt(jwt) => (&jwt.subject, "subject"),
+            CredentialConfig::Basic(basic) => (&basic.username, "username"),
+            CredentialConfig::Hmac(hmac) => {
+                hmac.check(d);
+                (&hmac.key_id, "key id")
+            }
+            CredentialConfig::Mtls(mtls) => {
+                if mtls.key().is_none() {
+                    d.error(mtls.span(), "this tells no certificate").help(
+                        "write one of sha256 = \"64 hexadecimal digits\", subject = \"CN=...\" and name = \"DNS:...\", \"URI:...\", \
+                         \"email:...\" or \"IP:...\"",
+                    );
+                }
+                return;
+            }
         };
         let controls = subject.chars().any(char::is_control);
         let colon = matches!(self, CredentialConfig::Basic(_)) && subject.contains(':');
         if subject.is_empty() || subject.len() > SUBJECT_MAX || controls || colon {
-            let what = if matches!(self, CredentialConfig::Basic(_)) { "username" } else { "subject" };
             let found = d.error(subject.span.clone(), format!("`{}` cannot be a {what}", subject.value));
             let but = if colon { "without a colon, which ends the name (RFC 7617)" } else { "without control characters" };
             found.help(format!("use 1 to {SUBJECT_MAX} bytes {but}"));
@@ -183,6 +261,29 @@ impl CredentialConfig {
             CredentialConfig::ApiKey(key) => (key.not_before.as_ref(), key.expires.as_ref()),
             CredentialConfig::Jwt(jwt) => (jwt.not_before.as_ref(), jwt.expires.as_ref()),
             CredentialConfig::Basic(basic) => (basic.not_before.as_ref(), basic.expires.as_ref()),
+            CredentialConfig::Hmac(hmac) => (hmac.not_before.as_ref(), hmac.expires.as_ref()),
+            CredentialConfig::Mtls(mtls) => (mtls.not_before.as_ref(), mtls.expires.as_ref()),
+        }
+    }
+}
+
+impl HmacCredential {
+    pub fn algorithm(&self) -> SignatureAlgorithm {
+        self.algorithm.as_ref().map_or(SignatureAlgorithm::HmacSha256, |algorithm| algorithm.value)
+    }
+
+    fn check(&self, d: &mut Diagnostics) {
+        let algorithm = self.algorithm();
+        match (&self.secret, &self.public_key, algorithm.is_secret()) {
+            (Some(_), None, true) | (None, Some(_), false) => {}
+            (_, _, true) => {
+                d.error(self.key_id.span.clone(), "hmac-sha256 needs a `secret`, and no `public_key`")
+                    .help("write secret = { file = \"...\" }, or name the `algorithm` of the public key");
+            }
+            (_, _, false) => {
+                d.error(self.key_id.span.clone(), format!("{} needs a `public_key`, and no `secret`", algorithm.name()))
+                    .help("write public_key = \"FILE.pem\"");
+            }
         }
     }
 }

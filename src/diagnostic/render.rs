@@ -1,7 +1,9 @@
 //! Diagnostics for people: the compiler's way of showing file, line, text and caret.
 
+use super::mask::masked;
 use super::{Diagnostic, Diagnostics, Severity, Span, floor, line_and_column, shown};
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// The longest line that is shown, in bytes: the renderer cuts it to the width of a terminal, but must look at all of it.
@@ -54,14 +56,34 @@ impl Diagnostics {
         let (line, range) = line_of(&source.text, span.range.clone());
         if line.len() > LINE_MAX {
             let quote = line.get(range.start..floor(line, range.end.min(range.start + QUOTE_MAX))).unwrap_or_default();
-            let note = format!("in a line of {} bytes, at `{quote}`", line.len());
+            let note = format!("in a line of {} bytes, at `{}`", line.len(), long(line, &range, quote));
             let note = if label.is_empty() { note } else { format!("{note}: {label}") };
             return group
                 .element(Origin::path(path).line(number).char_column(column))
                 .element(Level::NOTE.message(shown(&note).into_owned()));
         }
         let label = (!label.is_empty()).then(|| shown(label));
+        let (line, range) = match masked(line) {
+            Cow::Borrowed(line) => (Cow::Borrowed(line), range),
+            // Characters stay, bytes may not.
+            Cow::Owned(masked) => {
+                let chars = |end: usize| line.get(..end).map_or(0, |before| before.chars().count());
+                let place = |count: usize| masked.char_indices().nth(count).map_or(masked.len(), |(at, _)| at);
+                let range = place(chars(range.start))..place(chars(range.end));
+                (Cow::Owned(masked), range)
+            }
+        };
         group.element(Snippet::source(line).path(path).line_start(number).annotation(kind.span(range).label(label)))
+    }
+}
+
+/// What is quoted of a line that is too long to be shown: with what stands before it, which tells whether it is a secret.
+fn long<'a>(line: &str, range: &Range<usize>, quote: &'a str) -> Cow<'a, str> {
+    let from = floor(line, range.start.saturating_sub(QUOTE_MAX));
+    let around = line.get(from..floor(line, range.end.min(range.start + QUOTE_MAX))).unwrap_or_default();
+    match masked(around) {
+        Cow::Borrowed(_) => Cow::Borrowed(quote),
+        Cow::Owned(_) => Cow::Borrowed("…"),
     }
 }
 

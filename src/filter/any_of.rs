@@ -100,8 +100,8 @@ impl Filter for AnyOf {
         true
     }
 
-    fn grants_roles(&self) -> bool {
-        self.methods.iter().any(|method| method.grants_roles())
+    fn grants_role(&self, role: &str) -> bool {
+        self.methods.iter().any(|method| method.grants_role(role))
     }
 
     fn may_wait(&self) -> bool {

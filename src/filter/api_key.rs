@@ -2,9 +2,10 @@
 
 use super::auth::Judge;
 use super::header_edits::parse_name;
-use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
+use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::arena::with_arena;
-use crate::consumer::{Consumers, KeyDigest};
+use crate::consumer::issued::Found as Owner;
+use crate::consumer::{Consumers, Issued, KeyDigest};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::AuthOutcome;
@@ -27,6 +28,8 @@ const DEFAULT_HEADER: HeaderName = HeaderName::from_static("x-api-key");
 /// Asks for an API key of one of the `[consumers]`, in a header or in the query. Without a key the answer is 401
 /// `credential_missing`; with one that is unknown, expired, not valid yet or of a consumer that is not enabled, 401
 /// `credential_invalid`, alike in all these cases; with two keys, 400 `credential_duplicate`. The key does not go upstream.
+/// With `[consumer_source]`, keys that are not in the configuration are looked up in Redis; one that cannot be is answered with 503
+/// `credentials_unavailable`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiKeyConfig {
@@ -91,15 +94,29 @@ impl Filter for ApiKey {
         true
     }
 
+    /// Consumers that are not in the configuration may have any role.
+    fn grants_role(&self, _: &str) -> bool {
+        self.consumers.issued().is_some()
+    }
+
     fn may_wait(&self) -> bool {
-        false
+        self.consumers.issued().is_some()
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
-        match self.authenticate(session, ctx) {
-            Ok(()) => Step::CONTINUE,
-            Err(rejection) => Step::reject(rejection),
-        }
+        let digest = match self.read(session) {
+            Ok(digest) => digest,
+            Err(rejection) => return Step::reject(rejection),
+        };
+        let done = match (self.consumers.by_api_key(&digest), self.consumers.issued()) {
+            (Some(credential), _) => self.judge.accept(credential, ctx),
+            (None, None) => Err(self.judge.refuse(AuthOutcome::Unknown)),
+            (None, Some(issued)) => match issued.known(&self.consumers, &digest) {
+                Some(owner) => self.decide(owner, ctx),
+                None => return Step::Wait(Box::pin(self.look_up(issued, digest, ctx))),
+            },
+        };
+        Step::Ready(done.map(|()| Flow::Continue))
     }
 
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
@@ -113,7 +130,8 @@ impl Filter for ApiKey {
 }
 
 impl ApiKey {
-    fn authenticate(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+    /// The hash of the one key that the request has.
+    fn read(&self, session: &mut Session) -> Result<KeyDigest, Rejection> {
         // Taken out before anything is decided: a request that is refused is logged too.
         let in_query = match &self.query {
             Some(name) => take_parameter(session, name)?,
@@ -126,10 +144,19 @@ impl ApiKey {
             (None, None, Found::One(digest)) => digest,
             _ => return Err(self.judge.refuse(AuthOutcome::Duplicate)),
         };
-        let digest = digest.ok_or_else(|| self.judge.refuse(AuthOutcome::Malformed))?;
-        match self.consumers.by_api_key(&digest) {
-            Some(credential) => self.judge.accept(credential, ctx),
-            None => Err(self.judge.refuse(AuthOutcome::Unknown)),
+        digest.ok_or_else(|| self.judge.refuse(AuthOutcome::Malformed))
+    }
+
+    async fn look_up(&self, issued: &Issued, digest: KeyDigest, ctx: &mut RequestCtx) -> Result<Flow, Rejection> {
+        let owner = issued.find(&self.consumers, &digest).await;
+        self.decide(owner, ctx).map(|()| Flow::Continue)
+    }
+
+    fn decide(&self, owner: Owner, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+        match owner {
+            Owner::Credential(credential) => self.judge.accept(&credential, ctx),
+            Owner::Nobody => Err(self.judge.refuse(AuthOutcome::Unknown)),
+            Owner::Unavailable => Err(self.judge.unavailable()),
         }
     }
 }

@@ -12,6 +12,10 @@ use crate::request::RequestCtx;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use http::HeaderValue;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// When to come back after the place that knows credentials was away.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 pub(super) struct Judge {
     metrics: Arc<AuthMetrics>,
@@ -41,6 +45,17 @@ impl Judge {
             Err(Unusable::Expired) => Err(self.refuse(AuthOutcome::Expired)),
             Err(Unusable::Disabled) => Err(self.refuse(AuthOutcome::Disabled)),
         }
+    }
+
+    /// Counts somebody who was let in without a credential of the configuration.
+    pub fn accepted(&self) {
+        self.metrics.count(AuthOutcome::Accepted);
+    }
+
+    /// The answer where it cannot be told whether a credential counts.
+    pub fn unavailable(&self) -> Rejection {
+        self.metrics.count(AuthOutcome::Unavailable);
+        Rejection::new(&rejection::CREDENTIALS_UNAVAILABLE).retry_after(RETRY_AFTER)
     }
 
     /// The answer to a credential that does not count.

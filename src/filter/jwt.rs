@@ -8,6 +8,7 @@ mod source;
 
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::Consumers;
+use crate::consumer::issued::{Standing, denial_names};
 use crate::identity::Identity;
 use crate::jwt::{Answer, Issuer, Refusal};
 use crate::rejection::{self, Rejection};
@@ -119,6 +120,8 @@ pub struct Jwt {
     sources: Sources,
     forward: bool,
     headers: ClaimHeaders,
+    /// Whether tokens of one of the issuers can be withdrawn.
+    deny_list: bool,
     metrics: Arc<AuthMetrics>,
 }
 
@@ -127,8 +130,11 @@ impl FilterConfig for JwtConfig {
     type Filter = Jwt;
 
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Jwt, Problem> {
+        let issuers = issuers(&self.issuer, cx)?;
+        let deny_list = issuers.iter().any(|issuer| issuer.has_deny_list());
         Ok(Jwt {
-            issuers: issuers(&self.issuer, cx)?,
+            issuers,
+            deny_list,
             consumers: Arc::clone(cx.consumers),
             sources: Sources::compile(&self.token)?,
             forward: self.forward,
@@ -188,12 +194,12 @@ impl Filter for Jwt {
         true
     }
 
-    fn grants_roles(&self) -> bool {
-        self.issuers.iter().any(|issuer| issuer.grants_roles())
+    fn grants_role(&self, role: &str) -> bool {
+        self.issuers.iter().any(|issuer| issuer.grants_role(role))
     }
 
     fn may_wait(&self) -> bool {
-        self.issuers.iter().any(|issuer| issuer.may_wait())
+        self.issuers.iter().any(|issuer| issuer.may_wait() || issuer.has_deny_list())
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
@@ -207,6 +213,11 @@ impl Filter for Jwt {
             Err(Duplicate) => return Step::reject(self.duplicate()),
         };
         match Issuer::verify(&self.issuers, token, &self.consumers, true) {
+            Answer::Accepted(identity) if self.deny_list => match self.standing(&identity) {
+                Ok(Some(standing)) => Step::Ready(self.judge(standing, identity, ctx)),
+                Ok(None) => Step::Wait(Box::pin(self.look_up(identity, ctx))),
+                Err(refusal) => Step::reject(self.refuse(refusal)),
+            },
             Answer::Accepted(identity) => Step::Ready(self.accept(identity, ctx)),
             Answer::Refused(refusal) => Step::reject(self.refuse(refusal)),
             Answer::Wait(ticket) => {
@@ -214,6 +225,7 @@ impl Filter for Jwt {
                 Step::Wait(Box::pin(async move {
                     ticket.wait().await;
                     match Issuer::verify(&self.issuers, &token, &self.consumers, false) {
+                        Answer::Accepted(identity) if self.deny_list => self.look_up(identity, ctx).await,
                         Answer::Accepted(identity) => self.accept(identity, ctx),
                         Answer::Refused(refusal) => Err(self.refuse(refusal)),
                         Answer::Wait(_) => Err(self.refuse(Refusal::KeysUnavailable)),
@@ -232,7 +244,47 @@ impl Filter for Jwt {
     }
 }
 
+/// Under which names a token can be withdrawn, and when it was issued.
+fn names(identity: &Identity) -> Result<(Vec<String>, Option<u64>), Refusal> {
+    let (Some(issuer), Some(claims)) = (&identity.issuer, &identity.claims) else { return Err(Refusal::StandingUnknown) };
+    let text = |claim: &str| claims.get(claim).and_then(|value| value.as_str());
+    let names = denial_names(issuer, text("jti"), text("sub")).ok_or(Refusal::Malformed)?;
+    // Fractions of a second count for the earlier one.
+    let issued = claims.get("iat").and_then(|iat| iat.as_u64().or_else(|| iat.as_f64().map(|iat| iat as u64)));
+    Ok((names, issued))
+}
+
 impl Jwt {
+    /// Whether a good token was withdrawn; `None`: Redis must be asked.
+    fn standing(&self, identity: &Identity) -> Result<Option<Standing>, Refusal> {
+        let listed = self.issuers.iter().any(|issuer| issuer.has_deny_list() && Some(issuer.name()) == identity.issuer.as_ref());
+        if !listed {
+            return Ok(Some(Standing::Good));
+        }
+        let issued = self.consumers.issued().ok_or(Refusal::StandingUnknown)?;
+        let (names, at) = names(identity)?;
+        Ok(issued.standing(&names, at))
+    }
+
+    async fn look_up(&self, identity: Arc<Identity>, ctx: &mut RequestCtx) -> Result<Flow, Rejection> {
+        let standing = match self.standing(&identity).map_err(|refusal| self.refuse(refusal))? {
+            Some(standing) => standing,
+            None => match (self.consumers.issued(), names(&identity)) {
+                (Some(issued), Ok((names, at))) => issued.find_standing(&names, at).await,
+                _ => Standing::Unavailable,
+            },
+        };
+        self.judge(standing, identity, ctx)
+    }
+
+    fn judge(&self, standing: Standing, identity: Arc<Identity>, ctx: &mut RequestCtx) -> Result<Flow, Rejection> {
+        match standing {
+            Standing::Good => self.accept(identity, ctx),
+            Standing::Denied => Err(self.refuse(Refusal::Denied)),
+            Standing::Unavailable => Err(self.refuse(Refusal::StandingUnknown)),
+        }
+    }
+
     fn accept(&self, identity: Arc<Identity>, ctx: &mut RequestCtx) -> Result<Flow, Rejection> {
         self.metrics.count(AuthOutcome::Accepted);
         ctx.identity = Some(identity);
@@ -254,7 +306,7 @@ impl Jwt {
         log::debug!("a token is refused: {refusal:?}");
         let rejection = Rejection::new(refusal.code());
         match refusal {
-            Refusal::KeysUnavailable => rejection.retry_after(RETRY),
+            Refusal::KeysUnavailable | Refusal::StandingUnknown => rejection.retry_after(RETRY),
             Refusal::Expired => rejection.www_authenticate(EXPIRED),
             _ => rejection.www_authenticate(INVALID_TOKEN),
         }

@@ -18,8 +18,9 @@ use std::collections::BTreeMap;
 #[serde(deny_unknown_fields, default)]
 pub struct RequestHeadersConfig {
     /// Fields to set, name to value; replaces what was there. A value may hold `${request_id}`, `${client_ip}`, `${route}`,
-    /// `${consumer}`, `${host}`, `${scheme}`, `${path}` (as the client asked, before any rewrite) and `${path.NAME}` (a param of
-    /// the route's path); `$$` is a dollar sign. Instead of text, a value can be a secret: `{ file = "..." }`,
+    /// `${consumer}`, `${host}`, `${scheme}`, `${path}` (as the client asked, before any rewrite), `${path.NAME}` (a param of
+    /// the route's path), `${client_cert_subject}`, `${client_cert_sha256}` and `${client_cert_names}` (of the certificate that the
+    /// listener has verified); `$$` is a dollar sign. Instead of text, a value can be a secret: `{ file = "..." }`,
     /// `{ env = "NAME" }` or `{ credential = "name" }`, taken as it is. When a request has no such thing (no consumer is known), or the value would
     /// be longer than 2,048 bytes, the field is removed instead. Default: none.
     pub set: BTreeMap<String, Located<TextOrSecret>>,

@@ -1,13 +1,17 @@
 //! `require`: what an identity must have to go on. Whatever is not permitted is refused.
 
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
+use crate::clock::SharedClock;
+use crate::condition::{Condition, Facts};
 use crate::diagnostic::nearest;
 use crate::identity::Identity;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
+use crate::route::Pattern;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use crate::value::Located;
 use http::{HeaderValue, Method};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -42,6 +46,33 @@ pub struct RequireConfig {
     /// one role that permits its method; a method that no role permits is refused. `"GET"` stands for `HEAD` too, `"*"` for every
     /// method. Default: no such condition.
     pub methods: Option<BTreeMap<String, Located<Vec<String>>>>,
+    /// What a role or scope permits, by method and path; up to 256. A request needs one permission that fits it; what no
+    /// permission fits is refused: `[{ roles = ["orders:write"], methods = ["POST"], path = "/orders" }, { roles =
+    /// ["orders:read"], methods = ["GET"], path = "/orders/{id}" }]`. Default: no such condition.
+    pub permissions: Option<Vec<Located<PermissionConfig>>>,
+    /// What must be true of the request, in the Common Expression Language (CEL, <https://cel.dev>): `"claims.org == 'acme' &&
+    /// request.address.inside('10.0.0.0/8')"`. It can name `request.method`, `.path`, `.query`, `.host`, `.scheme`, `.address`,
+    /// `.headers['x-name']`, `.params.NAME`; `identity.name`, `.consumer`, `.tier`, `.roles`, `.scopes`, `.method`, `.credential`;
+    /// `claims.NAME` of a token; `certificate.subject`, `.sha256`, `.names` of the client; and `time.hour`, `.minute`, `.weekday`
+    /// (1 is Monday) and `.unix`, in UTC. Functions are `size`, `contains`, `startsWith`, `endsWith`, `inside` (of a network),
+    /// `string`, `int`, `uint`, `double`, `has`, and for lists `all`, `exists`, `exists_one`, `map`, `filter`. Up to 4KiB and 512
+    /// parts; lists of up to 1,000 elements, one within none. What cannot be evaluated, such as a claim that is not there, is
+    /// refused. Default: no such condition.
+    pub condition: Option<Located<String>>,
+}
+
+/// One permission of `require`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PermissionConfig {
+    /// At least one of these roles is needed. Default: none is, where there are `scopes`; one of the two must be written.
+    pub roles: Option<Vec<Located<String>>>,
+    /// At least one of these scopes of a token is needed. Default: none is.
+    pub scopes: Option<Vec<Located<String>>>,
+    /// The methods that it permits; `"GET"` stands for `HEAD` too. Default: every method.
+    pub methods: Option<Located<Vec<String>>>,
+    /// The paths that it permits, as in `match` of a route: `"/orders/{id}"`, `"/orders/{*rest}"`. Default: every path.
+    pub path: Option<Located<String>>,
 }
 
 pub struct Require {
@@ -52,8 +83,19 @@ pub struct Require {
     consumers: Option<Texts>,
     tiers: Option<Texts>,
     methods: Option<Permissions>,
+    permissions: Option<Box<[Permission]>>,
+    condition: Option<Condition>,
+    clock: SharedClock,
     unknown_roles: Vec<Located<String>>,
     metrics: Arc<AuthMetrics>,
+}
+
+/// One permission, compiled.
+struct Permission {
+    roles: Option<Texts>,
+    scopes: Option<Texts>,
+    methods: Permitted,
+    path: Pattern,
 }
 
 type Texts = Box<[Box<str>]>;
@@ -92,6 +134,31 @@ impl FilterConfig for RequireConfig {
         }
         let mut unknown_roles: Vec<_> = self.roles.iter().chain(&self.all_roles).flatten().cloned().collect();
         let methods = self.methods.as_ref().map(|methods| permitted(methods, &mut unknown_roles)).transpose()?;
+        let permissions = match &self.permissions {
+            None => None,
+            Some(list) if list.is_empty() => {
+                let problem = Problem::new("an empty list permits nobody");
+                return Err(problem.help("take the key out if there is no such condition"));
+            }
+            Some(list) if list.len() > LIST_MAX => {
+                return Err(Problem::new(format!("the most entries of a list are {LIST_MAX}")));
+            }
+            Some(list) => {
+                let roles = list.iter().filter_map(|permission| permission.roles.as_ref()).flatten();
+                unknown_roles.extend(roles.cloned());
+                Some(list.iter().map(permission).collect::<Result<_, _>>()?)
+            }
+        };
+        let condition = match &self.condition {
+            None => None,
+            Some(text) => Some(Condition::parse(text).map_err(|(why, help)| {
+                let problem = Problem::new(why).at(text);
+                match help {
+                    Some(help) => problem.help(help),
+                    None => problem,
+                }
+            })?),
+        };
         unknown_roles.retain(|role| !cx.consumers.has_role(role));
         Ok(Require {
             roles: self.roles.map(texts),
@@ -101,6 +168,9 @@ impl FilterConfig for RequireConfig {
             consumers: self.consumers.map(texts),
             tiers: self.tiers.map(texts),
             methods,
+            permissions,
+            condition,
+            clock: Arc::clone(cx.clock),
             unknown_roles,
             metrics: cx.auth_metrics(Self::NAME),
         })
@@ -117,26 +187,33 @@ fn permitted(methods: &BTreeMap<String, Located<Vec<String>>>, roles: &mut Vec<L
     }
     let each = methods.iter().map(|(role, list)| {
         roles.push(Located { value: role.clone(), span: list.span.clone() });
-        if list.iter().any(|method| method == "*") {
-            return Ok((role.as_str().into(), Permitted::All));
-        }
-        let mut permitted = Vec::new();
-        for text in &list.value {
-            // Methods are case-sensitive (RFC 9110 section 9.1), and all that anybody uses are in upper case.
-            let known = Method::from_bytes(text.as_bytes()).ok().filter(|_| !text.bytes().any(|b| b.is_ascii_lowercase()));
-            let method = known.ok_or_else(|| {
-                let problem = Problem::new(format!("`{text}` is not a method")).at(list);
-                problem.help("write it in upper case, such as \"GET\", or \"*\" for every method")
-            })?;
-            permitted.extend((method == Method::GET).then_some(Method::HEAD));
-            permitted.push(method);
-        }
-        if permitted.is_empty() {
+        if list.is_empty() {
             return Err(Problem::new(format!("the role `{role}` permits no method")).at(list));
         }
-        Ok((role.as_str().into(), Permitted::Some(permitted.into())))
+        Ok((role.as_str().into(), Permitted::compile(list)?))
     });
     each.collect()
+}
+
+fn permission(config: &Located<PermissionConfig>) -> Result<Permission, Problem> {
+    if config.roles.is_none() && config.scopes.is_none() {
+        let problem = Problem::new("this permission is everybody's").at(config);
+        return Err(problem.help("write the `roles` or `scopes` that it belongs to"));
+    }
+    let empty = |list: &Option<Vec<Located<String>>>| list.as_ref().is_some_and(Vec::is_empty);
+    if empty(&config.roles) || empty(&config.scopes) {
+        return Err(Problem::new("an empty list permits nobody").at(config));
+    }
+    let methods = match &config.methods {
+        None => Permitted::All,
+        Some(list) if list.is_empty() => return Err(Problem::new("it permits no method").at(list)),
+        Some(list) => Permitted::compile(list)?,
+    };
+    let path = match &config.path {
+        None => Pattern::everything(),
+        Some(text) => Pattern::parse(text).map_err(|(why, help)| Problem::new(why).at(text).help(help))?,
+    };
+    Ok(Permission { roles: config.roles.clone().map(texts), scopes: config.scopes.clone().map(texts), methods, path })
 }
 
 fn dangling<'a>(kind: &str, name: &Located<String>, known: impl Iterator<Item = &'a str>) -> Problem {
@@ -170,7 +247,7 @@ impl Filter for Require {
             let challenge = ctx.challenge.clone().unwrap_or(BEARER);
             return Step::reject(Rejection::new(&rejection::CREDENTIAL_MISSING).www_authenticate(challenge));
         };
-        if self.permits(identity, &session.req_header().method) {
+        if self.permits(identity, session.req_header(), ctx) {
             self.metrics.count(AuthOutcome::Accepted);
             Step::CONTINUE
         } else {
@@ -181,7 +258,8 @@ impl Filter for Require {
 }
 
 impl Require {
-    fn permits(&self, identity: &Identity, method: &Method) -> bool {
+    fn permits(&self, identity: &Identity, head: &RequestHeader, ctx: &RequestCtx) -> bool {
+        let method = &head.method;
         let any = |texts: &Option<Texts>, holds: &dyn Fn(&str) -> bool| {
             texts.as_ref().is_none_or(|texts| texts.iter().any(|text| holds(text)))
         };
@@ -197,10 +275,41 @@ impl Require {
                 .methods
                 .as_ref()
                 .is_none_or(|roles| roles.iter().any(|(role, permitted)| identity.has_role(role) && permitted.has(method)))
+            && self.permissions.as_ref().is_none_or(|list| {
+                list.iter().any(|permission| {
+                    any(&permission.roles, &|role| identity.has_role(role))
+                        && any(&permission.scopes, &|scope| identity.has_scope(scope))
+                        && permission.methods.has(method)
+                        && permission.path.matches(head.uri.path())
+                })
+            })
+            && self.condition.as_ref().is_none_or(|condition| {
+                let facts = Facts { head: Some(head), ctx: Some(ctx), identity: Some(identity), now: self.clock.wall() };
+                condition.holds(&facts)
+            })
     }
 }
 
 impl Permitted {
+    /// `GET` stands for `HEAD` too, `*` for every method.
+    fn compile(list: &Located<Vec<String>>) -> Result<Self, Problem> {
+        if list.iter().any(|method| method == "*") {
+            return Ok(Permitted::All);
+        }
+        let mut permitted = Vec::new();
+        for text in &list.value {
+            // Methods are case-sensitive (RFC 9110 section 9.1), and all that anybody uses are in upper case.
+            let known = Method::from_bytes(text.as_bytes()).ok().filter(|_| !text.bytes().any(|b| b.is_ascii_lowercase()));
+            let method = known.ok_or_else(|| {
+                let problem = Problem::new(format!("`{text}` is not a method")).at(list);
+                problem.help("write it in upper case, such as \"GET\", or \"*\" for every method")
+            })?;
+            permitted.extend((method == Method::GET).then_some(Method::HEAD));
+            permitted.push(method);
+        }
+        Ok(Permitted::Some(permitted.into()))
+    }
+
     fn has(&self, method: &Method) -> bool {
         match self {
             Permitted::All => true,

@@ -58,6 +58,13 @@ pub struct IssuerConfig {
     /// Whether only tokens of a configured consumer count. Default `false`: a token without one stands for its subject.
     #[serde(default)]
     pub require_consumer: bool,
+    /// Whether tokens can be withdrawn before they expire, through Redis; needs `[consumer_source]`. With its prefix, the key
+    /// `PREFIX:denied:NAME:jti:ID` withdraws the token with that `jti`, and `PREFIX:denied:NAME:sub:SUBJECT` those of that `sub`: all of
+    /// them, or, where the value is a time in seconds since 1970, those that were issued up to then. `NAME` is that of this section.
+    /// Give the key a time to live as long as that of the tokens. While Redis is away, tokens whose standing is not known are
+    /// answered with 503 `credentials_unavailable`. Default `false`.
+    #[serde(default)]
+    pub deny_list: Located<bool>,
     /// How many verified tokens are remembered, so that the next request with one costs a hash and no signature; each until it
     /// expires or the keys change. Rounded up to a power of two; when it is full, one makes room. Up to 1048576, default
     /// 8192, 0 is off. A remembered token takes about three times its size.
@@ -120,6 +127,9 @@ pub struct ClaimsConfig {
     pub consumer: Option<Located<String>>,
     /// The roles, a list or a text with spaces between them, in addition to those of the consumer. Default: none.
     pub roles: Option<Located<String>>,
+    /// The only roles that `roles` may bring; others are left out. With it, a filter that requires a role that neither this
+    /// issuer nor a consumer can have is an error. Default: any.
+    pub allowed_roles: Option<Vec<Located<String>>>,
     /// The scopes, a list or a text with spaces between them. Default: `scope`, and if it is not there `scp`.
     pub scopes: Option<Located<String>>,
     /// The tier, in place of that of the consumer. Default: none.
@@ -176,6 +186,10 @@ impl IssuerConfig {
             if let Some(beyond) = list.get(LIST_MAX) {
                 d.error(beyond.span.clone(), format!("this list has {} entries, and the most is {LIST_MAX}", list.len()));
             }
+        }
+        if let (Some(allowed), None) = (&self.claims.allowed_roles, &self.claims.roles) {
+            let span = allowed.first().and_then(|role| role.span.clone()).or_else(|| name.span.clone());
+            d.error(span, "`allowed_roles` without `roles`: no claim brings any").help("say which claim has the roles");
         }
         for claim in self.required_claims.iter().chain(self.claims.all()) {
             if let Err(why) = ClaimPath::parse(claim) {

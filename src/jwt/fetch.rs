@@ -25,15 +25,15 @@ const HEAD_MAX: usize = 64 << 10;
 
 /// Where a key set is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Endpoint {
+pub(crate) struct Endpoint {
     pub https: bool,
     /// Without brackets.
     host: String,
     port: u16,
     /// As sent in `Host`.
-    authority: String,
+    pub authority: String,
     /// Path and query.
-    target: String,
+    pub target: String,
 }
 
 /// What came of an attempt that worked.
@@ -52,7 +52,7 @@ pub(super) enum Fetched {
 impl Endpoint {
     /// The error is a sentence.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let why = |why: &str| format!("`{url}` is not a URL that keys can be fetched from: {why}");
+        let why = |why: &str| format!("`{url}` is not a URL that can be asked: {why}");
         let uri: http::Uri = url.parse().map_err(|e: http::uri::InvalidUri| why(&e.to_string()))?;
         let https = match uri.scheme_str() {
             Some("https") => true,
@@ -89,7 +89,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// TLS that trusts the certificates of `ca`, a PEM file, or those of the system. The error is a sentence.
-pub(super) fn tls(ca: Option<&[u8]>) -> Result<TlsConnector, String> {
+pub(crate) fn tls(ca: Option<&[u8]>) -> Result<TlsConnector, String> {
     let mut roots = RootCertStore::empty();
     match ca {
         Some(pem) => {
@@ -117,22 +117,28 @@ pub(super) fn tls(ca: Option<&[u8]>) -> Result<TlsConnector, String> {
 
 /// Fetches once. Dropping the future closes the connection. The error is for the log.
 pub(super) async fn fetch(at: &Endpoint, tls: Option<&TlsConnector>, etag: Option<&HeaderValue>) -> Result<Fetched, String> {
+    exchange(connect(at, tls).await?, at, etag).await
+}
+
+/// A stream of bytes, encrypted or not.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Opens a connection, and does the handshake where there is one. The error is for the log.
+pub(crate) async fn connect(at: &Endpoint, tls: Option<&TlsConnector>) -> Result<Box<dyn Stream>, String> {
     let connected = TcpStream::connect((at.host.as_str(), at.port)).await;
     let stream = connected.map_err(|e| format!("cannot connect: {e}"))?;
     match (at.https, tls) {
-        (false, _) => exchange(stream, at, etag).await,
+        (false, _) => Ok(Box::new(stream)),
         (true, Some(tls)) => {
             let name = ServerName::try_from(at.host.clone()).map_err(|e| e.to_string())?;
-            exchange(tls.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?, at, etag).await
+            Ok(Box::new(tls.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?))
         }
         (true, None) => Err("TLS is not set up".into()),
     }
 }
 
-async fn exchange<S>(stream: S, at: &Endpoint, etag: Option<&HeaderValue>) -> Result<Fetched, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn exchange(stream: Box<dyn Stream>, at: &Endpoint, etag: Option<&HeaderValue>) -> Result<Fetched, String> {
     let mut request = http::Request::get(&at.target)
         .header(header::HOST, &at.authority)
         .header(header::ACCEPT, "application/jwk-set+json, application/json")

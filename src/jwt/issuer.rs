@@ -13,7 +13,7 @@ use super::token::{TOKEN_MAX, Token};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::Diagnostics;
-use crate::identity::Identity;
+use crate::identity::{Identity, Signed};
 use crate::state::StatePool;
 use crate::value::Located;
 use base64::Engine;
@@ -34,7 +34,9 @@ pub struct Issuer {
     algorithms: Box<[Algorithm]>,
     rules: Rules,
     mapping: Mapping,
+    allowed_roles: Option<Box<[Box<str>]>>,
     require_consumer: bool,
+    deny_list: bool,
     keys: Keys,
     cache: Option<Cache>,
 }
@@ -159,7 +161,9 @@ impl Issuer {
             algorithms,
             rules,
             mapping,
+            allowed_roles: claims.allowed_roles.as_deref().map(texts),
             require_consumer: config.require_consumer,
+            deny_list: config.deny_list.value,
             keys,
             cache: (room > 0).then(|| Cache::new(room)),
         })
@@ -174,9 +178,18 @@ impl Issuer {
         self.rules.issuer.as_deref()
     }
 
-    /// Whether a token can bring roles.
-    pub fn grants_roles(&self) -> bool {
-        self.mapping.roles.is_some()
+    /// Whether a token can bring this role.
+    pub fn grants_role(&self, role: &str) -> bool {
+        self.mapping.roles.is_some() && self.allows(role)
+    }
+
+    fn allows(&self, role: &str) -> bool {
+        self.allowed_roles.as_ref().is_none_or(|allowed| allowed.iter().any(|known| **known == *role))
+    }
+
+    /// Whether its tokens can be withdrawn through Redis.
+    pub fn has_deny_list(&self) -> bool {
+        self.deny_list
     }
 
     /// Whether [`Issuer::verify`] may have to wait for keys.
@@ -290,6 +303,7 @@ impl Issuer {
             return Err(Refusal::Consumer);
         }
         let mut roles = facts.roles;
+        roles.retain(|role| self.allows(role));
         for role in consumer.iter().flat_map(|consumer| consumer.roles.iter()) {
             if !roles.contains(role) {
                 roles.push(Arc::clone(role));
@@ -301,10 +315,12 @@ impl Issuer {
             name: consumer.map_or_else(|| name.into(), |consumer| Arc::clone(&consumer.name)),
             credential: format!("jwt:{}:{}", self.name, subject.unwrap_or(name)).into(),
             method: "jwt",
+            issuer: Some(Arc::clone(&self.name)),
             roles: roles.into(),
             scopes: facts.scopes.into(),
             tier: facts.tier.map(Arc::from).or_else(own_tier),
             claims: None,
+            signed: Signed::default(),
         };
         Ok((Identity { claims: Some(Arc::new(claims)), ..identity }, window))
     }

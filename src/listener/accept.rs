@@ -243,7 +243,11 @@ impl Admission {
             state.metrics.refused.count(Refusal::TooMany as usize);
             return None;
         }
-        everywhere.try_enter(usize::MAX);
+        if !everywhere.try_enter(settings.max_connections_in_all) {
+            state.active.leave();
+            state.metrics.refused.count(Refusal::TooManyInAll as usize);
+            return None;
+        }
         // From here on dropping the admission gives back what was taken so far.
         let mut admission =
             Admission { state: Arc::clone(state), everywhere: Arc::clone(everywhere), counted_for: None, open: None };

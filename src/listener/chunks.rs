@@ -133,6 +133,12 @@ impl ChunkScanner {
     }
 }
 
+impl Default for ChunkScanner {
+    fn default() -> Self {
+        ChunkScanner::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,10 +7,10 @@
 //!
 //! A route whose upstream has none of this pays a branch, and the count of its requests in the budget.
 
-use super::Ctx;
+use super::{Ctx, target};
 use crate::rejection::{self, Code, Rejection};
 use crate::respond::{self, LocalResponse};
-use crate::snapshot::{Route, Target};
+use crate::snapshot::{Choice, Route, Target};
 use crate::upstream::breaker::Permit;
 use crate::upstream::hedge::Hedge;
 use crate::upstream::overload::Place;
@@ -98,10 +98,21 @@ pub async fn refuse(session: &mut Session, ctx: &mut Ctx, refused: Rejection) ->
     Ok(())
 }
 
-/// Lets a request go on to its upstream, or says why not.
+/// Lets a request go on to one of its route's upstreams, or says why not.
 pub fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
+    let Some(route) = ctx.route.as_ref().filter(|route| route.steers()).map(Arc::clone) else { return guard(session, ctx) };
+    target::steer(session, ctx, &route);
+    loop {
+        match guard(session, ctx) {
+            Err(refused) if target::move_on(ctx, &route, &refused) => {}
+            done => return done,
+        }
+    }
+}
+
+fn guard(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     let Some(route) = &ctx.route else { return Ok(()) };
-    let Some(target) = &route.upstream else { return Ok(()) };
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
     let guards = target.guards();
     if let (Some(deadline), Some(least)) = (ctx.request.deadline, guards.least)
         && deadline.saturating_duration_since(ctx.gateway.clock().now()) <= least
@@ -114,7 +125,7 @@ pub fn admit(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     ctx.attempt.guarded.timed = true;
     let now = ctx.gateway.clock().now();
     let route = Arc::clone(route);
-    let Some(target) = &route.upstream else { return Ok(()) };
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
     let guards = target.guards();
     permits(ctx, &route, target, now)?;
     if let Some(overload) = &guards.overload
@@ -139,7 +150,8 @@ fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Resul
     }
     let refused = |wait| Rejection::new(&rejection::CIRCUIT_OPEN).retry_after(wait);
     let guards = target.guards();
-    if let Some(breaker) = &route.breaker {
+    // Where requests go instead is none of what the route's breaker has counted.
+    if let Some(breaker) = route.breaker.as_ref().filter(|_| ctx.choice != Choice::Fallback) {
         guarded.answer.clone_from(&route.breaker_answer);
         guarded.route = Some(breaker.admit(now).map_err(refused)?);
     }
@@ -153,6 +165,12 @@ fn permits(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Resul
 }
 
 impl Guarded {
+    /// Forgets what one upstream has said, for another.
+    pub(super) fn leave(&mut self) {
+        self.release();
+        (self.answer, self.place, self.failure) = (None, None, None);
+    }
+
     fn release(&mut self) {
         (self.upstream, self.route, self.endpoint) = (None, None, None);
         self.admitted = false;
@@ -165,19 +183,28 @@ pub fn pause(ctx: &mut Ctx) -> Option<Duration> {
 }
 
 /// The endpoint of the next attempt.
-pub fn choose(ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+pub fn choose(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
     // Lent to itself for the while, which costs less than a second handle.
     let route = ctx.route.take();
-    let target = route.as_ref().and_then(|route| Some((route, route.upstream.as_ref()?)));
-    let chosen = match target {
-        Some((route, target)) => choose_of(ctx, route, target, now),
+    let chosen = match &route {
+        Some(route) => choose_on(session, ctx, route, now),
         None => Err(Rejection::new(&rejection::INTERNAL_ERROR)),
     };
     ctx.route = route;
     chosen
 }
 
-fn choose_of(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+fn choose_on(session: &Session, ctx: &mut Ctx, route: &Route, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    loop {
+        let target = route.target(ctx.choice).ok_or_else(|| Rejection::new(&rejection::INTERNAL_ERROR))?;
+        match choose_of(session, ctx, route, target, now) {
+            Err(refused) if target::move_on(ctx, route, &refused) => {}
+            done => return done,
+        }
+    }
+}
+
+fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
     if let Some(refused) = ctx.attempt.guarded.refused.take() {
         return Err(refused);
     }
@@ -194,11 +221,11 @@ fn choose_of(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Res
     (guarded.admitted, guarded.reported, guarded.sent) = (false, false, None);
     let failure = guarded.failure.take();
     let mut open_for = None;
-    let mut found = search(target, ctx, now, &mut open_for);
+    let mut found = search(session, target, ctx, now, &mut open_for);
     // A failed connect would only fail again; everything else may go better the next time.
     if found.is_none() && !first && failure != Some(&rejection::UPSTREAM_CONNECT_FAILED) {
         ctx.attempt.tried.clear();
-        found = search(target, ctx, now, &mut open_for);
+        found = search(session, target, ctx, now, &mut open_for);
     }
     let Some(endpoint) = found else {
         ctx.attempt.guarded.release();
@@ -219,9 +246,15 @@ fn choose_of(ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Res
     Ok(endpoint)
 }
 
-fn search(target: &Target, ctx: &mut Ctx, now: Instant, open_for: &mut Option<Duration>) -> Option<Arc<Endpoint>> {
+fn search(
+    session: &Session,
+    target: &Target,
+    ctx: &mut Ctx,
+    now: Instant,
+    open_for: &mut Option<Duration>,
+) -> Option<Arc<Endpoint>> {
     for _ in 0..MAX_PASSED {
-        let endpoint = target.upstream.select(&ctx.attempt.tried)?;
+        let endpoint = target::endpoint(session, target, ctx)?;
         let Some(breaker) = &endpoint.guards().breaker else { return Some(endpoint) };
         match breaker.admit(now) {
             Ok(permit) => {
@@ -267,16 +300,26 @@ pub fn hedge(session: &mut Session, ctx: &mut Ctx, endpoint: &Arc<Endpoint>, pee
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
 pub fn connect_failed(ctx: &mut Ctx) -> bool {
     let Some(route) = ctx.route.clone() else { return false };
-    let Some(target) = &route.upstream else { return false };
+    let Some(target) = route.target(ctx.choice) else { return false };
     target.metrics.connect_failures.increment();
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().count_connect_failure();
+        endpoint.failed(since(ctx), ctx.gateway.clock().now());
         ctx.attempt.tried.add(endpoint);
     }
     report(ctx, target, true, None);
     let policy = policy(&route, target);
     ctx.attempt.guarded.failure = Some(&rejection::UPSTREAM_CONNECT_FAILED);
-    policy.connect && another(ctx, policy)
+    if policy.connect && another(ctx, policy) {
+        return true;
+    }
+    // Nothing was sent, so that what takes its place may have it, whatever its method.
+    ctx.in_time() && target::move_on(ctx, &route, &Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED))
+}
+
+/// Since the attempt began.
+fn since(ctx: &Ctx) -> Duration {
+    ctx.attempt.started.map_or(Duration::ZERO, |started| ctx.gateway.clock().now().saturating_duration_since(started))
 }
 
 /// Whether there may be one more attempt.
@@ -287,12 +330,12 @@ fn another(ctx: &Ctx, policy: &RetryPolicy) -> bool {
 /// The head of an answer has come. An error means that it is dropped, and another attempt made.
 pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     let concerns = |route: &&Arc<Route>| {
-        let target = route.upstream.as_ref();
+        let target = route.target(ctx.choice);
         let of = |target| route.breaker.is_some() || Target::guards(target).observes() || policy(route, target).wants_answers();
         target.is_some_and(of)
     };
     let Some(route) = ctx.route.as_ref().filter(concerns).map(Arc::clone) else { return Ok(()) };
-    let Some(target) = &route.upstream else { return Ok(()) };
+    let Some(target) = route.target(ctx.choice) else { return Ok(()) };
     let (guards, policy) = (target.guards(), policy(&route, target));
     let status = head.status.as_u16();
     let grpc = head.headers.get(GRPC_STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
@@ -339,7 +382,7 @@ fn waiting(ctx: &Ctx, policy: &RetryPolicy, retry_after: Option<&HeaderValue>) -
     };
     let wait = backoff.max(asked);
     let left = ctx.request.deadline.map(|deadline| deadline.saturating_duration_since(ctx.gateway.clock().now()));
-    let least = ctx.route.as_ref()?.upstream.as_ref()?.upstream.guards().least.unwrap_or_default();
+    let least = ctx.route.as_ref()?.target(ctx.choice)?.upstream.guards().least.unwrap_or_default();
     left.is_none_or(|left| left > wait.saturating_add(least)).then_some(wait)
 }
 
@@ -366,7 +409,7 @@ fn repeatable(session: &Session, policy: &RetryPolicy) -> bool {
 /// The connection was made, and then something broke. `true`: the request is to be sent again.
 pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> bool {
     let Some(route) = ctx.route.clone() else { return false };
-    let Some(target) = &route.upstream else { return false };
+    let Some(target) = route.target(ctx.choice) else { return false };
     if std::mem::take(&mut ctx.attempt.guarded.again) {
         return true;
     }
@@ -381,6 +424,7 @@ pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> 
     if of_upstream && !stale {
         if let Some(endpoint) = &ctx.attempt.endpoint {
             endpoint.state().count_error();
+            endpoint.failed(since(ctx), ctx.gateway.clock().now());
             ctx.attempt.tried.add(endpoint);
         }
         if ctx.in_time() || !ctx.attempt.guarded.deadline_of_client {

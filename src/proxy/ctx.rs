@@ -3,14 +3,17 @@
 use super::Gateway;
 use super::attempt::Guarded;
 use super::grpc_web::GrpcWeb;
+use crate::compress::{Compression, Encoder};
 use crate::fields;
 use crate::forwarded;
 use crate::listener::{Connection, Tolerance};
+use crate::mirror::MirrorCopy;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::{Choice, Route, Snapshot};
 use crate::telemetry::metrics::GaugeGuard;
 use crate::upstream::{InFlight, Tried};
+use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -27,12 +30,20 @@ pub struct Ctx {
     /// The rejection that was answered, or that is about to be: a hook that can only fail leaves the reason here.
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
+    /// Which of its route's upstreams it goes to.
+    pub(super) choice: Choice,
+    /// What makes the client keep to it.
+    pub(super) cookie: Option<HeaderValue>,
+    /// The copy for the route's mirror, as far as it has come.
+    pub(super) mirror: Option<Box<MirrorCopy>>,
     pub(super) attempt: Attempt,
     pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
     /// What the cache is to do with the answer; `None` on routes without one.
     pub(super) cache: Option<Box<super::cache::Role>>,
+    /// Codes the body on its way to the client.
+    pub(super) encoder: Option<Box<Encoder>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, http::Uri)>,
 }
@@ -53,6 +64,8 @@ pub(super) struct Attempt {
     pub count: u32,
     pub tried: Tried,
     pub endpoint: Option<InFlight>,
+    /// What makes the client come back to this endpoint.
+    pub cookie: Option<HeaderValue>,
     pub started: Option<Instant>,
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,
@@ -77,17 +90,26 @@ impl Ctx {
             route: None,
             rejection: None,
             body: BodyCount::default(),
+            choice: Choice::Primary,
+            cookie: None,
+            mirror: None,
             attempt: Attempt::default(),
             grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
             cache: None,
+            encoder: None,
             head: None,
         }
     }
 
     pub(super) fn has_upstream(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.upstream.is_some())
+    }
+
+    /// How answers of the route are compressed, if they are.
+    pub(super) fn compression(&self) -> Option<&Arc<Compression>> {
+        self.route.as_ref()?.compress.as_ref()
     }
 
     pub(super) fn has_cache(&self) -> bool {

@@ -26,7 +26,7 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     keep_upgrade_open(session)?;
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
-    let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
+    let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
     let mut peer = if session.is_upgrade_req() {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
@@ -35,7 +35,7 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     };
     attempt::hedge(session, ctx, &endpoint, &mut peer);
     if ctx.attempt.count > 0
-        && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref())
+        && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice))
     {
         target.metrics.retries.increment();
     }
@@ -61,7 +61,7 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
 /// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
 /// how long an answer to the upgrade may take.
 fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
-    let read = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()).map(|target| target.upstream.read_timeout());
+    let read = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)).map(|target| target.upstream.read_timeout());
     let wait = match (read, left) {
         (Some(read), Some(left)) => Some(read.min(left)),
         (read, left) => read.or(left),
@@ -85,7 +85,7 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
     if let Some(endpoint) = &ctx.attempt.endpoint {
         endpoint.state().connected();
     }
-    if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+    if let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         if reused {
             target.metrics.reused();
         } else {
@@ -97,6 +97,10 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    if let Some(digest) = &mut ctx.request.body_digest {
+        // Each attempt sends the body from its beginning.
+        digest.restart();
+    }
     let asked = session.req_header();
     // HTTP/2 has it in the target.
     let host = match asked.uri.authority() {
@@ -118,6 +122,9 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     });
     if let Some(identity) = &ctx.request.identity {
         identity::write(identity, head);
+    }
+    if let Some(signer) = &ctx.snapshot.signer {
+        signer.write(ctx.request.identity.as_deref(), ctx.gateway.clock().wall(), head);
     }
     deadline::forward(asked, head, ctx);
     ctx.grpc_web.request_head(head)?;
@@ -142,6 +149,12 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     {
         return Err(ctx.fail(rejection));
     }
+    if let Some(mirror) = ctx.route.as_ref().and_then(|route| route.mirror.as_ref())
+        && ctx.attempt.count == 1
+        && !session.is_upgrade_req()
+    {
+        ctx.mirror = mirror.begin(head);
+    }
     Ok(())
 }
 
@@ -158,7 +171,10 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     check_framing(head, ctx)?;
     let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
-    if let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) {
+    if let (Some(endpoint), Some(elapsed)) = (&ctx.attempt.endpoint, elapsed) {
+        endpoint.answered(elapsed, ctx.gateway.clock().now());
+    }
+    if let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         target.metrics.attempted(Some(head.status.as_u16()));
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
@@ -166,6 +182,10 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     remove_hop_by_hop(head);
     if !ctx.snapshot.preserve_header_case {
         fields::forget_response_spelling(head);
+    }
+    // Not on what is fetched for the cache, and so for more than one client.
+    for cookie in [ctx.attempt.cookie.take(), ctx.cookie.take()].into_iter().flatten().filter(|_| !ctx.is_fetch()) {
+        head.append_header(header::SET_COOKIE, cookie)?;
     }
     if head.status == 101 {
         // A tunnel lives as long as its ends want; its own idle bounds are the read timeouts.

@@ -226,11 +226,24 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if end && body.as_ref().is_some_and(Bytes::is_empty) {
         *body = None;
     }
-    let Some(piece) = body else { return Ok(()) };
+    if let Some(mirror) = &mut ctx.mirror {
+        mirror.piece(body.as_ref(), end);
+    }
+    let Some(piece) = body else {
+        // A body that ends before it is whole is not the one that was signed.
+        let whole = !end || ctx.request.body_digest.as_ref().is_none_or(|digest| digest.holds());
+        return if whole { Ok(()) } else { Err(ctx.fail(Rejection::new(&rejection::DIGEST_MISMATCH))) };
+    };
     let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
     ctx.body.received = ctx.body.received.saturating_add(length);
     if ctx.body.received > ctx.body.limit {
         return Err(ctx.fail(Rejection::new(&rejection::BODY_TOO_LARGE)));
+    }
+    // Before the last byte goes on.
+    if let Some(digest) = &mut ctx.request.body_digest
+        && (!digest.update(piece) || (end && !digest.holds()))
+    {
+        return Err(ctx.fail(Rejection::new(&rejection::DIGEST_MISMATCH)));
     }
     if end && ctx.attempt.guarded.timed {
         ctx.attempt.guarded.sent = Some(ctx.gateway.clock().now());

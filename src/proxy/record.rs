@@ -17,6 +17,15 @@ const DROPPED: &str = "dropped";
 /// A request that came to its end, well or badly.
 pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
     ctx.recorded = true;
+    if let Some(copy) = ctx.mirror.take() {
+        let head = session.req_header();
+        let none = |name| head.headers.get(name).is_none_or(|value| value == "0");
+        copy.finish(
+            none(&header::CONTENT_LENGTH)
+                && !head.headers.contains_key(header::TRANSFER_ENCODING)
+                && head.version != Version::HTTP_2,
+        );
+    }
     let head = session.req_header();
     let status = session.response_written().map(|head| head.status.as_u16());
     let ends = Ends {
@@ -90,7 +99,7 @@ fn finish(ctx: &Ctx, ends: &Ends<'_>) {
         query: ends.query,
         protocol: ends.protocol,
         route: ctx.request.route.as_deref(),
-        upstream: ctx.route.as_ref().and_then(|route| Some(&**route.upstream.as_ref()?.upstream.name())),
+        upstream: ctx.route.as_ref().and_then(|route| Some(&**route.target(ctx.choice)?.upstream.name())),
         endpoint: endpoint.map(|endpoint| endpoint.address()),
         consumer: ctx.request.identity.as_ref().map(|identity| &*identity.name),
         credential: ctx.request.identity.as_ref().map(|identity| &*identity.credential),

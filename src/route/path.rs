@@ -28,6 +28,20 @@ impl Pattern {
         Pattern { segments: Vec::new(), open: true, names: Arc::default() }
     }
 
+    /// Whether a canonical path fits. For those who have a path already; requests are routed by the trie.
+    pub fn matches(&self, path: &str) -> bool {
+        let Some(inner) = path.strip_prefix('/') else { return false };
+        let mut rest = inner.split('/');
+        for wanted in &self.segments {
+            match (rest.next(), wanted) {
+                (Some(found), Segment::Literal(text)) if **text == *found => {}
+                (Some(found), Segment::Param) if !found.is_empty() => {}
+                _ => return false,
+            }
+        }
+        self.open || rest.next().is_none()
+    }
+
     /// Parses the text of a route; a reason and a mend when it can match no canonical path.
     pub fn parse(text: &str) -> Result<Self, (String, String)> {
         let no = |why: String, help: &str| Err((why, help.to_owned()));
@@ -146,6 +160,38 @@ fn is_unreserved(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_fits_whole_paths() {
+        let fits = |pattern: &str, path: &str| Pattern::parse(pattern).unwrap().matches(path);
+        for (pattern, path) in [
+            ("/", "/"),
+            ("/a", "/a"),
+            ("/a/", "/a/"),
+            ("/a/{id}", "/a/7"),
+            ("/a/{id}/b", "/a/7/b"),
+            ("/a/{*rest}", "/a/7/b"),
+            ("/a/{*rest}", "/a/"),
+            ("/{*rest}", "/"),
+        ] {
+            assert!(fits(pattern, path), "{pattern} {path}");
+        }
+        for (pattern, path) in [
+            ("/", "/a"),
+            ("/a", "/a/"),
+            ("/a", "/A"),
+            ("/a", "/ab"),
+            ("/a/{id}", "/a/"),
+            ("/a/{id}", "/a"),
+            ("/a/{id}", "/a/7/b"),
+            ("/a/{id}/b", "/a/7/c"),
+            ("/a/{*rest}", "/ab"),
+            ("/a", ""),
+        ] {
+            assert!(!fits(pattern, path), "{pattern} {path}");
+        }
+        assert!(Pattern::everything().matches("/a/b"));
+    }
 
     #[test]
     fn impossible_patterns_are_refused() {

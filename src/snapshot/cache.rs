@@ -2,10 +2,15 @@
 
 use super::CompileParts;
 use crate::cache::Cache;
+use crate::cache::config::Store;
+use crate::cache::flight::Flights;
+use crate::cache::memory::MemoryStore;
 use crate::cache::policy::Policy;
+use crate::cache::redis::{RedisTier, TierOptions};
 use crate::config::{Config, Entry, RouteConfig};
 use crate::diagnostic::Diagnostics;
 use crate::telemetry::metrics::CacheMetrics;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The key of the cache in the state pool.
@@ -16,13 +21,37 @@ pub fn store(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) -> 
     if !config.routes.values().any(|route| route.cache.is_some()) {
         return None;
     }
-    let memory = &config.cache.memory;
-    let cache = parts.state.get_or_create(CACHE, || Cache::new(memory.value.0));
-    if cache.memory.capacity() != memory.value.0 {
-        d.warning(memory.span.clone(), "`cache.memory` has changed, which takes effect when the process starts again")
+    let capacity = &config.cache.memory;
+    let memory = parts.state.get_or_create(CACHE, || MemoryStore::new(capacity.value.0));
+    if memory.capacity() != capacity.value.0 {
+        d.warning(capacity.span.clone(), "`cache.memory` has changed, which takes effect when the process starts again")
             .help("restart the service; everything else of this configuration is applied now");
     }
-    Some(cache)
+    let flights = parts.state.get_or_create(CACHE, Flights::default);
+    let redis = tier(config, parts, &memory, d);
+    Some(Arc::new(Cache { memory, flights, redis }))
+}
+
+/// The second tier, if a route asks for it.
+fn tier(config: &Config, parts: &CompileParts<'_>, memory: &Arc<MemoryStore>, d: &mut Diagnostics) -> Option<Arc<RedisTier>> {
+    let shared =
+        |route: &&Entry<RouteConfig>| route.cache.as_ref().is_some_and(|cache| cache.store.value == Store::MemoryAndRedis);
+    let first = config.routes.values().find(shared)?;
+    let Some(url) = &config.redis.url else {
+        let span = first.cache.as_ref().and_then(|cache| cache.store.span.clone());
+        d.error(span, "a cache cannot be shared without a Redis").help("add [redis] with url = \"redis://127.0.0.1:6379\"");
+        return None;
+    };
+    let source = url.span.as_ref().and_then(|span| d.source(span.file));
+    let directory = source.and_then(|source| source.path.parent()).unwrap_or(Path::new("")).to_owned();
+    // What is wrong with the URL is told where limits read it.
+    let url = url.value.resolve(&directory).ok()?;
+    let prefix = &config.redis.prefix.value;
+    let timeout = config.redis.timeout.get();
+    let identity = format!("{} {timeout:?} {prefix}", url.expose());
+    let options = TierOptions::new(url.expose(), timeout, prefix)?;
+    let make = || RedisTier::new(options, Arc::clone(memory), Arc::clone(parts.clock), !parts.dry);
+    Some(parts.state.get_or_create(&identity, make))
 }
 
 /// How one route uses it.

@@ -1,26 +1,27 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::{DeadlineRules, Route, Snapshot, Target};
+use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::clock::SharedClock;
 use crate::config::{
-    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, ProxyProtocolConfig, RouteConfig,
+    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
 };
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
-use crate::identity::IdentityHeaders;
+use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
+use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
-use crate::upstream::{self, Upstream, UpstreamConfig};
+use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,11 +38,15 @@ pub struct CompileParts<'a> {
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let mut files = Vec::new();
-    let listeners: Vec<_> = config.listeners.values().map(|entry| listener(entry, parts, &mut files, d)).collect();
-    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(entry, parts, &mut files, d)).collect();
+    let listeners: Vec<_> = {
+        let in_all = config.server.max_connections.as_ref().map(|most| most.value);
+        config.listeners.values().map(|entry| listener(entry, in_all, parts, &mut files, d)).collect()
+    };
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(config, entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
-    let consumers = Arc::new(Consumers::build(consumers, tiers, d));
+    let consumers = Consumers::build(consumers, tiers, d);
+    let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, parts, d)));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
     let limits = super::limits::stores(config, parts, &mut Files { d, read: &mut files });
@@ -51,6 +56,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let router = router(config, d);
     let cache = super::cache::store(config, parts, d);
     let access_log = access_log(config, parts, d);
+    let signer = IdentitySigner::build(&config.identity, d).map(Arc::new);
     if d.has_errors() {
         return None;
     }
@@ -68,8 +74,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         files,
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
+        identity_headers: IdentityHeaders::new(
+            config.server.identity_headers.iter().map(|name| name.as_str()).chain(config.identity.header_name()),
+        ),
+        signer,
         preserve_header_case: config.server.header_case == HeaderCase::Preserve,
-        identity_headers: IdentityHeaders::new(config.server.identity_headers.iter().map(|name| name.as_str())),
         via: Via::new(&config.server.via.value)?,
         shield: super::limits::shield(config, parts),
         limits,
@@ -81,6 +90,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
 type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
 fn upstream(
+    config: &Config,
     entry: &Entry<UpstreamConfig>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
@@ -89,7 +99,10 @@ fn upstream(
     let name = entry.name.value.as_str();
     // `None` where it should be something has left an error behind, so that nothing of this is ever used.
     let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
-    (name.into(), Upstream::build(name, &entry.value, tls, parts.state, parts.clock))
+    let sticky = super::upstreams::sticky(&entry.value, d);
+    let discover = super::upstreams::discover(config, &entry.value, read, d);
+    let beside = Beside { tls, sticky, discover };
+    (name.into(), Upstream::build(name, &entry.value, beside, parts.state, parts.clock))
 }
 
 /// Compiles routes. Each gets its own copies of the filters of the chains that it uses.
@@ -110,11 +123,7 @@ impl RouteBuilder<'_> {
         order(&filters, complete, d);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
-            Some(upstream) => {
-                let upstream = Arc::clone(self.upstreams.get(upstream.value.as_str())?);
-                let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
-                Some(Target { upstream, metrics })
-            }
+            Some(upstream) => Some(self.target(upstream)?),
             None => {
                 // Where something else is wrong in the file, a filter or the upstream may only be missing because of that.
                 let file = entry.name.span.as_ref().map(|span| span.file);
@@ -129,6 +138,21 @@ impl RouteBuilder<'_> {
                 None
             }
         };
+        let split = match &entry.value.split {
+            Some(split) => {
+                let targets: Option<Vec<_>> = split.to.iter().map(|part| self.target(&part.upstream)).collect();
+                Some(Split::new(split, targets?))
+            }
+            None => None,
+        };
+        let fallback = match &entry.value.fallback {
+            Some(fallback) => Some(self.target(fallback)?),
+            None => None,
+        };
+        let mirror = match &entry.value.mirror {
+            Some(mirror) => Some(self.mirror(name, mirror)?),
+            None => None,
+        };
         let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
         let authenticated = filters.iter().any(|filter| filter.establishes_identity());
         let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
@@ -138,7 +162,11 @@ impl RouteBuilder<'_> {
             name: name.into(),
             chain: Chain::new(&filters),
             cache,
+            compress: entry.value.compress.as_ref().map(|compress| Arc::new(compress.build())),
             upstream,
+            split,
+            fallback,
+            mirror,
             timeout: [Some(own), inherited].into_iter().flatten().filter(|timeout| !timeout.is_zero()).min(),
             deadline: DeadlineRules {
                 client: entry.value.timeouts.client,
@@ -150,6 +178,25 @@ impl RouteBuilder<'_> {
             max_body: entry.value.max_body.unwrap_or(self.config.server.max_body).0,
             metrics: self.parts.state.get_or_create(name, RouteMetrics::default),
         }))
+    }
+
+    /// `None` for a name that does not exist, which was reported when the file was read.
+    fn target(&self, name: &Located<String>) -> Option<Target> {
+        let upstream = Arc::clone(self.upstreams.get(name.value.as_str())?);
+        let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
+        Some(Target { upstream, metrics })
+    }
+
+    fn mirror(&self, route: &str, config: &MirrorConfig) -> Option<Arc<Mirror>> {
+        let CompileParts { state, dry, .. } = self.parts;
+        let upstream = Arc::clone(self.upstreams.get(config.upstream.value.as_str())?);
+        let bounds = MirrorBounds {
+            share: config.share.parts_per_million,
+            max_body: usize::try_from(config.max_body.value.0).unwrap_or(0),
+            timeout: config.timeout.get(),
+        };
+        let metrics = state.get_or_create(route, MirrorMetrics::default);
+        Some(Mirror::new(upstream, metrics, bounds, state.get_or_create("", || Worker::start(*dry))))
     }
 
     /// Appends the filters in the order in which they run, those of named chains in place. `false` if one could not be built.
@@ -212,13 +259,19 @@ impl RouteBuilder<'_> {
 /// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
 /// role that nobody can have. With a filter missing that could not be built, nothing is certain.
 fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
-    let (mut identity, mut roles) = (!complete, !complete);
-    for (spec, filter) in filters {
+    let mut identity = !complete;
+    for (index, (spec, filter)) in filters.iter().enumerate() {
         if filter.needs_identity() && !identity {
             let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
             once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
         }
-        for role in filter.unknown_roles().iter().filter(|_| !roles) {
+        if complete && identity && filter.precedes_identity() {
+            let message = format!("`{}` stands after a filter that asks for credentials", spec.name);
+            let help = "put it first: browsers send no credentials with the requests that it answers";
+            once(d, spec.span.clone(), message, Some(help.to_owned()));
+        }
+        let granted = |role: &str| filters.iter().take(index).any(|(_, before)| before.grants_role(role));
+        for role in filter.unknown_roles().iter().filter(|role| complete && !granted(role)) {
             let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
             let help = "give it to one of the [consumers], or put a filter before that grants roles";
             once(
@@ -229,7 +282,6 @@ fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diag
             );
         }
         identity |= filter.establishes_identity();
-        roles |= filter.grants_roles();
     }
 }
 
@@ -274,6 +326,7 @@ fn router(config: &Config, d: &mut Diagnostics) -> Option<Router> {
 
 fn listener(
     entry: &Entry<ListenerConfig>,
+    in_all: Option<u32>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
     d: &mut Diagnostics,
@@ -326,6 +379,7 @@ fn listener(
             parts.state.get_or_create(&key, || Shield::new(rate))
         }),
         max_connections: count(config.max_connections.value),
+        max_connections_in_all: in_all.map_or(usize::MAX, count),
         max_connections_per_address: config.max_connections_per_address.as_ref().map(|most| most.value),
     };
     let address = config.address.value.clone();

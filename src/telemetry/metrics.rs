@@ -23,7 +23,7 @@ mod route;
 mod table;
 mod upstream;
 
-pub use auth::{AuthMetrics, AuthOutcome};
+pub use auth::{AuthMetrics, AuthOutcome, SourceSample};
 pub use cache::{Bypass, CacheMetrics, CacheResult, CacheSample};
 pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
@@ -33,7 +33,7 @@ pub use listener::{ListenerMetrics, Reasons};
 pub use resilience::{BreakerSample, EjectionSample, OverloadSample, ResilienceSample};
 pub use route::{NO_ROUTE, RouteMetrics};
 pub use table::{Kind, METRICS, Metric};
-pub use upstream::{EndpointSample, UpstreamMetrics};
+pub use upstream::{DiscoverySample, EndpointSample, MirrorSample, UpstreamMetrics};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,173 +1,263 @@
-//! Smooth weighted round-robin, worked out ahead of the requests.
+//! How an endpoint is chosen.
 //!
-//! nginx's algorithm (`ngx_http_upstream_round_robin.c`, commit 52327e0) gives each endpoint a running value: on every pick
-//! all values grow by their weight, the largest is taken, and the total of the weights is taken off it. It spreads an
-//! endpoint's turns evenly (weights 5, 1, 1 give `a a b a c a a`), but needs a lock, because each pick changes all values.
-//! The sequence repeats after as many picks as the total of the weights, so it is computed once whenever endpoints or
-//! their health change. A request then takes the next element with one atomic addition.
-//!
-//! Computing it pick by pick over all endpoints would cost endpoints times picks. Endpoints of equal weight take their
-//! turns in the order written, so that one queue for each distinct weight gives the same sequence: its front is the
-//! endpoint with the fewest turns, and only fronts need comparing.
+//! Whatever can be worked out when health or membership changes is worked out then, by whoever changed it ([`Level`]); a
+//! request only looks things up. No way of choosing looks at more than a fixed number of endpoints, so that an upstream of
+//! a thousand costs what one of ten does, and none allocates or takes a lock.
 
-use std::collections::BTreeMap;
+pub mod config;
+pub mod key;
+mod latency;
+mod points;
+mod ring;
+pub mod sticky;
 
-/// The most elements of a ring, apart from endpoints whose share is below one element: those get one each.
-pub const RING_MAX: u64 = 4096;
+pub use config::Balance;
+pub use key::{By, Facts};
+pub use latency::{FAILURE, PeakEwma};
+pub use ring::RING_MAX;
+pub use sticky::Sticky;
 
-/// The order in which the members take their turns, as indexes. `members` are an index and a weight each, in the order
-/// written; members of weight 0 take none.
-///
-/// Weights are divided by their greatest common divisor. If their total is still above [`RING_MAX`] they are scaled down to
-/// it, so that an endpoint's share is wrong by at most about 1/4096 of the traffic of the upstream.
-pub fn ring(members: impl Iterator<Item = (u16, u16)>) -> Box<[u16]> {
-    let members: Vec<(u16, u64)> = members.filter(|(_, weight)| *weight > 0).map(|(at, weight)| (at, weight.into())).collect();
-    let divisor = members.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
-    let sum: u64 = members.iter().map(|(_, weight)| weight / divisor).sum();
-    let scaled = |weight: u64| {
-        let weight = weight / divisor;
-        if sum <= RING_MAX { weight } else { ((weight * RING_MAX + sum / 2) / sum).max(1) }
-    };
-    let members: Vec<(u16, u64)> = members.into_iter().map(|(at, weight)| (at, scaled(weight))).collect();
-    let divisor = members.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
+use super::endpoint::{Endpoint, Tried};
+use points::Points;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-    let mut classes: BTreeMap<u64, Vec<u16>> = BTreeMap::new();
-    for (at, weight) in members {
-        classes.entry(weight / divisor).or_default().push(at);
-    }
-    let total: u64 = classes.iter().map(|(weight, members)| weight * members.len() as u64).sum();
-    let mut queues: Vec<Queue> = classes.into_iter().map(|(weight, members)| Queue::new(weight, members)).collect();
-    (0..total).filter_map(|_| next(&mut queues, total)).collect()
+/// How many endpoints `least_requests` compares: all of a small upstream, a moving window of a large one.
+const WINDOW: usize = 16;
+/// How many points of the hash ring are looked at for an endpoint with room. With `max_load` at its default half of them have
+/// room on average, so that this is practically never reached; if it is, the first one that was not tried takes the request.
+const WALK: usize = 128;
+/// Weights are multiplied by this while an endpoint warms up, so that a part of weight 1 can be expressed.
+const FINE: u16 = 64;
+/// The least share of its weight that an endpoint gets while it warms up, in percent: without any request it would never
+/// get warm.
+const LEAST_WARM: u64 = 10;
+
+/// What a policy needs besides the endpoints.
+#[derive(Debug, Default)]
+pub(super) struct Policy {
+    pub kind: Kind,
+    /// `slow_start`; zero: off.
+    pub slow_start: Duration,
+    pub sticky: Option<Arc<Sticky>>,
+    /// Requests under way at all endpoints, counted for bounded load only.
+    pub load: Option<Arc<Load>>,
 }
 
-/// The members of one weight.
-struct Queue {
+/// [`Balance`], ready to be used.
+#[derive(Debug, Default)]
+pub(super) enum Kind {
+    #[default]
+    RoundRobin,
+    LeastRequests,
+    PeakEwma,
+    Random,
+    Hash {
+        by: Box<[By]>,
+        max_load: u64,
+    },
+    Sticky,
+}
+
+/// Requests under way at an upstream. On a cache line of its own, because every request writes it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Load(AtomicU32);
+
+impl Load {
+    pub(super) fn enter(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+    pub(super) fn leave(&self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed).into()
+    }
+}
+
+/// Which endpoint a request belongs to, as far as the request itself says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// To none.
+    #[default]
+    None,
+    /// To the one that this hash falls on.
+    Key(u64),
+    /// To the endpoint at this index.
+    Endpoint(u16),
+}
+
+/// The endpoints of one priority that take traffic. A request goes to the first level that has one left for it.
+#[derive(Debug, Default)]
+pub(super) struct Level {
+    members: Box<[Member]>,
+    /// Whose turn it is, by weight.
+    ring: Box<[u16]>,
+    points: Points,
     weight: u64,
-    members: Vec<u16>,
-    /// Whose turn it is within the queue.
-    front: usize,
-    /// The front's running value.
-    value: i64,
 }
 
-impl Queue {
-    fn new(weight: u64, members: Vec<u16>) -> Self {
-        Queue { weight, members, front: 0, value: 0 }
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    at: u16,
+    /// The weight, multiplied by [`FINE`] while an endpoint of the upstream warms up.
+    weight: u16,
+}
+
+/// The levels of these endpoints that `wanted` lets through, and whether one of them is warming up.
+pub(super) fn levels(
+    endpoints: &[Arc<Endpoint>],
+    policy: &Policy,
+    now: Instant,
+    wanted: impl Fn(&Endpoint) -> bool,
+) -> (Box<[Level]>, bool) {
+    let warmth = |endpoint: &Endpoint| warmth(endpoint, policy.slow_start, now);
+    let members: Vec<(u16, &Endpoint)> = endpoints
+        .iter()
+        .enumerate()
+        .filter(|(_, endpoint)| endpoint.weight > 0 && wanted(endpoint))
+        .filter_map(|(at, endpoint)| Some((u16::try_from(at).ok()?, &**endpoint)))
+        .collect();
+    let warming = members.iter().any(|(_, endpoint)| warmth(endpoint) < 100);
+    let mut ranks: Vec<u16> = members.iter().map(|(_, endpoint)| endpoint.rank).collect();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let level = |rank: u16| {
+        let here = members.iter().filter(|(_, endpoint)| endpoint.rank == rank);
+        let members: Box<[Member]> = here
+            .clone()
+            .map(|(at, endpoint)| {
+                let part =
+                    |weight: u64| u16::try_from((weight * u64::from(FINE) * warmth(endpoint) / 100).max(1)).unwrap_or(u16::MAX);
+                Member { at: *at, weight: if warming { part(endpoint.weight.into()) } else { endpoint.weight } }
+            })
+            .collect();
+        let points = match policy.kind {
+            Kind::Hash { .. } => Points::new(here.map(|(at, endpoint)| (*at, endpoint.weight, endpoint.address))),
+            _ => Points::default(),
+        };
+        Level {
+            ring: ring::ring(members.iter().map(|member| (member.at, member.weight))),
+            weight: here_weight(&members, endpoints),
+            points,
+            members,
+        }
+    };
+    (ranks.into_iter().map(level).collect(), warming)
+}
+
+fn here_weight(members: &[Member], endpoints: &[Arc<Endpoint>]) -> u64 {
+    members.iter().filter_map(|member| endpoints.get(usize::from(member.at))).map(|endpoint| u64::from(endpoint.weight)).sum()
+}
+
+/// How much of its weight an endpoint gets, in percent: it rises in a straight line over `slow_start` from the moment at which
+/// it appeared, recovered or was brought back.
+fn warmth(endpoint: &Endpoint, slow_start: Duration, now: Instant) -> u64 {
+    let Some(since) = endpoint.warm_since().filter(|_| !slow_start.is_zero()) else { return 100 };
+    let passed = now.saturating_duration_since(since).as_millis().saturating_mul(100);
+    let percent = passed.checked_div(slow_start.as_millis()).unwrap_or(100);
+    u64::try_from(percent).unwrap_or(100).clamp(LEAST_WARM, 100)
+}
+
+/// One choice among the endpoints of a level.
+pub(super) struct Pick<'a> {
+    pub policy: &'a Policy,
+    pub endpoints: &'a [Arc<Endpoint>],
+    pub tried: &'a Tried,
+    pub turn: &'a AtomicUsize,
+    pub affinity: Affinity,
+    pub now: &'a dyn Fn() -> Instant,
+}
+
+impl<'a> Pick<'a> {
+    /// The endpoint that takes the request, or `None` if all of this level were tried.
+    pub fn from(&self, level: &Level) -> Option<&'a Arc<Endpoint>> {
+        match (&self.policy.kind, self.affinity) {
+            (Kind::Hash { max_load, .. }, Affinity::Key(hash)) => {
+                self.by_hash(level, hash, *max_load).or_else(|| self.in_turn(level))
+            }
+            (Kind::Sticky, Affinity::Endpoint(at)) => {
+                let known = level.members.binary_search_by_key(&at, |member| member.at).is_ok();
+                Some(at).filter(|_| known).and_then(|at| self.untried(at)).or_else(|| self.in_turn(level))
+            }
+            (Kind::RoundRobin | Kind::Hash { .. } | Kind::Sticky, _) => self.in_turn(level),
+            (Kind::LeastRequests, _) => self.least(level),
+            (Kind::PeakEwma, _) => self.of_two(level),
+            (Kind::Random, _) => self.along(level, random(level.ring.len())),
+        }
     }
 
-    fn front(&self) -> Option<u16> {
-        self.members.get(self.front).copied()
+    fn untried(&self, at: u16) -> Option<&'a Arc<Endpoint>> {
+        self.endpoints.get(usize::from(at)).filter(|endpoint| !self.tried.contains(endpoint.id()))
+    }
+
+    fn next_turn(&self, of: usize) -> usize {
+        self.turn.fetch_add(1, Relaxed).checked_rem(of).unwrap_or(0)
+    }
+
+    fn in_turn(&self, level: &Level) -> Option<&'a Arc<Endpoint>> {
+        self.along(level, self.next_turn(level.ring.len()))
+    }
+
+    /// The first one from a place on the ring that was not tried.
+    fn along(&self, level: &Level, from: usize) -> Option<&'a Arc<Endpoint>> {
+        let (before, from) = level.ring.split_at_checked(from)?;
+        from.iter().chain(before).find_map(|at| self.untried(*at))
+    }
+
+    /// The fewest requests under way for its weight. Among equals the window's first wins, and the window moves on by one with
+    /// each request, so that idle endpoints take turns.
+    fn least(&self, level: &Level) -> Option<&'a Arc<Endpoint>> {
+        let (before, from) = level.members.split_at_checked(self.next_turn(level.members.len()))?;
+        let window = from.iter().chain(before).take(WINDOW);
+        let open = window.filter_map(|member| Some((member, self.untried(member.at)?)));
+        let best = open.min_by(|(a, left), (b, right)| {
+            let load =
+                |endpoint: &Endpoint, other: &Member| (u64::from(endpoint.state.in_flight()) + 1) * u64::from(other.weight);
+            load(left, b).cmp(&load(right, a))
+        });
+        best.map(|(_, endpoint)| endpoint).or_else(|| self.in_turn(level))
+    }
+
+    /// The cheaper of two different ones, drawn by weight.
+    fn of_two(&self, level: &Level) -> Option<&'a Arc<Endpoint>> {
+        let first = self.along(level, random(level.ring.len()))?;
+        let (before, from) = level.ring.split_at_checked(random(level.ring.len()))?;
+        // Equal neighbours on the ring are few, and a bound keeps the cost flat where one endpoint has nearly all the weight.
+        let other = from.iter().chain(before).take(WINDOW).filter_map(|at| self.untried(*at));
+        let Some(second) = other.into_iter().find(|other| other.id() != first.id()) else { return Some(first) };
+        let now = (self.now)();
+        let cost = |endpoint: &Endpoint| endpoint.state.latency.cost(endpoint.state.in_flight(), now);
+        Some(if cost(second) < cost(first) { second } else { first })
+    }
+
+    /// The first one from the hash on that was not tried and has room: consistent hashing with bounded loads (Mirrokni, Thorup,
+    /// Zadimoghaddam, SODA 2018), where nobody gets more than `max_load` percent of the average.
+    fn by_hash(&self, level: &Level, hash: u64, max_load: u64) -> Option<&'a Arc<Endpoint>> {
+        let total = self.policy.load.as_ref().map_or(0, |load| load.get()).saturating_add(1);
+        let has_room = |endpoint: &Endpoint| {
+            let load = u64::from(endpoint.state.in_flight()).saturating_add(1);
+            // load <= ceil(max_load/100 * total * weight / weights), without a division.
+            let most = total.saturating_mul(max_load).saturating_mul(endpoint.weight.into());
+            load.saturating_sub(1).saturating_mul(100).saturating_mul(level.weight) < most
+        };
+        let mut first = None;
+        for at in level.points.from(hash).take(WALK) {
+            let Some(endpoint) = self.untried(at) else { continue };
+            if has_room(endpoint) {
+                return Some(endpoint);
+            }
+            first = first.or(Some(endpoint));
+        }
+        first
     }
 }
 
-/// One pick of nginx's algorithm.
-fn next(queues: &mut [Queue], total: u64) -> Option<u16> {
-    for queue in queues.iter_mut() {
-        queue.value += queue.weight.cast_signed();
-    }
-    // The member that is written first wins between equal values.
-    let best = queues.iter_mut().max_by_key(|queue| (queue.value, std::cmp::Reverse(queue.front())))?;
-    let picked = best.front()?;
-    best.front += 1;
-    if best.front == best.members.len() {
-        // The first one has had its turn as often as the others now: from here on all are one total lower.
-        best.front = 0;
-        best.value -= total.cast_signed();
-    }
-    Some(picked)
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+fn random(below: usize) -> usize {
+    if below == 0 { 0 } else { fastrand::usize(..below) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn ring_of(weights: &[u16]) -> Box<[u16]> {
-        ring(weights.iter().enumerate().map(|(at, weight)| (u16::try_from(at).unwrap(), *weight)))
-    }
-
-    /// nginx's loop, word for word.
-    fn nginx(weights: &[u16], picks: usize) -> Vec<u16> {
-        let total: i64 = weights.iter().map(|weight| i64::from(*weight)).sum();
-        let mut values = vec![0_i64; weights.len()];
-        let mut sequence = Vec::new();
-        for _ in 0..picks {
-            let mut best: Option<usize> = None;
-            for at in 0..weights.len() {
-                values[at] += i64::from(weights[at]);
-                if best.is_none_or(|best| values[at] > values[best]) {
-                    best = Some(at);
-                }
-            }
-            let best = best.unwrap();
-            values[best] -= total;
-            sequence.push(u16::try_from(best).unwrap());
-        }
-        sequence
-    }
-
-    #[test]
-    fn weights_five_one_one_spread_as_in_nginx() {
-        let letters: String = ring_of(&[5, 1, 1]).iter().map(|at| ["a", "b", "c"][usize::from(*at)]).collect();
-        assert_eq!(letters, "aabacaa");
-    }
-
-    #[test]
-    fn common_factors_shorten_the_ring() {
-        assert_eq!(*ring_of(&[1000, 500, 500]), [0, 1, 2, 0]);
-        assert_eq!(*ring_of(&[7, 7, 7]), [0, 1, 2]);
-    }
-
-    #[test]
-    fn weight_zero_takes_no_turn() {
-        assert_eq!(*ring_of(&[0, 3, 0]), [1]);
-        assert!(ring_of(&[0, 0]).is_empty() && ring_of(&[]).is_empty());
-    }
-
-    #[test]
-    fn a_large_total_is_scaled_and_nobody_starves() {
-        let mut weights = vec![1000; 4000];
-        weights.extend([1; 96]);
-        let ring = ring_of(&weights);
-        assert!(ring.len() <= 2 * 4096, "{}", ring.len());
-        for at in 0..4096 {
-            assert!(ring.contains(&at), "{at} starves");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_sequence_is_that_of_nginx(weights in proptest::collection::vec(0_u16..40, 1..40)) {
-            prop_assume!(weights.iter().any(|weight| *weight > 0));
-            let ring = ring_of(&weights);
-            // Members of weight 0 are not in the algorithm at all.
-            let kept: Vec<usize> = (0..weights.len()).filter(|at| weights[*at] > 0).collect();
-            let kept_weights: Vec<u16> = kept.iter().map(|at| weights[*at]).collect();
-            let expected: Vec<u16> = nginx(&kept_weights, ring.len())
-                .into_iter()
-                .map(|at| u16::try_from(kept[usize::from(at)]).unwrap())
-                .collect();
-            prop_assert_eq!(ring.to_vec(), expected);
-        }
-
-        #[test]
-        fn shares_follow_the_weights(weights in proptest::collection::vec(0_u16..=1000, 1..60)) {
-            let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
-            prop_assume!(total > 0.0);
-            let ring = ring_of(&weights);
-            for (at, weight) in weights.iter().enumerate() {
-                let turns = ring.iter().filter(|picked| usize::from(**picked) == at).count();
-                #[allow(clippy::cast_precision_loss)]
-                let share = turns as f64 / ring.len() as f64;
-                let wanted = f64::from(*weight) / total;
-                // Half an element of rounding, plus what the rounding of the others does to the length of the ring.
-                prop_assert!((share - wanted).abs() <= 1.5 / 4096.0 + wanted * 0.01, "{at}: {share} for {wanted}");
-                prop_assert_eq!(turns == 0, *weight == 0);
-            }
-        }
-    }
-}
+mod tests;

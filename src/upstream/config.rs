@@ -6,6 +6,8 @@
 mod endpoint;
 mod health;
 
+pub use super::balance::Balance;
+pub use crate::discovery::{PRIORITY_MAX, WEIGHT_MAX};
 pub use endpoint::EndpointConfig;
 pub use health::{HealthConfig, StatusRange};
 
@@ -15,14 +17,13 @@ use super::outlier::OutlierConfig;
 use super::overload::OverloadConfig;
 use super::retry::RetryConfig;
 use crate::diagnostic::Diagnostics;
+use crate::discovery::DiscoverConfig;
 use crate::tls::UpstreamTlsConfig;
 use crate::value::{Duration, Located};
 use schemars::JsonSchema;
 
 /// The most entries that `endpoints` may have.
 pub const ENDPOINTS_MAX: usize = 4096;
-/// The largest weight.
-pub const WEIGHT_MAX: u16 = 1000;
 /// The largest value of `retry.attempts`.
 pub const ATTEMPTS_MAX: usize = 10;
 
@@ -31,11 +32,20 @@ pub const ATTEMPTS_MAX: usize = 10;
 #[serde(deny_unknown_fields)]
 pub struct UpstreamConfig {
     /// The addresses that take the traffic, each as `"127.0.0.1:3001"`, `"[::1]:3001"` or `"orders.internal:3001"`, or as a
-    /// table with a weight. 1 to 4096 entries; the same address twice is an error.
+    /// table with a weight. Up to 4096 entries, at least one unless `discover` is set; the same address twice is an error.
+    #[serde(default)]
     pub endpoints: Located<Vec<Located<EndpointConfig>>>,
+    /// Finds endpoints elsewhere: in a file, in DNS, in Consul, in Redis. Those of `endpoints` stay beside them.
+    pub discover: Option<Located<DiscoverConfig>>,
     /// How an endpoint is chosen. Default `"round_robin"`.
     #[serde(default)]
-    pub balance: Balance,
+    pub balance: Located<Balance>,
+    /// How long an endpoint takes to get its full share after it has appeared, recovered or been brought back: it begins with a
+    /// tenth and rises in a straight line. 1s to 1h. Default: at once.
+    pub slow_start: Option<Located<Duration>>,
+    /// Where this gateway is. Endpoints of another zone, or of none, take traffic only while none of this one with the same
+    /// priority does. Default: zones do not matter.
+    pub zone: Option<Located<String>>,
     /// Asks each endpoint at intervals whether it works and sends no traffic to those that do not. Without it every
     /// endpoint counts as healthy.
     pub health: Option<Located<HealthConfig>>,
@@ -87,15 +97,6 @@ pub enum Protocol {
     H2c,
     /// HTTP/2 where the endpoint agrees to it in the TLS handshake, else HTTP/1.1.
     Auto,
-}
-
-/// How an endpoint is chosen for a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Balance {
-    /// In turn by weight, as evenly spread as the weights allow (smooth weighted round-robin, as nginx does it).
-    #[default]
-    RoundRobin,
 }
 
 /// What happens to a request while no endpoint is healthy.
@@ -191,7 +192,19 @@ fn one_second() -> Located<Duration> {
 impl UpstreamConfig {
     /// Reports what decoding cannot see. A config that passes without errors can be built.
     pub fn check(&self, name: &Located<String>, d: &mut Diagnostics) {
-        endpoint::check(&self.endpoints, name, d);
+        if let Some(discover) = &self.discover {
+            discover.check(discover.span.clone(), d);
+        }
+        if self.discover.is_none() || !self.endpoints.is_empty() {
+            endpoint::check(&self.endpoints, name, d);
+        }
+        self.balance.check(d);
+        if let Some(slow_start) = &self.slow_start {
+            within(slow_start, Duration::from_secs(1), Duration::from_secs(3_600), d);
+        }
+        if let Some(zone) = &self.zone {
+            endpoint::check_zone(zone, d);
+        }
         if let Some(health) = &self.health {
             health.value.check(health.span.clone(), d);
         }

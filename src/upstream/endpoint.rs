@@ -5,15 +5,21 @@
 //! [`HealthState`] (checks). They are two, because their meanings end at different points: a new health check makes what the old
 //! one found void, but not the requests that were counted.
 
+use super::Upstream;
+use super::balance::sticky::EndpointCookie;
+use super::balance::{Load, PeakEwma};
+use super::dependents::Dependents;
 use super::guards::EndpointGuards;
 use super::health::HealthState;
 use super::outlier::OutlierState;
 use arrayvec::ArrayVec;
+use parking_lot::Mutex;
 use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// The traffic of one address of one upstream since it first appeared in the configuration. The counters are statistics
 /// and order nothing, hence relaxed.
@@ -26,6 +32,12 @@ pub struct EndpointState {
     requests: AtomicU64,
     connect_failures: AtomicU64,
     errors: AtomicU64,
+    pub(super) latency: PeakEwma,
+    /// Taken out by an operator. Part of what a reload keeps.
+    drained: AtomicBool,
+    /// When it last began to take traffic that it did not have before, for slow start. Not read by requests.
+    warm_since: Mutex<Option<Instant>>,
+    dependents: Dependents,
     /// The last attempt to open a connection failed.
     refusing: AtomicBool,
 }
@@ -35,7 +47,8 @@ pub struct EndpointState {
 pub struct EndpointId(u64);
 
 impl EndpointState {
-    pub(super) fn new() -> Self {
+    /// `warm_since` is now if it joins an upstream that is in use already.
+    pub(super) fn new(warm_since: Option<Instant>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         EndpointState {
             id: EndpointId(NEXT.fetch_add(1, Relaxed)),
@@ -44,8 +57,41 @@ impl EndpointState {
             requests: AtomicU64::new(0),
             connect_failures: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            latency: PeakEwma::default(),
+            drained: AtomicBool::new(false),
+            warm_since: Mutex::new(warm_since),
+            dependents: Dependents::default(),
             refusing: AtomicBool::new(false),
         }
+    }
+
+    /// How long it has lately taken to answer.
+    pub fn latency(&self) -> &PeakEwma {
+        &self.latency
+    }
+
+    /// Whether an operator has taken it out.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Relaxed)
+    }
+
+    /// Takes it out, or back in; then the upstreams that have it choose accordingly. Requests under way are left alone.
+    pub(super) fn set_drained(&self, drained: bool, now: Instant) {
+        if self.drained.swap(drained, Relaxed) != drained {
+            if !drained {
+                self.begin_warming(now);
+            }
+            self.dependents.tell(|upstream| upstream.rebuild_ring());
+        }
+    }
+
+    /// Slow start begins anew, as for an endpoint that comes back. Whoever says so rebuilds the rings that it is in.
+    pub(super) fn begin_warming(&self, now: Instant) {
+        *self.warm_since.lock() = Some(now);
+    }
+
+    pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
+        self.dependents.add(upstream);
     }
 
     /// Attempts under way now.
@@ -98,6 +144,15 @@ pub struct Endpoint {
     pub(super) address: SocketAddr,
     pub(super) written: Arc<str>,
     pub(super) weight: u16,
+    pub(super) priority: u8,
+    pub(super) zone: Option<Arc<str>>,
+    /// Smaller ones are used first: the priority, and within it the zone.
+    pub(super) rank: u16,
+    /// Whether anybody asks how long it takes to answer.
+    pub(super) measured: bool,
+    /// Where the upstream's requests under way are counted, if anybody asks.
+    pub(super) load: Option<Arc<Load>>,
+    pub(super) cookie: Option<EndpointCookie>,
     pub(super) pool_limit: u32,
     pub(super) state: Arc<EndpointState>,
     pub(super) health: Option<Arc<HealthState>>,
@@ -115,9 +170,46 @@ impl Endpoint {
         &self.written
     }
 
-    /// 0: drained.
+    /// 0: takes no traffic.
     pub fn weight(&self) -> u16 {
         self.weight
+    }
+
+    /// Endpoints of a higher number take traffic while none of a lower one does.
+    pub fn priority(&self) -> u8 {
+        self.priority
+    }
+
+    pub fn zone(&self) -> Option<&Arc<str>> {
+        self.zone.as_ref()
+    }
+
+    /// What names it to clients, if anything does.
+    pub fn cookie(&self) -> Option<&EndpointCookie> {
+        self.cookie.as_ref()
+    }
+
+    /// Whether it may be chosen: it has weight, is healthy, and nobody has taken it out.
+    pub fn takes_traffic(&self) -> bool {
+        self.weight > 0 && !self.state.is_drained() && self.is_healthy()
+    }
+
+    /// Since when it warms up: the last time that it appeared, recovered or was brought back.
+    pub(super) fn warm_since(&self) -> Option<Instant> {
+        let recovered = self.health.as_ref().and_then(|health| health.report().recovered);
+        (*self.state.warm_since.lock()).max(recovered)
+    }
+
+    /// Tells how long an attempt took to answer, for balancing by latency.
+    pub fn answered(&self, took: Duration, now: Instant) {
+        if self.measured {
+            self.state.latency.observe(took, now);
+        }
+    }
+
+    /// Tells that an attempt failed: at least as bad as a slow answer, however fast it was.
+    pub fn failed(&self, took: Duration, now: Instant) {
+        self.answered(took.max(super::balance::FAILURE), now);
     }
 
     pub fn id(&self) -> EndpointId {
@@ -161,6 +253,9 @@ impl Endpoint {
     pub fn begin(self: Arc<Self>) -> InFlight {
         self.state.in_flight.fetch_add(1, Relaxed);
         self.state.requests.fetch_add(1, Relaxed);
+        if let Some(load) = &self.load {
+            load.enter();
+        }
         let room = |poolable: u32| poolable.checked_add(1).filter(|next| *next <= self.pool_limit);
         let may_pool = self.state.poolable.try_update(Relaxed, Relaxed, room).is_ok();
         InFlight { endpoint: self, may_pool }
@@ -208,6 +303,9 @@ impl Deref for InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.state.in_flight.fetch_sub(1, Relaxed);
+        if let Some(load) = &self.endpoint.load {
+            load.leave();
+        }
         if self.may_pool {
             self.endpoint.state.poolable.fetch_sub(1, Relaxed);
         }

@@ -5,13 +5,15 @@
 
 use super::Upstream;
 use super::config::{HealthConfig, Protocol, StatusRange};
+use super::dependents::Dependents;
 use super::peer::Link;
 use crate::clock::SharedClock;
 use crate::tls::ClientTls;
 use parking_lot::Mutex;
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// What is checked. State belongs to this: another definition finds out anew.
@@ -21,15 +23,21 @@ pub enum Definition {
     Tcp,
     /// The endpoint answers `GET path` with an expected status, in the protocol that requests use.
     Http { path: Box<str>, host: Box<str>, expect: StatusRange, http2: bool, tls: Option<Arc<ClientTls>> },
+    /// The endpoint answers `SERVING` for this service, by the gRPC health checking protocol.
+    Grpc { service: Box<str>, host: Box<str>, tls: Option<Arc<ClientTls>> },
 }
 
 impl Definition {
     pub(super) fn new(config: &HealthConfig, written: &str, link: &Link) -> Self {
-        match &config.path {
-            None => Definition::Tcp,
-            Some(path) => Definition::Http {
+        let host = || config.host.as_ref().map_or(written, |host| host.value.as_str()).into();
+        match (&config.path, &config.grpc) {
+            (None, None) => Definition::Tcp,
+            (None, Some(service)) => {
+                Definition::Grpc { service: service.value.as_str().into(), host: host(), tls: link.tls.clone() }
+            }
+            (Some(path), _) => Definition::Http {
                 path: path.value.as_str().into(),
-                host: config.host.as_ref().map_or(written, |host| host.value.as_str()).into(),
+                host: host(),
                 expect: config.expect.as_ref().map_or(StatusRange::SUCCESS, |expect| expect.value),
                 http2: matches!(link.protocol, Protocol::H2 | Protocol::H2c),
                 tls: link.tls.clone(),
@@ -71,6 +79,10 @@ pub enum CheckError {
     Protocol,
     /// An answer with a status that is not expected.
     Status(u16),
+    /// A gRPC call that failed, with its code.
+    Grpc(u8),
+    /// A gRPC service that does not serve, with its `ServingStatus`: 0 unknown, 2 not serving, 3 service unknown.
+    NotServing(u8),
 }
 
 impl fmt::Display for CheckError {
@@ -81,6 +93,8 @@ impl fmt::Display for CheckError {
             CheckError::Timeout => f.write_str("timed out"),
             CheckError::Protocol => f.write_str("no valid response"),
             CheckError::Status(status) => write!(f, "status {status}"),
+            CheckError::Grpc(code) => write!(f, "gRPC status {code}"),
+            CheckError::NotServing(status) => write!(f, "gRPC serving status {status}"),
         }
     }
 }
@@ -91,6 +105,8 @@ pub struct Report {
     pub healthy: bool,
     /// Checks in a row with the result of the last one.
     pub streak: u32,
+    /// Since when it is healthy again; `None` if it never was anything else.
+    pub recovered: Option<Instant>,
     pub checks_ok: u64,
     pub checks_failed: u64,
     pub last_check: Option<Instant>,
@@ -106,24 +122,26 @@ pub struct Report {
 #[derive(Debug)]
 pub struct HealthState {
     definition: Definition,
+    port: Option<u16>,
     clock: SharedClock,
     healthy: AtomicBool,
     /// Written by the endpoint's check loop, read by expositions; never touched by a request that finds an endpoint.
     report: Mutex<Report>,
     /// The upstreams whose ring depends on this: one for each build that is still in use.
-    dependents: Mutex<Vec<Weak<Upstream>>>,
+    dependents: Dependents,
 }
 
 impl HealthState {
-    pub(super) fn new(definition: Definition, clock: SharedClock) -> Self {
+    pub(super) fn new(definition: Definition, port: Option<u16>, clock: SharedClock) -> Self {
         // Healthy until a check says otherwise: a gateway that starts, or gains an endpoint, serves at once.
         let report = Report { healthy: true, ..Report::default() };
         HealthState {
             definition,
+            port,
             clock,
             healthy: AtomicBool::new(true),
             report: Mutex::new(report),
-            dependents: Mutex::default(),
+            dependents: Dependents::default(),
         }
     }
 
@@ -133,6 +151,14 @@ impl HealthState {
 
     pub fn definition(&self) -> &Definition {
         &self.definition
+    }
+
+    /// Where an endpoint with this address is asked.
+    pub fn target(&self, mut address: SocketAddr) -> SocketAddr {
+        if let Some(port) = self.port {
+            address.set_port(port);
+        }
+        address
     }
 
     pub fn report(&self) -> Report {
@@ -146,10 +172,7 @@ impl HealthState {
     }
 
     pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
-        let upstream = Arc::downgrade(upstream);
-        let mut dependents = self.dependents.lock();
-        dependents.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&upstream));
-        dependents.push(upstream);
+        self.dependents.add(upstream);
     }
 
     pub(super) fn expect_next(&self, wait: Duration) {
@@ -184,13 +207,13 @@ impl HealthState {
             let changes = report.healthy != result.is_ok() && report.streak >= needed;
             if changes {
                 report.healthy = result.is_ok();
+                report.recovered = Some(self.clock.now());
                 self.healthy.store(report.healthy, Ordering::Release);
             }
             changes.then_some(report.healthy)
         };
         if changed.is_some() {
-            let dependents = self.dependents.lock().clone();
-            dependents.iter().filter_map(Weak::upgrade).for_each(|upstream| upstream.rebuild_ring());
+            self.dependents.tell(|upstream| upstream.rebuild_ring());
         }
         changed
     }
@@ -210,7 +233,7 @@ mod tests {
     }
 
     fn state() -> HealthState {
-        HealthState::new(Definition::Tcp, ManualClock::new())
+        HealthState::new(Definition::Tcp, None, ManualClock::new())
     }
 
     #[test]
@@ -232,7 +255,7 @@ mod tests {
     #[test]
     fn the_report_says_what_was_found() {
         let clock = ManualClock::new();
-        let state = HealthState::new(Definition::Tcp, clock.clone());
+        let state = HealthState::new(Definition::Tcp, None, clock.clone());
         changes(&state, &[PASS, FAIL, FAIL]);
         state.expect_next(Duration::from_secs(5));
         clock.advance(Duration::from_secs(2));

@@ -236,6 +236,7 @@ fn judge(upstream: &str, endpoints: &[Arc<Endpoint>], tuning: &Tuning, now: Inst
     let mut changed = false;
     for (endpoint, state) in watched().filter(|(_, state)| state.ejected_for(now).is_some_and(|left| left.is_zero())) {
         state.pardon(now);
+        endpoint.state().begin_warming(now);
         log::info!("upstream {upstream}: endpoint {} is back from its ejection", endpoint.address());
         changed = true;
     }

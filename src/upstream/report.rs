@@ -14,6 +14,17 @@ impl Upstream {
         json!({
             "name": &**self.name(),
             "available": self.available(),
+            "discovery": self.found().map(|(feed, plan)| {
+                let standing = feed.standing();
+                json!({
+                    "from": plan.what,
+                    "endpoints": standing.endpoints,
+                    "unused": standing.unused,
+                    "age_seconds": standing.age.map(|age| age.as_secs()),
+                    "failing": standing.failing,
+                    "failures": standing.failures.into_iter().map(|(reason, count)| (reason.to_owned(), Value::from(count))).collect::<serde_json::Map<_, _>>(),
+                })
+            }),
             "breaker": self.guards().breaker.as_ref().map(|breaker| breaker.report(now)),
             "overload": self.guards().overload.as_ref().map(|overload| json!({
                 "limit": overload.state().limit(),
@@ -51,6 +62,9 @@ impl Endpoint {
             "address": self.address().to_string(),
             "written": &**self.written(),
             "weight": self.weight(),
+            "priority": self.priority(),
+            "zone": self.zone().map(|zone| &**zone),
+            "drained": self.state().is_drained(),
             "healthy": self.is_healthy(),
             "in_flight": state.in_flight(),
             "requests": state.requests(),

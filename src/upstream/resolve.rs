@@ -4,12 +4,13 @@
 //! that are in use. A failed look-up changes nothing: an endpoint that works is worth more than a resolver that does not.
 
 use super::Upstream;
+use super::dependents::Dependents;
 use crate::clock::SharedClock;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The most addresses that are used of one answer; the lowest ones if there are more.
@@ -45,7 +46,7 @@ pub struct NameState {
     host: Arc<str>,
     clock: SharedClock,
     known: Mutex<Known>,
-    dependents: Mutex<Vec<Weak<Upstream>>>,
+    dependents: Dependents,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +59,7 @@ struct Known {
 
 impl NameState {
     pub(super) fn new(host: Arc<str>, clock: SharedClock) -> Self {
-        NameState { host, clock, known: Mutex::default(), dependents: Mutex::default() }
+        NameState { host, clock, known: Mutex::default(), dependents: Dependents::default() }
     }
 
     pub fn host(&self) -> &Arc<str> {
@@ -92,10 +93,7 @@ impl NameState {
     }
 
     pub(super) fn depend(&self, upstream: &Arc<Upstream>) {
-        let upstream = Arc::downgrade(upstream);
-        let mut dependents = self.dependents.lock();
-        dependents.retain(|known| known.strong_count() > 0 && !known.ptr_eq(&upstream));
-        dependents.push(upstream);
+        self.dependents.add(upstream);
     }
 
     /// Takes the result of a look-up. `true` if the addresses changed; then the endpoints of all upstreams that use the name have
@@ -130,8 +128,7 @@ impl NameState {
             }
         };
         if changed {
-            let dependents = self.dependents.lock().clone();
-            dependents.iter().filter_map(Weak::upgrade).for_each(|upstream| upstream.renew_endpoints());
+            self.dependents.tell(|upstream| upstream.renew_endpoints());
         }
         changed
     }

@@ -1,4 +1,5 @@
-//! The background work of all upstreams: one task for each endpoint that is checked, one for each name that is looked up.
+//! The background work of all upstreams: one task for each endpoint that is checked, one for each name that is looked up, one
+//! for each upstream with slow start, one for each source that endpoints are found in.
 //!
 //! Tasks belong to state, not to a snapshot. After a reload [`Supervisor::reconcile`] compares what runs with what the new
 //! upstreams need, and touches only the difference, so that a reload neither restarts the checks of what stayed nor loses
@@ -7,6 +8,7 @@
 use super::health::{HealthState, Tuning};
 use super::resolve::{NameState, Refresh, Resolve};
 use super::{Endpoint, Upstream, outlier, probe};
+use crate::discovery::{self, Feed, Plan};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -41,6 +43,8 @@ struct Tasks {
     /// By the address of the state. The task's `Weak` keeps that address from being used again.
     checks: HashMap<usize, Task<HealthState, Tuning>>,
     names: HashMap<usize, Task<NameState, Refresh>>,
+    warmers: HashMap<usize, Task<Upstream, Duration>>,
+    feeds: HashMap<usize, Task<Feed, String>>,
     outliers: HashMap<usize, Task<outlier::Group, ()>>,
 }
 
@@ -78,7 +82,7 @@ impl Supervisor {
         self.inner.refresh();
     }
 
-    /// Waits until every name has been looked up once, whatever came of it, but no longer than `limit`. A reload that adds names
+    /// Waits until every name has been looked up and every source asked once, whatever came of it, but no longer than `limit`. A reload that adds names
     /// calls it between `reconcile` and the swap, so that requests do not meet an upstream that is still empty.
     pub async fn settle(&self, limit: Duration) {
         let all_answered = async {
@@ -87,7 +91,8 @@ impl Supervisor {
                 tokio::pin!(answered);
                 answered.as_mut().enable();
                 let upstreams = self.inner.upstreams();
-                if upstreams.iter().flat_map(|upstream| upstream.names()).all(|name| name.was_tried()) {
+                let names = upstreams.iter().flat_map(|upstream| upstream.names()).all(|name| name.was_tried());
+                if names && upstreams.iter().filter_map(|upstream| upstream.found()).all(|(feed, _)| feed.was_tried()) {
                     return;
                 }
                 drop(upstreams);
@@ -140,7 +145,8 @@ impl Inner {
             let Some(health) = endpoint.health() else { continue };
             tasks.checks.entry(at).or_insert_with(|| {
                 let who = format!("upstream {}: endpoint {}", upstream.name(), Who(&endpoint));
-                let job = check(Arc::downgrade(health), endpoint.address(), tuning, who, self.checks_at_once.clone());
+                let job =
+                    check(Arc::downgrade(health), health.target(endpoint.address()), tuning, who, self.checks_at_once.clone());
                 let handle = self.runtime.spawn(job).abort_handle();
                 Task { _state: Arc::downgrade(health), settings: tuning, handle }
             });
@@ -151,6 +157,35 @@ impl Inner {
             tasks.outliers.entry(key(group)).or_insert_with(|| {
                 let handle = self.runtime.spawn(outlier::watch(Arc::downgrade(group))).abort_handle();
                 Task { _state: Arc::downgrade(group), settings: (), handle }
+            });
+        }
+
+        let feeds: HashMap<usize, (&Arc<Feed>, &Arc<Plan>)> =
+            upstreams.iter().filter_map(|upstream| upstream.found()).map(|found| (key(found.0), found)).collect();
+        tasks.feeds.retain(|at, task| feeds.get(at).is_some_and(|(_, plan)| plan.identity == task.settings));
+        for (at, (feed, plan)) in feeds {
+            tasks.feeds.entry(at).or_insert_with(|| {
+                // The endpoints that it brings are checked as well.
+                let inner = Arc::downgrade(self);
+                let asked = move || {
+                    if let Some(inner) = inner.upgrade() {
+                        inner.refresh();
+                        inner.answered.notify_waiters();
+                    }
+                };
+                let job = discovery::drive(Arc::downgrade(feed), Arc::clone(plan), asked);
+                let handle = self.runtime.spawn(job).abort_handle();
+                Task { _state: Arc::downgrade(feed), settings: plan.identity.clone(), handle }
+            });
+        }
+
+        let slow: HashMap<usize, (&Arc<Upstream>, Duration)> =
+            upstreams.iter().filter_map(|upstream| Some((key(upstream), (upstream, upstream.slow_start()?)))).collect();
+        tasks.warmers.retain(|at, _| slow.contains_key(at));
+        for (at, (upstream, slow_start)) in slow {
+            tasks.warmers.entry(at).or_insert_with(|| {
+                let handle = self.runtime.spawn(warm(Arc::downgrade(upstream), slow_start)).abort_handle();
+                Task { _state: Arc::downgrade(upstream), settings: slow_start, handle }
             });
         }
         // The addresses of names may come and go for months without a reload that would do this.
@@ -193,6 +228,18 @@ async fn check(state: Weak<HealthState>, address: std::net::SocketAddr, tuning: 
         // Nothing is kept alive while waiting.
         drop(state);
         sleep(wait).await;
+    }
+}
+
+/// Gives endpoints that warm up their share of the moment, in steps of 2 % of the whole time.
+async fn warm(upstream: Weak<Upstream>, slow_start: Duration) {
+    let step = (slow_start / 50).clamp(Duration::from_millis(20), Duration::from_secs(5));
+    loop {
+        sleep(step).await;
+        let Some(upstream) = upstream.upgrade() else { return };
+        if upstream.is_warming() {
+            upstream.rebuild_ring();
+        }
     }
 }
 

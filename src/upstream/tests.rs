@@ -16,7 +16,7 @@ pub(super) fn upstream(text: &str) -> Arc<Upstream> {
 
 pub(super) fn build(text: &str, pool: &Arc<StatePool>) -> Arc<Upstream> {
     let clock: SharedClock = Arc::new(SystemClock);
-    Upstream::build("orders", &config(text), None, pool, &clock)
+    Upstream::build("orders", &config(text), Beside::default(), pool, &clock)
 }
 
 fn addresses(list: &[&str]) -> Vec<SocketAddr> {
@@ -113,7 +113,7 @@ fn all_down_rejects_or_tries_all_but_the_drained() {
 fn retry_after_is_the_time_to_the_next_check() {
     let clock = ManualClock::new();
     let shared: SharedClock = clock.clone();
-    let upstream = Upstream::build("orders", &config(CHECKED), None, &StatePool::new(), &shared);
+    let upstream = Upstream::build("orders", &config(CHECKED), Beside::default(), &StatePool::new(), &shared);
     for (at, wait) in [(0, 5), (1, 4), (2, 2)] {
         check(&upstream, at, DOWN);
         upstream.endpoints()[at].health().unwrap().expect_next(Duration::from_secs(wait));
@@ -162,7 +162,7 @@ fn snapshots_still_in_use_follow_health_as_well() {
 fn upstreams_that_share_an_address_share_no_state() {
     let pool = StatePool::new();
     let clock: SharedClock = Arc::new(SystemClock);
-    let [a, b] = ["a", "b"].map(|name| Upstream::build(name, &config(CHECKED), None, &pool, &clock));
+    let [a, b] = ["a", "b"].map(|name| Upstream::build(name, &config(CHECKED), Beside::default(), &pool, &clock));
     check(&a, 0, DOWN);
     assert!(!a.endpoints()[0].is_healthy() && b.endpoints()[0].is_healthy());
 }

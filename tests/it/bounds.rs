@@ -208,3 +208,29 @@ fn client_that_does_not_read_is_cut_off() {
         gateway.metric("gatewright_listener_connections_active", &[("listener", "http")]) == 0.0
     });
 }
+
+#[test]
+fn connections_are_capped_for_each_listener_and_in_all() {
+    let toml = "[server]\nmax_connections = 5\n[listeners.http]\naddress = \"127.0.0.1:0\"\nmax_connections = 3\n\
+                [listeners.other]\naddress = \"127.0.0.1:0\"\n\
+                [routes.hello]\nmatch = { path = \"/\" }\nfilters = [{ respond = { body = \"hello\" } }]\n";
+    let gateway = Gateway::start(toml);
+    let (http, other) = (gateway.http(), gateway.address("other"));
+    let hello = |client: &mut Client| client.exchange(request("GET", "/", &[], b"")).is_ok_and(|answer| answer.status == 200);
+    let hold = |address, number| -> Vec<Client> {
+        let mut held: Vec<Client> = (0..number).map(|_| Client::connect(address)).collect();
+        assert!(held.iter_mut().all(hello));
+        held
+    };
+    let mut held = hold(http, 3);
+    assert!(Client::connect(http).closes_within(SOON), "the listener is full");
+    held.extend(hold(other, 2));
+    assert!(Client::connect(other).closes_within(SOON), "the gateway is full");
+    let refused = |reason| gateway.metric("gatewright_listener_connections_refused_total", &[("reason", reason)]);
+    assert_eq!((refused("max_connections"), refused("max_connections_in_all")), (1.0, 1.0));
+    held.remove(0);
+    eventually("room for another", SOON, || hello(&mut Client::connect(other)));
+    // By reload, for those that come.
+    gateway.reload_with(&toml.replace("max_connections = 5", "max_connections = 50")).unwrap();
+    assert!(hold(other, 10).len() == 10);
+}

@@ -1,1 +1,449 @@
 //! The cache under load and under attack: one fetch for any number of misses, nobody gets another's answer, and the bounds hold.
+
+use crate::support::{self, Answer, Gateway, Origin, SOON, Script, eventually, raw};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+fn route(name: &str, cache: &str) -> String {
+    format!("[routes.{name}]\nmatch = {{ path = \"/{name}/{{*rest}}\" }}\nupstream = \"app\"\n[routes.{name}.cache]\n{cache}\n")
+}
+
+fn script(answer: impl Fn(&str, &support::origin::Recorded) -> Option<Vec<u8>> + Send + Sync + 'static) -> Answer {
+    Answer::Script(Script(Arc::new(move |request| {
+        let line = request.request_line();
+        answer(line.split(' ').nth(1).unwrap_or_default(), request)
+    })))
+}
+
+fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
+    [format!("HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
+}
+
+/// A client that has sent its request and not read the answer.
+fn ask(address: SocketAddr, target: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    stream
+}
+
+fn rest(mut stream: TcpStream) -> String {
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// An origin that sends the first half of a body, waits to be told, and sends the rest.
+struct Halves {
+    address: SocketAddr,
+    fetches: Arc<AtomicUsize>,
+    go: std::sync::mpsc::Sender<bool>,
+}
+
+impl Halves {
+    fn start() -> Halves {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let fetches = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&fetches);
+        let (go, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let mut buffer = [0; 4096];
+                if !stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+                    continue;
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+                let head = "HTTP/1.1 200 OK\r\ncache-control: max-age=100\r\ncontent-length: 10\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(head.as_bytes());
+                let _ = stream.write_all(b"first");
+                if told.recv() == Ok(true) {
+                    let _ = stream.write_all(b"later");
+                }
+            }
+        });
+        Halves { address, fetches, go }
+    }
+
+    fn gateway(&self) -> Gateway {
+        Gateway::start(&format!("[upstreams.app]\nendpoints = [\"{}\"]\n{}", self.address, route("c", "wait = \"60s\"")))
+    }
+}
+
+#[test]
+fn five_thousand_misses_are_one_fetch() {
+    let _alone = support::exclusive();
+    let origin = Origin::start("slow");
+    let seen = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&seen);
+    origin.answer(script(move |_, _| {
+        asked.fetch_add(1, Ordering::SeqCst);
+        // Long enough for everyone to have asked.
+        std::thread::sleep(Duration::from_millis(1_500));
+        Some(ok("cache-control: max-age=100", b"the answer"))
+    }));
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "wait = \"60s\"")].concat());
+    let address = gateway.address("http");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let answered = runtime.block_on(async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let clients = (0..5_000).map(|_| {
+            tokio::spawn(async move {
+                let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+                stream.write_all(b"GET /c/x HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.ok()?;
+                let mut text = String::new();
+                stream.read_to_string(&mut text).await.ok()?;
+                (text.starts_with("HTTP/1.1 200") && text.ends_with("the answer")).then_some(())
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        let mut answered = 0;
+        for client in clients {
+            answered += usize::from(client.await.unwrap().is_some());
+        }
+        answered
+    });
+    assert_eq!((answered, seen.load(Ordering::SeqCst)), (5_000, 1));
+    assert!(gateway.metric("gatewright_cache_requests_total", &[("route", "c"), ("result", "collapsed")]) > 0.0);
+}
+
+#[test]
+fn waiters_read_bytes_as_they_arrive_and_outlive_the_one_who_asked_first() {
+    let origin = Halves::start();
+    let gateway = origin.gateway();
+    let address = gateway.address("http");
+    let mut leader = ask(address, "/c/x");
+    let mut first = [0; 1024];
+    let mut so_far = String::new();
+    while !so_far.contains("first") {
+        let length = leader.read(&mut first).unwrap();
+        so_far.push_str(&String::from_utf8_lossy(&first[..length]));
+    }
+    let mut waiters: Vec<TcpStream> = (0..20).map(|_| ask(address, "/c/x")).collect();
+    let mut texts = vec![String::new(); waiters.len()];
+    for (waiter, text) in waiters.iter_mut().zip(&mut texts) {
+        while !text.contains("first") {
+            let length = waiter.read(&mut first).unwrap();
+            assert!(length > 0, "{text}");
+            text.push_str(&String::from_utf8_lossy(&first[..length]));
+        }
+    }
+    // The one whose request it was goes away in the middle of it.
+    drop(leader);
+    origin.go.send(true).unwrap();
+    for (waiter, mut text) in waiters.into_iter().zip(texts) {
+        text.push_str(&rest(waiter));
+        assert!(text.ends_with("firstlater"), "{text}");
+    }
+    assert_eq!(origin.fetches.load(Ordering::SeqCst), 1);
+    let hit = raw::get(address, "/c/x");
+    assert_eq!(hit.text(), "firstlater");
+    assert!(hit.header("cache-status").unwrap().contains("hit"));
+}
+
+#[test]
+fn a_fetch_that_breaks_off_is_told_and_not_stored() {
+    let origin = Halves::start();
+    let gateway = origin.gateway();
+    let address = gateway.address("http");
+    let broken = ask(address, "/c/x");
+    origin.go.send(false).unwrap();
+    let text = rest(broken);
+    let told = text.is_empty() || text.contains("content-length: 10") && !text.ends_with("later");
+    assert!(told, "the client can tell: {text}");
+    origin.go.send(true).unwrap();
+    assert_eq!(raw::get(address, "/c/x").text(), "firstlater");
+    assert_eq!(origin.fetches.load(Ordering::SeqCst), 2);
+    eventually("nothing is left of it", SOON, || gateway.metric("gatewright_cache_memory_bytes", &[("state", "filling")]) == 0.0);
+}
+
+#[test]
+fn answers_that_are_not_whole_are_never_stored() {
+    let origin = Origin::start("broken");
+    let cases: [(&str, &[u8]); 4] = [
+        ("short", b"HTTP/1.1 200 OK\r\ncache-control: max-age=100\r\ncontent-length: 100\r\nconnection: close\r\n\r\nhalf"),
+        ("chunks", b"HTTP/1.1 200 OK\r\ncache-control: max-age=100\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n4\r\nhalf\r\n"),
+        ("lengths", b"HTTP/1.1 200 OK\r\ncache-control: max-age=100\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nhalf!"),
+        ("part", b"HTTP/1.1 206 Partial Content\r\ncache-control: max-age=100\r\ncontent-range: bytes 0-3/9\r\ncontent-length: 4\r\n\r\nhalf"),
+    ];
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "")].concat());
+    for (name, bytes) in cases {
+        let target = format!("/c/{name}");
+        if name == "short" || name == "chunks" {
+            let once = bytes.to_vec();
+            let path = target.clone();
+            origin.answer(script(move |asked, _| (asked == path).then(|| once.clone()).filter(|_| false)));
+            // The origin hangs up in the middle: as much as it says, and then nothing.
+            let partial = bytes.to_vec();
+            origin.answer(Answer::Bytes(partial));
+            let stream = ask(gateway.address("http"), &target);
+            stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            drop(rest(stream));
+            origin.kill();
+            origin.start_again();
+        } else {
+            origin.answer(Answer::Bytes(bytes.to_vec()));
+            let _ = raw::Client::connect(gateway.address("http")).exchange(raw::request("GET", &target, &[], b""));
+        }
+        origin.answer(script(|_, _| Some(ok("cache-control: max-age=100", b"whole"))));
+        eventually(&format!("{name} is gone"), SOON, || {
+            let answer = raw::get(gateway.address("http"), &target);
+            answer.status == 200 && answer.text() == "whole"
+        });
+    }
+}
+
+#[test]
+fn a_leader_that_fails_does_not_fail_the_rest() {
+    let origin = Origin::start("flaky");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    origin.answer(script(move |_, _| {
+        std::thread::sleep(Duration::from_millis(300));
+        // The first hangs up; the next one answers.
+        (count.fetch_add(1, Ordering::SeqCst) > 0).then(|| ok("cache-control: max-age=100", b"the answer"))
+    }));
+    let upstream = support::upstream("app", &[&origin], "");
+    let gateway = Gateway::start(&[upstream, route("c", "")].concat());
+    let clients: Vec<TcpStream> = (0..50).map(|_| ask(gateway.address("http"), "/c/x")).collect();
+    let good = clients.into_iter().map(rest).filter(|text| text.ends_with("the answer")).count();
+    assert!(good >= 49, "{good} of 50");
+    assert!(asked.load(Ordering::SeqCst) <= 4, "{asked:?} fetches");
+}
+
+#[test]
+fn no_user_ever_gets_the_answer_of_another() {
+    let _alone = support::exclusive();
+    let users = 200;
+    let total: u64 = std::env::var("CACHE_CANARY_REQUESTS").ok().and_then(|n| n.parse().ok()).unwrap_or(8_000);
+    let users = std::env::var("CACHE_CANARY_USERS").ok().and_then(|n| n.parse().ok()).unwrap_or(users);
+    let origin = Origin::start("private");
+    // Says who asked, in every way in which an origin may get its headers wrong.
+    origin.answer(script(|target, request| {
+        let who = request.header("x-consumer-username").or_else(|| request.header("x-consumer")).unwrap_or_default();
+        let control = ["max-age=60", "public, max-age=60", "s-maxage=60", "max-age=60, stale-while-revalidate=60", "no-cache"];
+        let control = control[target.len() % control.len()];
+        let extra = if target.contains('v') { "\r\nvary: accept" } else { "" };
+        Some(ok(&format!("cache-control: {control}\r\netag: \"{who}\"{extra}"), format!("canary {who}.").as_bytes()))
+    }));
+    let mut config = support::upstream("app", &[&origin], "");
+    for name in ["cached", "forced", "plain"] {
+        let cache = match name {
+            "cached" => "cache = {}\n",
+            "forced" => "cache = { ttl = \"60s\", force = true }\n",
+            _ => "",
+        };
+        let _ = write!(
+            config,
+            "[routes.{name}]\nmatch = {{ path = \"/{name}/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ api_key = {{}} }}, {{ request_headers = {{ set = {{ x-consumer = \"${{consumer}}\" }} }} }}]\n{cache}"
+        );
+    }
+    for user in 0..users {
+        let hash: String = ring::digest::digest(&ring::digest::SHA256, format!("key-{user}").as_bytes()).as_ref().iter().fold(
+            String::new(),
+            |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            },
+        );
+        let _ = write!(config, "[consumers.user{user}]\ncredentials = [{{ api_key = {{ sha256 = \"{hash}\" }} }}]\n");
+    }
+    let gateway = Gateway::start(&config);
+    let address = gateway.address("http");
+    let next = AtomicU64::new(0);
+    let wrong = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (next, wrong) = (&next, &wrong);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(thread);
+                let mut client = raw::Client::connect(address);
+                while next.fetch_add(1, Ordering::Relaxed) < total {
+                    let user = random.u32(0..users);
+                    let route = ["cached", "forced", "plain"][random.usize(0..3)];
+                    let target = format!("/{route}/{}{}", "p".repeat(random.usize(0..6)), ["", "v"][random.usize(0..2)]);
+                    let key = format!("key-{user}");
+                    let mut headers = vec![("x-api-key", key.as_str()), ("accept", ["a", "b"][random.usize(0..2)])];
+                    match random.u8(0..6) {
+                        0 => headers.push(("if-none-match", "\"user1\"")),
+                        1 => headers.push(("range", "bytes=0-100")),
+                        2 => headers.push(("cache-control", "max-stale")),
+                        _ => {}
+                    }
+                    let Ok(response) = client.exchange(raw::request("GET", &target, &headers, b"")) else {
+                        client = raw::Client::connect(address);
+                        continue;
+                    };
+                    let own = format!("canary user{user}.");
+                    let right = match response.status {
+                        200 | 206 => response.text() == own,
+                        304 => response.header("etag") == Some("\"user1\"") && user == 1,
+                        _ => false,
+                    };
+                    if !right {
+                        wrong.fetch_add(1, Ordering::Relaxed);
+                        eprintln!(
+                            "user{user} {target} {headers:?}: {} {:?} {}",
+                            response.status,
+                            response.headers,
+                            response.text()
+                        );
+                    }
+                    if !response.keep_alive {
+                        client = raw::Client::connect(address);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(wrong.load(Ordering::Relaxed), 0, "leaks");
+    assert!(gateway.metric("gatewright_cache_requests_total", &[("result", "hit")]) > 100.0, "the cache was in use");
+}
+
+#[test]
+fn memory_stays_within_its_bound() {
+    let _alone = support::exclusive();
+    let origin = Origin::start("sizes");
+    origin.answer(script(|target, _| {
+        let size: usize = target.rsplit('/').next()?.split('?').next()?.parse().ok()?;
+        Some(ok("cache-control: max-age=1000\r\netag: \"a\"", &vec![b'x'; size]))
+    }));
+    let config = [
+        support::upstream("app", &[&origin], ""),
+        route("c", "max_object = \"1MiB\""),
+        "[cache]\nmemory = \"8MiB\"\n".to_owned(),
+    ];
+    let gateway = Gateway::start(&config.concat());
+    let address = gateway.address("http");
+    let before = gateway.rss();
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed);
+                for _ in 0..250 {
+                    let target =
+                        format!("/c/{}?{}", [100, 5_000, 60_000, 400_000, 1_500_000][random.usize(0..5)], random.u32(0..200));
+                    let mut stream = TcpStream::connect(address).unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    let range = if random.bool() { "range: bytes=10-99\r\n" } else { "" };
+                    let _ = stream
+                        .write_all(format!("GET {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{range}\r\n").as_bytes());
+                    if random.u8(0..3) == 0 {
+                        // Goes away in the middle of it.
+                        let _ = stream.read(&mut [0; 50]);
+                    } else {
+                        drop(rest(stream));
+                    }
+                }
+            });
+        }
+    });
+    let memory = |state: &str| gateway.metric("gatewright_cache_memory_bytes", &[("state", state)]);
+    assert!(memory("stored") + memory("filling") <= memory("capacity"), "{} + {}", memory("stored"), memory("filling"));
+    assert!(gateway.metric("gatewright_cache_evicted_total", &[]) > 0.0);
+    eventually("nothing is coming in any more", SOON, || memory("filling") == 0.0);
+    let grown = gateway.rss().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes for a cache of 8 MiB");
+}
+
+#[test]
+fn a_reload_keeps_what_is_stored() {
+    let origin = Origin::start("app");
+    origin.answer(script(|_, _| Some(ok("cache-control: max-age=1000", b"kept"))));
+    let config = [support::upstream("app", &[&origin], ""), route("c", "")].concat();
+    let gateway = Gateway::start(&config);
+    raw::get(gateway.address("http"), "/c/x");
+    gateway
+        .reload_with(&format!(
+            "{config}\n[routes.new]\nmatch = {{ path = \"/new\" }}\nfilters = [{{ respond = {{ status = 200 }} }}]\n"
+        ))
+        .unwrap();
+    let hit = raw::get(gateway.address("http"), "/c/x");
+    assert!(hit.header("cache-status").unwrap().contains("hit") && hit.text() == "kept", "{hit:?}");
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn limits_and_authentication_hold_for_hits_too() {
+    let origin = Origin::start("app");
+    origin.answer(script(|_, _| Some(ok("cache-control: max-age=1000", b"x"))));
+    let config = [
+        support::upstream("app", &[&origin], ""),
+        "[routes.c]\nmatch = { path = \"/c\" }\nupstream = \"app\"\ncache = {}\nfilters = [{ rate_limit = { by = \"address\", limits = [{ rate = \"3/1h\" }] } }]\n".to_owned(),
+    ];
+    let gateway = Gateway::start(&config.concat());
+    let statuses: Vec<u16> = (0..5).map(|_| raw::get(gateway.address("http"), "/c").status).collect();
+    assert_eq!(statuses, [200, 200, 200, 429, 429]);
+    assert_eq!(origin.count(), 1);
+}
+
+/// Answers that carry what they were asked for as a tag.
+fn tagged(origin: &Origin) {
+    origin.answer(script(|target, _| {
+        let tag = target.rsplit('/').next().unwrap_or_default();
+        Some(ok(&format!("cache-control: max-age=1000, stale-while-revalidate=1000\r\nsurrogate-key: all {tag}"), b"x"))
+    }));
+}
+
+#[test]
+fn purges_reach_what_they_name_and_nothing_else() {
+    let origin = Origin::start("app");
+    tagged(&origin);
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("a", ""), route("b", "")].concat());
+    let address = gateway.address("http");
+    let admin = gateway.admin.argument();
+    let targets = ["/a/1", "/a/2", "/a/sub/3", "/b/1", "/b/4?x=1"];
+    let hit = |target: &str| raw::get(address, target).header("cache-status").is_some_and(|status| status.contains("; hit"));
+    let purge = |arguments: &[&str]| {
+        let ended = support::gateway::run(&[&["purge", "--admin", admin.as_str()], arguments].concat());
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        ended.stdout
+    };
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--url", "http://localhost/a/1"], &["/a/1"]),
+        (&["--prefix", "http://localhost/a/"], &["/a/1", "/a/2", "/a/sub/3"]),
+        (&["--tag", "1"], &["/a/1", "/b/1"]),
+        (&["--route", "b"], &["/b/1", "/b/4?x=1"]),
+        (&["--url", "http://localhost/b/4?x=1"], &["/b/4?x=1"]),
+        (&["--all"], &targets),
+    ];
+    for (arguments, gone) in cases {
+        targets.iter().for_each(|target| drop(raw::get(address, target)));
+        let said = purge(arguments);
+        assert!(said.starts_with(&format!("purged {} answers here; 1 of 1", gone.len())), "{arguments:?}: {said}");
+        for target in targets {
+            assert_eq!(!hit(target), gone.contains(&target), "{target} after {arguments:?}");
+        }
+    }
+    targets.iter().for_each(|target| drop(raw::get(address, target)));
+    purge(&["--tag", "all", "--soft"]);
+    let soft = raw::get(address, "/a/2");
+    assert!(soft.header("cache-status").unwrap().contains("stale_while_revalidate"), "{:?}", soft.headers);
+    assert_eq!(support::gateway::run(&["purge", "--admin", &admin]).code, Some(2), "of what?");
+}
+
+#[test]
+fn many_users_of_one_url_are_kept_apart_by_count() {
+    let origin = Origin::start("app");
+    let seen: Arc<parking_lot::Mutex<HashMap<String, usize>>> = Arc::default();
+    let counted = Arc::clone(&seen);
+    origin.answer(script(move |_, request| {
+        let accept = request.header("accept").unwrap_or_default();
+        *counted.lock().entry(accept.clone()).or_default() += 1;
+        Some(ok("cache-control: max-age=1000\r\nvary: accept", accept.as_bytes()))
+    }));
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "max_variants = 4")].concat());
+    for n in 0..40 {
+        let accept = format!("text/{}", n % 10);
+        let answer = raw::send(gateway.address("http"), "GET", "/c/x", &[("accept", &accept)], b"");
+        assert_eq!(answer.text(), accept);
+    }
+    assert!(gateway.metric("gatewright_cache_entries", &[]) <= 4.0);
+    assert_eq!(seen.lock().len(), 10);
+}

@@ -9,7 +9,7 @@
 //!   default `answer N`, where N counts the requests of the case; `; interim: 103` sends that first;
 //! - outcome: `own`: the answer is the one of this line; `hit N`: that of line N, from the cache; `504`: this status;
 //!   `name: value` and `!name`: fields that must and must not be in the answer; `name> value` and `name>!`: the same of the
-//!   request that the origin saw; `method> GET`; `text: ...`: the body; `empty`.
+//!   request that the origin saw; `method> GET`; `text: ...`: the body; `empty`; `has name`.
 //!
 //! `@-60` in a value is the date a minute ago.
 
@@ -187,6 +187,7 @@ fn run(case: &Case, path: &str, address: std::net::SocketAddr, slots: &Slots) ->
         for want in wanted.split("; ").map(str::trim).filter(|want| !want.is_empty()) {
             let text = response.text();
             let good = match want {
+                _ if want.starts_with("has ") => response.header(&want[4..]).is_some(),
                 "empty" => text.is_empty(),
                 "own" => text == format!("answer {number}"),
                 _ if want.starts_with("hit ") => {

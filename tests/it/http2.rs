@@ -290,3 +290,19 @@ fn a_body_that_drips_is_ended_also_where_a_request_has_no_deadline() {
         assert_eq!(client.call(request, &[&[b'x'; 10_000]]).await.unwrap().status, 200);
     });
 }
+
+#[test]
+fn an_answer_that_breaks_off_is_a_broken_stream() {
+    let origin = Origin::start("a");
+    let gateway = cleartext(&origin, "");
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        for broken in [Answer::ResetMid, Answer::TruncatedChunks] {
+            origin.answer(broken);
+            let answer = client.get("/").await;
+            assert!(answer.is_err(), "a part of an answer that looks whole: {answer:?}");
+        }
+        origin.answer(Answer::Echo);
+        assert_eq!(client.get("/").await.unwrap().status, 200, "other streams go on");
+    });
+}

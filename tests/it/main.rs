@@ -3,17 +3,22 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod access;
 mod access_log;
 mod accuracy;
 mod activation;
 mod answers;
 mod auth;
 mod authorised_path;
+mod balance;
 mod bounds;
 mod cache;
+mod cache_redis;
 mod cache_rfc;
+mod compress;
 mod crowd;
 mod custom_filter;
+mod discovery;
 mod faults;
 mod floods;
 mod frames;
@@ -21,6 +26,7 @@ mod golden;
 mod grpc;
 mod headers;
 mod http2;
+mod issued;
 mod jwt;
 mod keepalive;
 mod leases;
@@ -28,6 +34,7 @@ mod limits;
 mod limits_kinds;
 mod malformed;
 mod metrics;
+mod oauth;
 mod problem;
 mod proxy_protocol;
 mod redis_topologies;
@@ -35,7 +42,9 @@ mod reload;
 mod resilience;
 mod rolling;
 mod routing;
+mod signed;
 mod status;
+mod steer;
 mod stop;
 mod support;
 mod systemd;

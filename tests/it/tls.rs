@@ -321,3 +321,31 @@ fn hosts_have_rules_of_their_own_for_client_certificates() {
     let mut client = tls.connect_with(&config, address, "localhost").unwrap();
     assert_eq!(client.exchange(hello("partner.example")).unwrap().status, 421);
 }
+
+#[test]
+fn who_a_client_is_by_its_certificate_is_a_fact_for_filters() {
+    let (authority, partners) = (Authority::new(), Authority::new());
+    let partner = partners.client("orders.partner.example");
+    let origin = Origin::start("a");
+    let facts = "filters = [{ request_headers = { set = { x-subject = \"${client_cert_subject}\", x-names = \"${client_cert_names}\", \
+                 x-print = \"${client_cert_sha256}\" } } }]\n";
+    let toml = listener(ONE, ", client_ca = \"ca.pem\", client_auth = \"optional\"") + &everything_to(&[&origin], "") + facts;
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        authority.issue(&["localhost"]).write(directory, "a");
+        std::fs::write(directory.join("ca.pem"), &partners.pem).unwrap();
+    })
+    .unwrap();
+    // What a client says of itself does not count, with a certificate or without.
+    let forged = request("GET", "/", &[("x-subject", "CN=admin"), ("x-print", "00")], b"");
+    for tls in [authority.trusting().with_certificate(&partner), authority.trusting()] {
+        let mut client = tls.connect(gateway.address("https"), "localhost").unwrap();
+        assert_eq!(client.exchange(forged.clone()).unwrap().status, 200);
+    }
+    let seen = origin.requests();
+    assert!(seen[0].header("x-subject").is_some_and(|subject| subject.contains("CN=orders.partner.example")), "{:?}", seen[0]);
+    assert_eq!(seen[0].header("x-names").as_deref(), Some("DNS:orders.partner.example"));
+    assert_eq!(seen[0].header("x-print").map(|print| print.len()), Some(64));
+    for name in ["x-subject", "x-names", "x-print"] {
+        assert_eq!(seen[1].header(name), None, "{name} of a client without a certificate");
+    }
+}

@@ -103,3 +103,48 @@ fn roles_that_no_consumer_has_are_named() {
     let unknown: Vec<_> = filter.unknown_roles().iter().map(|role| role.value.as_str()).collect();
     assert_eq!(unknown, ["raed", "x", "y"]);
 }
+
+#[tokio::test]
+async fn a_permission_is_for_its_methods_and_paths() {
+    let table = "{ permissions = [{ roles = ['write'], methods = ['POST', 'PUT'], path = '/orders/{id}' }, \
+                 { roles = ['read', 'admin'], methods = ['GET'], path = '/orders/{*rest}' }, { scopes = ['all'] }] }";
+    let filter = build(table).unwrap();
+    for (roles, scopes, method, path, expected) in [
+        (&["write"][..], &[][..], "POST", "/orders/7", true),
+        (&["write"], &[], "POST", "/orders/7/items", false),
+        (&["write"], &[], "GET", "/orders/7", false),
+        (&["read"], &[], "GET", "/orders/7/items", true),
+        (&["admin"], &[], "HEAD", "/orders/7", true),
+        (&["read"], &[], "POST", "/orders/7", false),
+        (&["read", "write"], &[], "DELETE", "/orders/7", false),
+        (&[], &["all"], "DELETE", "/anything", true),
+        (&[], &[], "GET", "/orders/7", false),
+    ] {
+        let (mut session, mut ctx) = session(&format!("{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n"), "/{*rest}").await;
+        ctx.identity = Some(Arc::new(identity(roles, scopes)));
+        let done = decide(&filter, &mut session, &mut ctx).await;
+        assert_eq!(done.is_ok(), expected, "{roles:?} {scopes:?} {method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_condition_must_hold_besides() {
+    let table = "{ roles = ['read'], condition = \"request.method == 'GET' && identity.consumer == 'acme'\" }";
+    assert_eq!(ask(table, "GET", Some(identity(&["read"], &[]))).await, Ok(()));
+    assert_eq!(ask(table, "POST", Some(identity(&["read"], &[]))).await, Err("forbidden"));
+    assert_eq!(ask(table, "GET", Some(identity(&["write"], &[]))).await, Err("forbidden"));
+    assert_eq!(ask("{ condition = \"claims.org == 'a'\" }", "GET", Some(identity(&[], &[]))).await, Err("forbidden"));
+}
+
+#[test]
+fn permissions_of_nobody_and_wrong_conditions_are_told() {
+    let message = |table: &str| build(table).err().unwrap().message;
+    assert_eq!(message("{ permissions = [] }"), "an empty list permits nobody");
+    assert_eq!(message("{ permissions = [{ methods = ['GET'] }] }"), "this permission is everybody's");
+    assert_eq!(message("{ permissions = [{ roles = [] }] }"), "an empty list permits nobody");
+    assert_eq!(message("{ permissions = [{ roles = ['read'], methods = ['get'] }] }"), "`get` is not a method");
+    assert_eq!(message("{ permissions = [{ roles = ['read'], path = 'a' }] }"), "a path starts with `/`");
+    assert_eq!(message("{ condition = 'request.pth == 1' }"), "there is no `request.pth`");
+    let unknown = build("{ permissions = [{ roles = ['raed'] }] }").unwrap();
+    assert_eq!(unknown.unknown_roles().len(), 1);
+}

@@ -37,6 +37,8 @@ pub struct Plan {
     pub flight: Option<(Box<[u8]>, u64)>,
     /// The client's own conditions and range go upstream.
     pub as_asked: bool,
+    /// Look first whether another gateway has it.
+    pub ask_tier: bool,
 }
 
 /// The state of a fetch within its hooks.
@@ -97,10 +99,17 @@ pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bo
         },
     };
     let timeout = route.timeout;
+    let tier = plan.ask_tier.then(|| (session.req_header().headers.clone(), Arc::clone(ctx.gateway.clock())));
     let context = SubrequestCtx::builder().user_ctx(Box::new(Some(Box::new(seed)))).build();
     let (prepared, handle) = spawner.create_subrequest(session.as_ref(), context);
     tokio::spawn(async move {
         let landing = landing;
+        if let Some((headers, clock)) = tier
+            && let Some(entry) = fill.from_tier(&headers, clock.now()).await
+        {
+            fill.settle(Phase::Shared(entry));
+            return;
+        }
         let work = async {
             // Held to its end: without it the fetch would find its client gone.
             let _input = handle.tx;

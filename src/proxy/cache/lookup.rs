@@ -7,13 +7,14 @@ use super::note::{Forwarded, HeadOf, Status, asked, received, ttl};
 use super::{Outcome, Role, serve};
 use crate::cache::Cache;
 use crate::cache::control::RequestControl;
-use crate::cache::entry::Entry;
+use crate::cache::entry::{Body, Entry, Expired};
 use crate::cache::fill::{Fill, Phase, Reader};
 use crate::cache::flight::Joined;
 use crate::cache::key::{self, Key};
 use crate::cache::policy::Policy;
 use crate::cache::range::{self, Wanted};
 use crate::cache::vary::{self, Selecting};
+use crate::compress;
 use crate::rejection::{self, Rejection};
 use crate::respond;
 use crate::telemetry::metrics::{Bypass, CacheResult};
@@ -26,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// How often a request may wait for the fetch of another before it goes by itself.
 const WAITS_MAX: u32 = 3;
+/// Bodies up to this many bytes are compressed where they are asked for; a longer one would hold up other requests.
+const CODE_HERE: u64 = 64 << 10;
 
 thread_local! {
     /// Where keys are written. A hit needs no copy of its key.
@@ -70,6 +73,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
                 said.detail = (decision == Use::WhileRevalidating).then_some("stale_while_revalidate");
             }
             policy.metrics.answered(result);
+            let entry = coded(session, ctx, &cache, &policy, &found, entry).await;
             let bytes = serve::entry(session, ctx, &entry, said).await?;
             policy.metrics.bytes.add(bytes);
             return Ok(Outcome::Answered);
@@ -102,7 +106,8 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         ctx.cache = Some(Box::new(Role::Unshared(key.hash)));
         return Ok(Outcome::Forward);
     }
-    Miss { cache, policy, key, others, stale, why }.answer(session, ctx).await
+    let ask_tier = policy.redis && stale.is_none() && control == RequestControl::default();
+    Miss { cache, policy, key, others, stale, why, ask_tier }.answer(session, ctx).await
 }
 
 fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
@@ -152,6 +157,48 @@ fn owned(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, found: &F
     })
 }
 
+/// The entry in the coding that the client likes best. Made once, and kept beside the plain one under the same bound.
+async fn coded(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, found: &Found, entry: Arc<Entry>) -> Arc<Entry> {
+    let head = session.req_header();
+    let wanted = ctx.compression().filter(|_| entry.is_complete());
+    let Some(coding) = wanted.and_then(|compression| compression.would_choose(&head.method, &head.headers, &entry.head)) else {
+        return entry;
+    };
+    let plain = owned(session, ctx, cache, policy, found);
+    let bytes: Box<[u8]> = plain.bytes.iter().copied().chain(coding.as_str().bytes()).collect();
+    let hash = cache.memory.hasher.hash(&bytes);
+    // Before the look at the entry: a purge in between is seen by one of the two.
+    let epoch = cache.memory.epoch();
+    let known = cache.memory.get(&bytes, hash, plain.base_hash, &head.headers);
+    if let Some(known) = known.filter(|known| known.received.at == entry.received.at && known.expired() == entry.expired()) {
+        return known;
+    }
+    let pieces = Arc::clone(&entry);
+    let work = move || compress::whole(coding, &pieces.body.pieces);
+    let body = if entry.body.length > CODE_HERE { tokio::task::spawn_blocking(work).await.ok() } else { Some(work()) };
+    let Some(Ok(body)) = body else { return entry };
+    let length = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    let mut kept = entry.head.clone();
+    let mut whole = entry.body.clone();
+    // What does not gain by it is remembered as it is.
+    if length < entry.body.length / 100 * 95 {
+        if let Some(compression) = ctx.compression() {
+            compression.mark(&mut kept);
+        }
+        compress::describe(&mut kept, coding, Some(length));
+        whole = Body::whole(std::iter::once(body), length);
+    }
+    let fresh = Entry::new(kept, whole, entry.terms, entry.received, entry.selecting.clone(), entry.tags.clone());
+    let fresh = Arc::new(fresh);
+    if entry.expired() == Expired::No {
+        let key = Arc::new(Key { bytes, hash, ..Key::clone(&plain) });
+        cache.memory.insert(&key, Arc::clone(&fresh), policy.max_variants, epoch);
+    } else {
+        fresh.expire(entry.expired());
+    }
+    fresh
+}
+
 /// Whether a stored part has all that is asked for.
 fn covers(entry: &Entry, request: &HeaderMap) -> bool {
     let Some(range) = request.get(header::RANGE) else { return false };
@@ -168,11 +215,11 @@ fn covers(entry: &Entry, request: &HeaderMap) -> bool {
 /// Fetches anew in the background, unless somebody does already.
 fn refresh(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy>, key: Arc<Key>) {
     let (id, hash) = flight_id(&key, None, &session.req_header().headers, cache);
-    let make = || Fill::new(Arc::clone(&key), Arc::clone(policy), Arc::clone(&cache.memory));
+    let make = || Fill::new(Arc::clone(&key), Arc::clone(policy), Arc::clone(&cache.memory), cache.redis.as_ref());
     if let Joined::Leader(fill) = cache.flights.join(&id, hash, make) {
         policy.metrics.refreshes.increment();
         let validate = validators(&cache.memory.variants(&key));
-        start(session, ctx, cache, Plan { fill, validate, flight: Some((id, hash)), as_asked: false });
+        start(session, ctx, cache, Plan { fill, validate, flight: Some((id, hash)), as_asked: false, ask_tier: false });
     }
 }
 
@@ -216,6 +263,8 @@ struct Miss {
     others: Vec<Arc<Entry>>,
     stale: Option<Arc<Entry>>,
     why: Forwarded,
+    /// Nothing is stored here, and the client has no wishes: what another gateway has will do.
+    ask_tier: bool,
 }
 
 /// Whether the request has its answer, or has to try again.
@@ -232,7 +281,14 @@ impl Miss {
             && [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name));
         let mut selecting = self.others.first().map(|entry| entry.selecting.clone());
         for round in 0..WAITS_MAX {
-            let make = || Fill::new(Arc::clone(&self.key), Arc::clone(&self.policy), Arc::clone(&self.cache.memory));
+            let make = || {
+                Fill::new(
+                    Arc::clone(&self.key),
+                    Arc::clone(&self.policy),
+                    Arc::clone(&self.cache.memory),
+                    self.cache.redis.as_ref(),
+                )
+            };
             let (id, hash) = flight_id(&self.key, selecting.as_ref(), &session.req_header().headers, &self.cache);
             let (fill, leads) = if own_conditions {
                 (make(), true)
@@ -246,7 +302,13 @@ impl Miss {
             let Some(reader) = fill.read() else { continue };
             if leads {
                 let flight = (!own_conditions).then_some((id, hash));
-                let plan = Plan { fill: Arc::clone(&fill), validate: validate.clone(), flight, as_asked: own_conditions };
+                let plan = Plan {
+                    fill: Arc::clone(&fill),
+                    validate: validate.clone(),
+                    flight,
+                    as_asked: own_conditions,
+                    ask_tier: self.ask_tier,
+                };
                 start(session, ctx, &self.cache, plan);
             }
             match self.follow(session, ctx, &fill, reader, leads, round, &mut selecting).await? {
@@ -349,6 +411,17 @@ impl Miss {
                 }
                 (said.upstream, said.ttl) = (Some(304), Some(ttl(&entry, now)));
                 self.policy.metrics.answered(CacheResult::Revalidated);
+                let bytes = serve::entry(session, ctx, &entry, said).await?;
+                self.policy.metrics.bytes.add(bytes);
+                Ok(Turn::Answered)
+            }
+            Phase::Shared(entry) => {
+                drop(reader);
+                if !entry.selecting.matches(&session.req_header().headers) {
+                    return Ok(Turn::Again);
+                }
+                self.policy.metrics.answered(CacheResult::Hit);
+                let said = Status { detail: Some("redis"), ..Status::hit(&entry, now) };
                 let bytes = serve::entry(session, ctx, &entry, said).await?;
                 self.policy.metrics.bytes.add(bytes);
                 Ok(Turn::Answered)

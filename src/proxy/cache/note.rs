@@ -159,13 +159,13 @@ pub fn received(ctx: &Ctx) -> Received {
 fn invalidate(cache: &Cache, ctx: &Ctx, uri: &Uri, headers: &HeaderMap) {
     let mut url = String::new();
     key::url(&ctx.request, uri, &mut url);
-    let mut count = cache.memory.invalidate(&url);
+    let mut count = cache.invalidate(&url);
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let Some(target) = headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
         if let Some(other) = resolve(&url, ctx, target)
             && other != url
         {
-            count = count.saturating_add(cache.memory.invalidate(&other));
+            count = count.saturating_add(cache.invalidate(&other));
         }
     }
     if let Some(policy) = ctx.route.as_ref().and_then(|route| route.cache.as_ref()) {

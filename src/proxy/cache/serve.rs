@@ -6,6 +6,7 @@ use crate::cache::conditional;
 use crate::cache::entry::{Body, Entry};
 use crate::cache::fill::{Broken, Head, Reader};
 use crate::cache::range::{self, Wanted};
+use crate::compress;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
@@ -24,6 +25,9 @@ pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, said: S
     let request = session.req_header();
     let ok = head.status == StatusCode::OK;
     head.insert_header(header::AGE, HeaderValue::from(stored.age(now).as_secs()))?;
+    if let Some(compression) = ctx.compression() {
+        compression.mark(&mut head);
+    }
     if ok && conditional::not_modified(&request.headers, &head.headers) {
         said.write(&mut head);
         return not_modified(session, ctx, head).await;
@@ -156,6 +160,11 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
         window = (start, end);
     }
     said.write(&mut head);
+    let mut encoder = None;
+    if let Some(compression) = ctx.compression().filter(|_| window == (0, u64::MAX)) {
+        let coding = compression.choose(&session.req_header().method, &session.req_header().headers, &mut head);
+        encoder = coding.filter(|_| of.length != Some(0)).and_then(|coding| compress::begin(&mut head, coding));
+    }
     let bodyless = to_head || matches!(status.as_u16(), 204 | 304) || of.length == Some(0);
     if !bodyless && !head.headers.contains_key(header::CONTENT_LENGTH) {
         head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
@@ -175,20 +184,25 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
     let mut at = 0_u64;
     loop {
         ctx.check_deadline()?;
-        let chunk = match reader.next().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(Broken) => return Err(broken()),
-        };
+        let Some(chunk) = next(session, &mut reader).await? else { break };
         let end = at.saturating_add(u64::try_from(chunk.len()).unwrap_or(0));
         let chunk = cut(chunk, at, window);
         at = end;
         if !chunk.is_empty() {
-            session.write_response_body(Some(chunk), false).await?;
+            let mut chunk = Some(chunk);
+            if let Some(encoder) = &mut encoder {
+                compress::piece(encoder, &mut chunk, false)?;
+            }
+            session.write_response_body(chunk, false).await?;
         }
         if at >= window.1 {
             break;
         }
+    }
+    if let Some(encoder) = &mut encoder {
+        let mut last = None;
+        compress::piece(encoder, &mut last, true)?;
+        session.write_response_body(last, false).await?;
     }
     match reader.trailers() {
         Some(trailers) if session.as_downstream().is_http2() => trail(session, trailers).await,
@@ -202,6 +216,20 @@ async fn trail(session: &mut Session, trailers: HeaderMap) -> Result<()> {
         .response_duplex_vec(vec![pingora::protocols::http::HttpTask::Trailer(Some(Box::new(trailers)))])
         .await?;
     Ok(())
+}
+
+/// The next bytes. While there are none the client is listened to: that sends it what it has not been sent yet, and tells when
+/// it is gone.
+async fn next(session: &mut Session, reader: &mut Reader) -> Result<Option<Bytes>> {
+    let read = tokio::select! {
+        biased;
+        read = reader.next() => read,
+        heard = session.as_downstream_mut().read_body_or_idle(true) => {
+            heard.map_err(|e| e.into_down())?;
+            reader.next().await
+        }
+    };
+    read.map_err(|Broken| broken())
 }
 
 /// What of a chunk that begins at `at` lies within the window.

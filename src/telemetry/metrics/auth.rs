@@ -24,13 +24,15 @@ pub enum AuthOutcome {
     Disabled,
     /// Withdrawn before its time.
     Revoked,
+    /// Good, but seen before.
+    Replayed,
     /// A known identity that may not do this.
     Forbidden,
     /// It could not be decided, so it was refused.
     Unavailable,
 }
 
-const OUTCOMES: [(AuthOutcome, &str); 12] = [
+const OUTCOMES: [(AuthOutcome, &str); 13] = [
     (AuthOutcome::Accepted, "accepted"),
     (AuthOutcome::Anonymous, "anonymous"),
     (AuthOutcome::Missing, "missing"),
@@ -41,9 +43,21 @@ const OUTCOMES: [(AuthOutcome, &str); 12] = [
     (AuthOutcome::NotYet, "not_yet"),
     (AuthOutcome::Disabled, "disabled"),
     (AuthOutcome::Revoked, "revoked"),
+    (AuthOutcome::Replayed, "replayed"),
     (AuthOutcome::Forbidden, "forbidden"),
     (AuthOutcome::Unavailable, "unavailable"),
 ];
+
+/// What a scrape shows of the consumers and keys in Redis.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SourceSample {
+    pub up: bool,
+    pub asked: u64,
+    pub invalidated: u64,
+    pub outages: u64,
+    pub unavailable: u64,
+    pub entries: usize,
+}
 
 /// The decisions of one kind of filter on one route.
 #[derive(Debug, Default)]

@@ -3,6 +3,7 @@
 use super::Counter;
 use crate::cache::memory::MemoryStats;
 use crate::cache::policy::Refusal;
+use crate::cache::redis::RedisTier;
 use std::sync::Arc;
 
 /// How requests to a route with a cache were answered. One request counts once.
@@ -98,4 +99,5 @@ pub struct CacheSample {
     /// Sorted by route.
     pub routes: Vec<(String, Arc<CacheMetrics>)>,
     pub memory: Option<MemoryStats>,
+    pub redis: Option<Arc<RedisTier>>,
 }

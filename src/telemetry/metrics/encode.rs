@@ -6,8 +6,8 @@
 
 use super::table::{self as t, Kind, Metric};
 use super::{
-    AuthMetrics, CacheSample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, Reasons, ResilienceSample,
-    RouteMetrics, UpstreamMetrics,
+    AuthMetrics, CacheSample, DiscoverySample, EndpointSample, GatewayMetrics, LimitsSample, ListenerMetrics, MirrorSample,
+    Reasons, ResilienceSample, RouteMetrics, SourceSample, UpstreamMetrics,
 };
 use crate::telemetry::histogram::{BOUNDS, Histogram};
 use crate::telemetry::process::ProcessSample;
@@ -61,8 +61,12 @@ pub struct MetricsView<'a> {
     /// Sorted, so that pages can be compared.
     pub auth: Vec<AuthSample>,
     pub keys: Vec<KeySample>,
+    /// `None` without `[consumer_source]`.
+    pub source: Option<SourceSample>,
     pub upstreams: Vec<(String, Arc<UpstreamMetrics>)>,
+    pub mirrors: Vec<MirrorSample>,
     pub endpoints: Vec<EndpointSample>,
+    pub discovery: Vec<DiscoverySample>,
     pub resilience: ResilienceSample,
     pub limits: LimitsSample,
     pub cache: CacheSample,
@@ -83,8 +87,13 @@ pub fn encode(view: &MetricsView<'_>) -> String {
     routes(&mut page, &view.routes);
     auth(&mut page, &view.auth);
     keys(&mut page, &view.keys);
+    if let Some(sample) = &view.source {
+        source(&mut page, sample);
+    }
     upstreams(&mut page, &view.upstreams);
+    mirrors(&mut page, &view.mirrors);
     endpoints(&mut page, &view.endpoints);
+    discovery(&mut page, &view.discovery);
     super::resilience::encode(&mut page, &view.resilience);
     limits(&mut page, &view.limits);
     cache(&mut page, &view.cache);
@@ -157,6 +166,15 @@ fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {
     each(page, &t::UPSTREAM_RETRIES, upstreams, |metrics| metrics.retries.get());
 }
 
+fn mirrors(page: &mut Page, samples: &[MirrorSample]) {
+    let mut family = page.family(&t::MIRROR_REQUESTS);
+    for sample in samples {
+        for (result, count) in sample.results {
+            family.sample(&[&sample.route, result], count);
+        }
+    }
+}
+
 fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     let mut each = |metric, value: fn(&EndpointSample) -> u64| {
         let mut family = page.family(metric);
@@ -166,6 +184,7 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     };
     each(&t::ENDPOINT_HEALTHY, |sample| sample.healthy.into());
     each(&t::ENDPOINT_IN_FLIGHT, |sample| sample.in_flight);
+    each(&t::ENDPOINT_DRAINED, |sample| sample.drained.into());
     each(&t::ENDPOINT_REQUESTS, |sample| sample.requests);
     each(&t::ENDPOINT_CONNECT_FAILURES, |sample| sample.connect_failures);
     let mut family = page.family(&t::ENDPOINT_CHECKS);
@@ -177,6 +196,26 @@ fn endpoints(page: &mut Page, endpoints: &[EndpointSample]) {
     for sample in endpoints {
         if let Some(at) = sample.last_check {
             family.sample(&[&sample.upstream, &sample.endpoint], unix(at));
+        }
+    }
+}
+
+fn discovery(page: &mut Page, samples: &[DiscoverySample]) {
+    let mut each = |metric, value: fn(&DiscoverySample) -> Option<u64>| {
+        let mut family = page.family(metric);
+        for sample in samples {
+            if let Some(value) = value(sample) {
+                family.sample(&[&sample.upstream], value);
+            }
+        }
+    };
+    each(&t::DISCOVERY_ENDPOINTS, |sample| sample.endpoints.try_into().ok());
+    each(&t::DISCOVERY_UNUSED, |sample| sample.unused.try_into().ok());
+    each(&t::DISCOVERY_AGE, |sample| sample.age.map(|age| age.as_secs()));
+    let mut family = page.family(&t::DISCOVERY_FAILURES);
+    for sample in samples {
+        for (reason, count) in &sample.failures {
+            family.sample(&[&sample.upstream, reason], count);
         }
     }
 }
@@ -217,6 +256,15 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
     }
 }
 
+fn source(page: &mut Page, sample: &SourceSample) {
+    page.family(&t::SOURCE_UP).sample(&[], u8::from(sample.up));
+    page.family(&t::SOURCE_OUTAGES).sample(&[], sample.outages);
+    page.family(&t::SOURCE_ASKED).sample(&[], sample.asked);
+    page.family(&t::SOURCE_INVALIDATED).sample(&[], sample.invalidated);
+    page.family(&t::SOURCE_UNAVAILABLE).sample(&[], sample.unavailable);
+    page.family(&t::SOURCE_ENTRIES).sample(&[], sample.entries);
+}
+
 fn cache(page: &mut Page, sample: &CacheSample) {
     let routes = &sample.routes;
     let mut family = page.family(&t::CACHE_REQUESTS);
@@ -250,6 +298,22 @@ fn cache(page: &mut Page, sample: &CacheSample) {
         let mut family = page.family(&t::CACHE_EVICTED);
         family.sample(&["room"], memory.evicted);
         family.sample(&["admission"], memory.rejected);
+    }
+    if let Some(tier) = &sample.redis {
+        let metrics = tier.metrics();
+        let counts = [
+            ("hit", &metrics.hits),
+            ("miss", &metrics.misses),
+            ("failure", &metrics.failures),
+            ("stored", &metrics.stored),
+            ("dropped", &metrics.dropped),
+            ("corrupt", &metrics.corrupt),
+        ];
+        let mut family = page.family(&t::CACHE_REDIS);
+        for (result, counter) in counts {
+            family.sample(&[result], counter.get());
+        }
+        page.family(&t::CACHE_REDIS_TIME).sample(&[], Seconds(Duration::from_micros(metrics.micros.get())));
     }
 }
 

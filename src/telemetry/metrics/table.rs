@@ -55,6 +55,18 @@ metrics! {
         "Attempts to fetch the keys of an issuer";
     KEY_AGE = Gauge "gatewright_jwt_key_age_seconds" ["issuer"]
         "Time since the keys of an issuer were last known to be right; absent before the first time";
+    SOURCE_UP = Gauge "gatewright_consumer_source_up" []
+        "1 if the Redis of [consumer_source] answers, 0 if it is away and only known keys go on";
+    SOURCE_OUTAGES = Counter "gatewright_consumer_source_outages_total" []
+        "Times that the Redis of [consumer_source] ceased to be reachable";
+    SOURCE_ASKED = Counter "gatewright_consumer_source_asked_total" []
+        "Look-ups of keys, consumers and withdrawn tokens that Redis was asked for";
+    SOURCE_INVALIDATED = Counter "gatewright_consumer_source_invalidated_total" []
+        "Changes that Redis told of";
+    SOURCE_UNAVAILABLE = Counter "gatewright_consumer_source_unavailable_total" []
+        "Look-ups that could not be answered, so that the request was refused";
+    SOURCE_ENTRIES = Gauge "gatewright_consumer_source_entries" []
+        "Keys, consumers and withdrawn tokens that are remembered, unknown ones included";
     UPSTREAM_REQUESTS = Counter "gatewright_upstream_requests_total" ["upstream", "class"]
         "Attempts at endpoints, retries included, by the class of the status that came back; class none: no response came";
     UPSTREAM_RESPONSE_TIME = Histogram "gatewright_upstream_response_time_seconds" ["upstream"]
@@ -67,10 +79,14 @@ metrics! {
         "Connections to endpoints that could not be opened";
     UPSTREAM_RETRIES = Counter "gatewright_upstream_retries_total" ["upstream"]
         "Attempts after the first one of a request";
+    MIRROR_REQUESTS = Counter "gatewright_mirror_requests_total" ["route", "result"]
+        "Copies of requests for the mirror of the route: answered, failed, or not sent because the queue was full (busy) or the body too large or incomplete (body)";
     ENDPOINT_HEALTHY = Gauge "gatewright_endpoint_healthy" ["upstream", "endpoint"]
         "1 if the endpoint may be chosen, 0 if it is out of rotation";
     ENDPOINT_IN_FLIGHT = Gauge "gatewright_endpoint_requests_in_flight" ["upstream", "endpoint"]
         "Requests that the endpoint is working on now";
+    ENDPOINT_DRAINED = Gauge "gatewright_endpoint_drained" ["upstream", "endpoint"]
+        "1 while an operator has taken the endpoint out of use, else 0";
     ENDPOINT_REQUESTS = Counter "gatewright_endpoint_requests_total" ["upstream", "endpoint"]
         "Attempts at the endpoint";
     ENDPOINT_CONNECT_FAILURES = Counter "gatewright_endpoint_connect_failures_total" ["upstream", "endpoint"]
@@ -79,6 +95,14 @@ metrics! {
         "Health checks of the endpoint by result, success or failure";
     ENDPOINT_LAST_CHECK = Gauge "gatewright_endpoint_last_health_check_timestamp_seconds" ["upstream", "endpoint"]
         "When the last health check of the endpoint ended, in Unix time";
+    DISCOVERY_ENDPOINTS = Gauge "gatewright_discovery_endpoints" ["upstream"]
+        "Endpoints of the upstream that were discovered and are in use";
+    DISCOVERY_UNUSED = Gauge "gatewright_discovery_unused" ["upstream"]
+        "Addresses of the last answer that are not used: outside of the allowed networks, impossible, or too many";
+    DISCOVERY_AGE = Gauge "gatewright_discovery_age_seconds" ["upstream"]
+        "Time since the last good answer; absent before the first";
+    DISCOVERY_FAILURES = Counter "gatewright_discovery_failures_total" ["upstream", "reason"]
+        "Questions without a good answer: timeout, unreachable, denied, invalid, or empty";
     RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
         "Retries that were not made because the budget had no room for them";
     HEDGES = Counter "gatewright_upstream_hedges_total" ["upstream", "event"]
@@ -147,6 +171,10 @@ metrics! {
         "Stored answers";
     CACHE_EVICTED = Counter "gatewright_cache_evicted_total" ["reason"]
         "Stored answers that went to make room (room), and new ones that were not worth what they would have pushed out (admission)";
+    CACHE_REDIS = Counter "gatewright_cache_redis_total" ["result"]
+        "What came of the cache's use of Redis: hit and miss of look-ups, failure (away or too slow), stored, dropped (queue full), corrupt";
+    CACHE_REDIS_TIME = Counter "gatewright_cache_redis_seconds_total" []
+        "Time that look-ups in Redis took, of hits and misses together; divided by their number it is the latency of the tier";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
         "Connections that the listener has accepted";
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]

@@ -50,6 +50,24 @@ impl UpstreamMetrics {
     }
 }
 
+/// Copies of the requests of a route, at the time of a scrape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorSample {
+    pub route: String,
+    pub results: [(&'static str, u64); 4],
+}
+
+/// What was discovered for an upstream, at the time of a scrape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiscoverySample {
+    pub upstream: String,
+    pub endpoints: usize,
+    pub unused: usize,
+    pub age: Option<Duration>,
+    /// By reason.
+    pub failures: Vec<(&'static str, u64)>,
+}
+
 /// One endpoint at the time of a scrape. Its state belongs to the upstream; this is what that state shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSample {
@@ -58,6 +76,8 @@ pub struct EndpointSample {
     pub endpoint: String,
     /// Whether it may be chosen.
     pub healthy: bool,
+    /// An operator has taken it out.
+    pub drained: bool,
     pub in_flight: u64,
     pub requests: u64,
     pub connect_failures: u64,

@@ -1,6 +1,6 @@
 //! The endpoints of an upstream as written.
 
-use super::{ENDPOINTS_MAX, WEIGHT_MAX};
+use super::{ENDPOINTS_MAX, PRIORITY_MAX, WEIGHT_MAX};
 use crate::diagnostic::{Diagnostics, Span};
 use crate::upstream::address::Address;
 use crate::value::Located;
@@ -15,6 +15,8 @@ use std::fmt;
 pub struct EndpointConfig {
     pub address: Located<String>,
     pub weight: Located<u16>,
+    pub priority: Located<u8>,
+    pub zone: Option<Located<String>>,
 }
 
 /// An endpoint with its settings.
@@ -28,6 +30,12 @@ struct EndpointTable {
     #[serde(default = "weight")]
     #[schemars(range(min = 0, max = 1000))]
     weight: Located<u16>,
+    /// Endpoints with `priority = 1` take traffic only while none with `priority = 0` does, and so on. 0 to 9, default 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 9))]
+    priority: Located<u8>,
+    /// Where it is, for an upstream with a `zone`. Up to 63 characters.
+    zone: Option<Located<String>>,
 }
 
 impl<'de> Deserialize<'de> for EndpointConfig {
@@ -42,11 +50,17 @@ impl<'de> Deserialize<'de> for EndpointConfig {
                 )
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<EndpointConfig, E> {
-                Ok(EndpointConfig { address: Located::nowhere(text.to_owned()), weight: weight() })
+                Ok(EndpointConfig {
+                    address: Located::nowhere(text.to_owned()),
+                    weight: weight(),
+                    priority: Located::default(),
+                    zone: None,
+                })
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EndpointConfig, A::Error> {
-                let EndpointTable { address, weight } = EndpointTable::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(EndpointConfig { address, weight })
+                let EndpointTable { address, weight, priority, zone } =
+                    EndpointTable::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(EndpointConfig { address, weight, priority, zone })
             }
         }
         deserializer.deserialize_any(TextOrTable)
@@ -73,9 +87,9 @@ fn weight() -> Located<u16> {
 /// Reports everything that is wrong with the list.
 pub(super) fn check(list: &Located<Vec<Located<EndpointConfig>>>, name: &Located<String>, d: &mut Diagnostics) {
     if list.is_empty() {
-        d.error(list.span.clone(), format!("upstream `{}` has no endpoints", name.value))
+        d.error(list.span.clone().or_else(|| name.span.clone()), format!("upstream `{}` has no endpoints", name.value))
             .label("write at least one address")
-            .help("for example: endpoints = [\"127.0.0.1:3001\"]");
+            .help("for example: endpoints = [\"127.0.0.1:3001\"], or find them with `discover`");
         return;
     }
     if list.len() > ENDPOINTS_MAX {
@@ -106,10 +120,26 @@ pub(super) fn check(list: &Located<Vec<Located<EndpointConfig>>>, name: &Located
             let span = endpoint.weight.span.clone();
             d.error(span, format!("`weight` is {}", endpoint.weight.value)).label(format!("must be from 0 to {WEIGHT_MAX}"));
         }
+        if *endpoint.priority > PRIORITY_MAX {
+            let span = endpoint.priority.span.clone();
+            d.error(span, format!("`priority` is {}", endpoint.priority.value))
+                .label(format!("must be from 0 to {PRIORITY_MAX}"));
+        }
+        if let Some(zone) = &endpoint.zone {
+            check_zone(zone, d);
+        }
     }
     if list.iter().all(|endpoint| *endpoint.weight == 0) {
         d.error(list.span.clone(), format!("every endpoint of upstream `{}` has weight 0", name.value))
             .label("no endpoint may take traffic")
             .help("give at least one endpoint a weight above 0");
+    }
+}
+
+/// A zone shows on `/status`.
+pub(super) fn check_zone(zone: &Located<String>, d: &mut Diagnostics) {
+    if zone.is_empty() || zone.len() > 63 || zone.chars().any(char::is_control) {
+        d.error(zone.span.clone(), format!("`{}` cannot be a zone", zone.value.escape_debug()))
+            .label("must have 1 to 63 characters");
     }
 }

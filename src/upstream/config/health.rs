@@ -9,11 +9,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-/// An active health check. Write either `path` (HTTP) or `tcp = true`.
+/// An active health check. Write one of `path` (HTTP), `tcp = true` and `grpc`.
 ///
 /// Each endpoint is checked on its own. A new endpoint takes traffic at once and is checked at once; until it has passed a
 /// check for the first time, every single check decides, afterwards `rise` and `fall` do. Checks survive a reload that does
-/// not change `path`, `tcp`, `expect` or `host`.
+/// not change `path`, `tcp`, `grpc`, `port`, `expect` or `host`.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HealthConfig {
@@ -22,10 +22,16 @@ pub struct HealthConfig {
     /// `true`: an endpoint is healthy if it accepts a connection.
     #[serde(default)]
     pub tcp: bool,
+    /// Asks by the gRPC health checking protocol (`grpc.health.v1.Health/Check`) for the service of this name, `""` for the server as
+    /// a whole. An endpoint is healthy if the answer is `SERVING`. HTTP/2, over TLS if the upstream has `tls`.
+    pub grpc: Option<Located<String>>,
+    /// The port that is asked, 1 to 65535. Default: that of the endpoint.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: Option<Located<u16>>,
     /// The status codes that count as healthy: one such as `"200"`, or a range such as `"200-399"`. Default `"200-299"`.
     /// Only with `path`.
     pub expect: Option<Located<StatusRange>>,
-    /// The `Host` header of the check. Default: the endpoint's address as written. Only with `path`.
+    /// The `Host` header of the check, for gRPC the `:authority`. Default: the endpoint's address as written. Not with `tcp`.
     pub host: Option<Located<String>>,
     /// The time between two checks of an endpoint. Each wait is varied at random by up to 10 % either way, so that endpoints
     /// and gateways do not check in step. 10ms to 1h, default `"5s"`.
@@ -113,19 +119,43 @@ impl JsonSchema for StatusRange {
 }
 
 impl HealthConfig {
+    /// What is asked over HTTP or gRPC.
+    fn check_question(&self, d: &mut Diagnostics) {
+        if let Some(path) = &self.path {
+            let valid = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+            if !valid || path.parse::<http::uri::PathAndQuery>().is_err() {
+                d.error(path.span.clone(), format!("`{}` is not a path", path.value.escape_debug()))
+                    .label("must start with `/` and be percent-encoded ASCII without `#`");
+            }
+        }
+        if let Some(service) = self.grpc.as_ref().filter(|service| service.len() > 255 || !service.is_ascii()) {
+            d.error(service.span.clone(), "this is not the name of a gRPC service")
+                .label("must be ASCII of at most 255 characters");
+        }
+        if let (Some(_), Some(expect)) = (&self.grpc, &self.expect) {
+            d.error(expect.span.clone(), "`expect` has no meaning for a gRPC check").label("the answer must be SERVING");
+        }
+        if let Some(host) = &self.host
+            && (host.contains('@') || host.parse::<http::uri::Authority>().is_err())
+        {
+            d.error(host.span.clone(), format!("`{}` is not a host", host.value.escape_debug()))
+                .label("must be a name or an address, with or without a port");
+        }
+    }
+
     pub(super) fn check(&self, span: Option<Span>, d: &mut Diagnostics) {
-        match (&self.path, self.tcp) {
-            (Some(_), true) => {
-                d.error(span, "a health check has both `path` and `tcp`")
+        if self.port.as_ref().is_some_and(|port| port.value == 0) {
+            d.error(self.port.as_ref().and_then(|port| port.span.clone()), "port 0 cannot be connected to");
+        }
+        let kinds = [("path", self.path.is_some()), ("tcp", self.tcp), ("grpc", self.grpc.is_some())];
+        let kinds: Vec<&str> = kinds.iter().filter(|(_, written)| *written).map(|(kind, _)| *kind).collect();
+        match kinds.as_slice() {
+            [first, second, ..] => {
+                d.error(span, format!("a health check has both `{first}` and `{second}`"))
                     .label("one check has one kind")
-                    .help("`path` checks over HTTP and opens a connection for it: leave `tcp` out");
+                    .help("HTTP and gRPC open a connection for their question: leave the others out");
             }
-            (None, false) => {
-                d.error(span, "a health check has neither `path` nor `tcp`")
-                    .label("what shall be checked?")
-                    .help("write `path = \"/health\"` or `tcp = true`");
-            }
-            (None, true) => {
+            ["tcp"] => {
                 let expect = self.expect.as_ref().map(|expect| ("expect", &expect.span));
                 let host = self.host.as_ref().map(|host| ("host", &host.span));
                 for (key, span) in [expect, host].into_iter().flatten() {
@@ -134,19 +164,12 @@ impl HealthConfig {
                         .help("remove it, or write `path` in place of `tcp`");
                 }
             }
-            (Some(path), false) => {
-                let valid = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-                if !valid || path.parse::<http::uri::PathAndQuery>().is_err() {
-                    d.error(path.span.clone(), format!("`{}` is not a path", path.value.escape_debug()))
-                        .label("must start with `/` and be percent-encoded ASCII without `#`");
-                }
-                if let Some(host) = &self.host
-                    && (host.contains('@') || host.parse::<http::uri::Authority>().is_err())
-                {
-                    d.error(host.span.clone(), format!("`{}` is not a host", host.value.escape_debug()))
-                        .label("must be a name or an address, with or without a port");
-                }
+            [] => {
+                d.error(span, "a health check has neither `path` nor `tcp` nor `grpc`")
+                    .label("what shall be checked?")
+                    .help("write `path = \"/health\"`, `tcp = true` or `grpc = \"\"`");
             }
+            _ => self.check_question(d),
         }
         let interval_ok = within(&self.interval, Duration::from_millis(10), Duration::from_secs(3_600), d);
         let timeout_ok = within(&self.timeout, Duration::from_millis(1), Duration::from_secs(3_600), d);

@@ -88,7 +88,7 @@ fn an_upstream_that_can_take_no_traffic_is_an_error() {
 #[test]
 fn a_health_check_has_one_kind() {
     let with = |health: &str| findings(&format!("endpoints = ['a:1']\nhealth = {health}"));
-    assert_eq!(with("{}"), ["a health check has neither `path` nor `tcp` @ {}"]);
+    assert_eq!(with("{}"), ["a health check has neither `path` nor `tcp` nor `grpc` @ {}"]);
     assert_eq!(with("{ path = '/', tcp = true }").len(), 1);
     assert_eq!(with("{ tcp = true, expect = '200' }"), ["`expect` has no meaning for a TCP check @ '200'"]);
 }
@@ -100,7 +100,10 @@ fn decoding_errors_point_into_the_endpoint() {
         (error.message().to_owned(), text[error.span().unwrap()].to_owned())
     };
     let (message, at) = spans("endpoints = [{ address = 'a:1', wieght = 2 }]");
-    assert_eq!((message.as_str(), at.as_str()), ("unknown field `wieght`, expected `address` or `weight`", "wieght"));
+    assert_eq!(
+        (message.as_str(), at.as_str()),
+        ("unknown field `wieght`, expected one of `address`, `weight`, `priority`, `zone`", "wieght")
+    );
     let (message, at) = spans("endpoints = [7]");
     assert!(message.contains("expected an address such as"), "{message}");
     assert_eq!(at, "7");

@@ -30,7 +30,7 @@ impl Bench {
         let list: Vec<String> = (1..=endpoints).map(|port| format!("'127.0.0.1:{port}'")).collect();
         let text = format!("endpoints = [{}]\nhealth = {{ tcp = true }}\noutlier = {{ {outlier} }}", list.join(","));
         let clock: SharedClock = self.clock.clone();
-        Upstream::build("orders", &config(&text), None, &self.pool, &clock)
+        Upstream::build("orders", &config(&text), crate::upstream::Beside::default(), &self.pool, &clock)
     }
 
     fn record(&self, at: usize, times: usize, failed: bool, took: Option<Duration>) {

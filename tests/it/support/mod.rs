@@ -5,6 +5,8 @@
 //! sleeps in the hope that something has happened: [`eventually`] polls the condition itself, under a deadline.
 
 pub mod admin;
+pub mod consul;
+pub mod dns;
 pub mod frames;
 pub mod gateway;
 pub mod h2;

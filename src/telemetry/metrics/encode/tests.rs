@@ -1,12 +1,19 @@
 use super::super::{AuthOutcome, Bypass, CacheMetrics, METRICS, Method, NO_ROUTE};
 use super::*;
-use crate::cache::memory::MemoryStats;
+use crate::cache::memory::{MemoryStats, MemoryStore};
 use crate::cache::policy::Refusal;
+use crate::cache::redis::{RedisTier, TierOptions};
 use crate::rejection;
 use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+
+/// A tier that is not connected to anything.
+fn tier() -> Arc<RedisTier> {
+    let options = TierOptions::new("redis://127.0.0.1:1", Duration::from_millis(1), "p").unwrap();
+    Arc::new(RedisTier::new(options, Arc::new(MemoryStore::new(1 << 20)), Arc::new(crate::clock::SystemClock), false))
+}
 
 /// A gateway in which everything that can be counted has been, under names that need every escape there is.
 fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
@@ -36,6 +43,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         upstream: "orders".into(),
         endpoint: "[::1]:3001".into(),
         healthy: true,
+        drained: false,
         in_flight: 2,
         requests: 30,
         connect_failures: 1,
@@ -54,12 +62,28 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         auth: vec![AuthSample { route: "orders".into(), filter: "api_key".into(), metrics: auth.into() }],
         keys: vec![KeySample { issuer: "main".into(), fetched: 3, failed: 1, age: Some(Duration::from_secs(7)) }],
         upstreams: vec![("orders".into(), upstream)],
+        mirrors: vec![MirrorSample {
+            route: "orders".into(),
+            results: [("answered", 3), ("failed", 1), ("busy", 0), ("body", 0)],
+        }],
         endpoints: vec![
             EndpointSample { endpoint: "127.0.0.1:1".into(), healthy: false, last_check: None, ..endpoint.clone() },
             endpoint,
         ],
+        source: Some(crate::telemetry::metrics::SourceSample::default()),
+        discovery: vec![DiscoverySample {
+            upstream: "orders".into(),
+            endpoints: 3,
+            unused: 1,
+            age: Some(Duration::from_secs(4)),
+            failures: vec![("timeout", 2)],
+        }],
         resilience: resilience(),
-        cache: CacheSample { routes: vec![("orders".into(), cache.into())], memory: Some(MemoryStats::default()) },
+        cache: CacheSample {
+            routes: vec![("orders".into(), cache.into())],
+            memory: Some(MemoryStats::default()),
+            redis: Some(tier()),
+        },
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
@@ -132,9 +156,16 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         auth: vec![AuthSample { route: "r".into(), filter: "jwt".into(), metrics: Arc::default() }],
         keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
         upstreams: vec![("u".into(), Arc::default())],
+        mirrors: Vec::new(),
         endpoints: Vec::new(),
+        source: Some(crate::telemetry::metrics::SourceSample::default()),
+        discovery: Vec::new(),
         resilience: ResilienceSample::default(),
-        cache: CacheSample { routes: vec![("r".into(), Arc::default())], memory: Some(MemoryStats::default()) },
+        cache: CacheSample {
+            routes: vec![("r".into(), Arc::default())],
+            memory: Some(MemoryStats::default()),
+            redis: Some(tier()),
+        },
         limits: LimitsSample { limits: vec![("r".into(), "5/1m".into(), Arc::default())], ..LimitsSample::default() },
         listeners: Vec::new(),
         certificates: Vec::new(),

@@ -1,0 +1,269 @@
+//! What no request gets around: every kind of it is authenticated, wherever its answer comes from.
+
+use crate::support::h2::H2Client;
+use crate::support::raw::{Client, request, send};
+use crate::support::tokens::Signer;
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, runtime, upstream};
+use http::Request;
+use serde_json::json;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const SECRET: &str = "canary-secret-0123456789abcdef01";
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn start(toml: &str) -> Gateway {
+    let prepare = |directory: &Path| std::fs::write(directory.join("secret"), SECRET).unwrap();
+    Gateway::try_start_with(toml, prepare).unwrap_or_else(|ended| panic!("did not start: {ended:?}"))
+}
+
+fn config(origin: &Origin) -> String {
+    let key = |filters: &str| format!("filters = [{{ api_key = {{}} }}{filters}]\n");
+    let hash = ring::digest::digest(&ring::digest::SHA256, b"canary-key");
+    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    [
+        "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\n".to_owned(),
+        format!("[consumers.acme]\nroles = [\"read\"]\ncredentials = [{{ api_key = {{ sha256 = \"{hash}\" }} }}]\n"),
+        upstream("app", &[origin], ""),
+        format!("[routes.app]\nmatch = {{ path = \"/app\" }}\nupstream = \"app\"\n{}", key("")),
+        format!("[routes.said]\nmatch = {{ path = \"/said\" }}\n{}", key(", { respond = { status = 200, body = \"said\" } }")),
+        format!("[routes.gone]\nmatch = {{ path = \"/gone\" }}\n{}", key(", { redirect = { to = \"/app\" } }")),
+        format!("[routes.fine]\nmatch = {{ path = \"/fine\" }}\n{}", key(", { health = {} }")),
+        "[routes.web]\nmatch = { path = \"/web\" }\nupstream = \"app\"\n\
+         filters = [{ cors = { origins = [\"https://app.example\"], credentials = true } }, { api_key = {} }]\n"
+            .to_owned(),
+    ]
+    .concat()
+}
+
+const PATHS: [&str; 5] = ["/app", "/said", "/gone", "/fine", "/web"];
+
+#[test]
+fn every_kind_of_request_needs_the_credential() {
+    let origin = Origin::start("a");
+    let gateway = start(&config(&origin));
+    let preflight = [("origin", "https://app.example"), ("access-control-request-method", "PUT")];
+    let upgrade =
+        [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "x"), ("sec-websocket-version", "13")];
+    let cases: [(&str, &[(&str, &str)]); 9] = [
+        ("GET", &[]),
+        ("HEAD", &[]),
+        ("POST", &[]),
+        ("OPTIONS", &[]),
+        ("TRACE", &[]),
+        ("BREW", &[]),
+        ("GET", &upgrade),
+        ("GET", &[("expect", "100-continue")]),
+        ("OPTIONS", &[("origin", "https://app.example")]),
+    ];
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let mut client = Client::connect(gateway.http());
+        client.send(request(method, path, headers, b""));
+        client.read_to(method == "HEAD").unwrap()
+    };
+    for path in PATHS {
+        for (method, headers) in cases {
+            assert_eq!(ask(method, path, headers).status, 401, "{method} {path} {headers:?}");
+        }
+        // Browsers send no credentials with a preflight: `cors` answers it, and only there.
+        let answer = ask("OPTIONS", path, &preflight);
+        let allowed = answer.header("access-control-allow-origin").map(str::to_owned);
+        let expected = if path == "/web" { (204, Some("https://app.example".to_owned())) } else { (401, None) };
+        assert_eq!((answer.status, allowed), expected, "{path}");
+    }
+    // A page may read why it was refused.
+    let refused = ask("GET", "/web", &preflight[..1]);
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some("https://app.example")));
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        for path in PATHS {
+            for method in ["GET", "HEAD", "POST", "OPTIONS"] {
+                let request = Request::builder().method(method).uri(format!("http://localhost{path}")).body(()).unwrap();
+                let answer = client.call(request, &[]).await.unwrap();
+                assert_eq!(answer.status, 401, "{method} {path} over HTTP/2");
+                assert!(answer.header("www-authenticate").is_some());
+            }
+            let request = Request::get(format!("http://localhost{path}")).header("x-api-key", "canary-key").body(()).unwrap();
+            assert_ne!(client.call(request, &[]).await.unwrap().status, 401, "{path} over HTTP/2");
+        }
+    });
+    assert_eq!(origin.count(), 2, "only the two good ones reached the origin");
+    for path in PATHS {
+        assert_ne!(ask("GET", path, &[("x-api-key", "canary-key")]).status, 401, "{path}");
+    }
+}
+
+#[test]
+fn another_service_decides_who_may_pass() {
+    let (origin, judge) = (Origin::start("a"), Origin::start("judge"));
+    let says = |status: &str, headers: &str| {
+        judge.answer(Answer::Bytes(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n{headers}\r\n").into_bytes()));
+    };
+    let toml = format!(
+        "[log]\nlevel = \"trace\"\n[consumers.acme]\nroles = [\"own\"]\n{}[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n\
+         filters = [{{ forward_auth = {{ url = \"http://{}/verify\", response_headers = [\"x-tenant\"], timeout = \"2s\", \
+         identity = {{ name = \"x-name\", roles = \"x-groups\" }} }} }}, {{ require = {{ roles = [\"ops\"] }} }}]\n",
+        upstream("app", &[&origin], ""),
+        judge.address(),
+    );
+    let gateway = start(&toml);
+    let sent = [("authorization", "Bearer canary-token"), ("cookie", "canary=cookie"), ("x-tenant", "forged"), ("x-other", "1")];
+    let ask = || {
+        let response = send(gateway.http(), "POST", "/orders?a=1", &sent, b"canary-body");
+        let code = serde_json::from_str::<serde_json::Value>(&response.text()).ok();
+        (response.status, code.and_then(|body| body["code"].as_str().map(str::to_owned)).unwrap_or_default())
+    };
+    says("200 OK", "x-name: acme\r\nx-groups: ops, x\r\nx-tenant: t1\r\n");
+    assert_eq!(ask(), (200, String::new()));
+    let seen = origin.last();
+    assert_eq!(seen.header_all("x-tenant"), ["t1"]);
+    assert_eq!(seen.header("x-consumer-name").as_deref(), Some("acme"));
+    assert_eq!(seen.header("x-consumer-roles").as_deref(), Some("ops,x,own"));
+    assert_eq!(seen.header("x-groups"), None);
+    let question = judge.last();
+    assert_eq!(question.request_line(), "GET /verify HTTP/1.1");
+    assert_eq!(question.header("authorization").as_deref(), Some("Bearer canary-token"));
+    assert_eq!(question.header("x-forwarded-uri").as_deref(), Some("/orders?a=1"));
+    assert_eq!(question.header("x-forwarded-method").as_deref(), Some("POST"));
+    assert_eq!((question.header("x-other"), question.body.len()), (None, 0));
+    let line = gateway.logged("the request", |line| line["consumer"] == "acme");
+    assert_eq!(line["credential"], "forward_auth:acme");
+
+    let before = origin.count();
+    says("200 OK", "x-name: bob\r\nx-groups: guests\r\n");
+    assert_eq!(ask(), (403, "forbidden".into()), "known, but without the role");
+    says("401 Unauthorized", "www-authenticate: Custom realm=\"x\"\r\n");
+    assert_eq!(ask(), (401, "credential_invalid".into()));
+    says("403 Forbidden", "");
+    assert_eq!(ask(), (403, "forbidden".into()));
+    says("418 Teapot", "");
+    assert_eq!(ask(), (503, "authorization_unavailable".into()));
+    judge.kill();
+    assert_eq!(ask(), (503, "authorization_unavailable".into()), "nothing passes that was not permitted");
+    assert_eq!(origin.count(), before);
+    let text = gateway.stderr() + &gateway.access_log().iter().map(ToString::to_string).collect::<String>();
+    assert!(!text.contains("canary"), "{text}");
+}
+
+#[test]
+fn a_service_can_check_that_a_request_came_through() {
+    let (origin, inner) = (Origin::start("a"), Origin::start("b"));
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let key = aws_lc_rs::signature::Ed25519KeyPair::generate_pkcs8(&random).unwrap();
+    use base64::Engine as _;
+    let pem = base64::engine::general_purpose::STANDARD.encode(key.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{pem}\n-----END PRIVATE KEY-----\n");
+    let edge =
+        format!("[identity]\nkey = {{ file = \"key.pem\" }}\nissuer = \"edge\"\naudience = [\"inner\"]\n{}", config(&origin));
+    let edge = Gateway::try_start_with(&edge, |directory| std::fs::write(directory.join("key.pem"), &pem).unwrap()).unwrap();
+    let forged = [("x-api-key", "canary-key"), ("x-gateway-identity", "forged"), ("connection", "x-gateway-identity")];
+    assert_eq!(send(edge.http(), "GET", "/app", &forged, b"").status, 200);
+    let tokens = origin.last().header_all("x-gateway-identity");
+    assert_eq!(tokens.len(), 1, "{tokens:?}");
+    let jwks = edge.admin.get("/jwks");
+    assert_eq!((jwks.status, jwks.header("content-type")), (200, Some("application/jwk-set+json")));
+    assert!(!jwks.text().contains("\"d\""));
+    // A service with a verifier of its own; here another gateway.
+    let toml = format!(
+        "[jwt.edge]\nissuer = \"edge\"\naudience = [\"inner\"]\nalgorithms = [\"EdDSA\"]\njwks = {{ file = \"edge.json\" }}\n\
+         claims = {{ roles = \"roles\" }}\n{}[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n\
+         filters = [{{ jwt = {{ issuer = \"edge\", token = [\"header:x-gateway-identity\"] }} }}, \
+         {{ require = {{ roles = [\"read\"], condition = \"claims.consumer == 'acme'\" }} }}]\n",
+        upstream("app", &[&inner], "")
+    );
+    let service = Gateway::try_start_with(&toml, |dir| std::fs::write(dir.join("edge.json"), jwks.text()).unwrap()).unwrap();
+    assert_eq!(send(service.http(), "GET", "/a", &[("x-gateway-identity", &tokens[0])], b"").status, 200);
+    assert_eq!(send(service.http(), "GET", "/a", &[("x-gateway-identity", "forged")], b"").status, 401);
+    let log = edge.stderr() + &edge.access_log().iter().map(ToString::to_string).collect::<String>();
+    assert!(!log.contains(&tokens[0]));
+}
+
+#[test]
+fn permissions_hold_by_method_path_and_claim() {
+    let origin = Origin::start("a");
+    let toml = format!(
+        "[jwt.main]\nalgorithms = ['HS256']\nsecret = {{ file = 'secret' }}\nclaims = {{ roles = 'roles' }}\n{}\
+         [routes.orders]\nmatch = {{ path = \"/orders/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\" }} }},\n\
+         {{ require = {{ permissions = [\n{{ roles = [\"orders:write\"], methods = [\"POST\"], path = \"/orders/{{id}}\" }},\n\
+         {{ roles = [\"orders:read\"], methods = [\"GET\"] }} ], condition = \"claims.org == request.headers['x-org']\" }} }}]\n",
+        upstream("app", &[&origin], "")
+    );
+    let gateway = start(&toml);
+    let signer = Signer::hs256("k", SECRET.as_bytes());
+    let ask = |roles: &[&str], org: &str, method: &str, path: &str| {
+        let token = signer.token(&json!({ "sub": "a", "exp": now() + 60, "roles": roles, "org": org }));
+        let headers = [("authorization", format!("Bearer {token}")), ("x-org", "acme".to_owned())];
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        send(gateway.http(), method, path, &headers, b"").status
+    };
+    assert_eq!(ask(&["orders:write"], "acme", "POST", "/orders/7"), 200);
+    assert_eq!(ask(&["orders:write"], "acme", "POST", "/orders/7/items"), 403);
+    assert_eq!(ask(&["orders:write"], "acme", "GET", "/orders/7"), 403);
+    assert_eq!(ask(&["orders:read"], "acme", "GET", "/orders/7/items"), 200);
+    assert_eq!(ask(&["orders:read"], "acme", "DELETE", "/orders/7"), 403);
+    assert_eq!(ask(&["orders:read"], "other", "GET", "/orders/7"), 403);
+    // What is authorised is what is routed: no spelling of the path is another path.
+    assert_eq!(ask(&["orders:write"], "acme", "POST", "/orders/7/../8"), 200);
+    assert_eq!(origin.last().request_line(), "POST /orders/8 HTTP/1.1");
+    let labels = [("route", "orders"), ("filter", "require"), ("outcome", "forbidden")];
+    assert_eq!(gateway.metric("gatewright_auth_total", &labels), 4.0);
+}
+
+/// Keys, tokens, passwords and signatures through every filter, at every level of the log, good and bad: none of them comes out.
+#[test]
+fn no_secret_comes_out_at_any_level() {
+    let origin = Origin::start("a");
+    let signer = Signer::hs256("k", SECRET.as_bytes());
+    let token = signer.token(&json!({ "sub": "a", "exp": now() + 60, "jti": "canary-jti" }));
+    let expired = signer.token(&json!({ "sub": "a", "exp": 1, "jti": "canary-jti" }));
+    let routes = format!(
+        "[jwt.main]\nalgorithms = ['HS256']\nsecret = {{ file = 'secret' }}\n\
+         [routes.jwt]\nmatch = {{ path = \"/jwt\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\", \
+         token = [\"authorization\", \"header:x-token\", \"cookie:token\", \"query:token\"] }} }}]\n\
+         [routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\nfilters = [{{ any_of = {{ methods = [{{ api_key = {{ query = \"key\" }} }}, \
+         {{ jwt = {{ issuer = \"main\" }} }}, {{ hmac = {{}} }}, {{ basic = {{}} }}, {{ mtls = {{}} }}] }} }}, \
+         {{ require = {{ condition = \"request.headers['x-token'] != 'x'\" }} }}]\n{}",
+        config(&origin)
+    );
+    for level in ["error", "warn", "info", "debug", "trace"] {
+        let gateway = start(&format!("[log]\nlevel = \"{level}\"\n{routes}"));
+        let mut said = String::new();
+        let mut asked = 0;
+        for path in ["/jwt", "/any", "/app", "/web", "/nowhere"] {
+            for value in [token.as_str(), &expired, "canary.a.b", "canary"] {
+                for (name, value) in [
+                    ("authorization", format!("Bearer {value}")),
+                    ("authorization", format!("Basic {value}")),
+                    ("x-token", value.to_owned()),
+                    ("cookie", format!("token={value}")),
+                    ("x-api-key", value.to_owned()),
+                    ("signature", format!("sig=:{value}:")),
+                ] {
+                    let target = format!("{path}?token={value}&key={value}");
+                    for (target, headers) in
+                        [(path, vec![(name, value.as_str()); 2]), (target.as_str(), vec![(name, value.as_str())])]
+                    {
+                        let response = send(gateway.http(), "GET", target, &headers, b"");
+                        asked += 1;
+                        if response.status != 200 {
+                            said.push_str(&format!("{:?}\n{}\n", response.headers, response.text()));
+                        }
+                    }
+                }
+            }
+        }
+        eventually("the access log is complete", SOON, || gateway.access_log().len() >= asked);
+        let log: String = gateway.access_log().iter().map(|line| format!("{line}\n")).collect();
+        let (metrics, status) = (gateway.admin.get("/metrics").text(), gateway.admin.get("/status").text());
+        let reload = gateway.reload_with(&routes.replace("/said", "said")).unwrap_err();
+        let parts = [("answers", &said), ("access log", &log), ("stderr", &gateway.stderr()), ("metrics", &metrics)];
+        for (name, text) in parts.into_iter().chain([("status", &status), ("reload", &reload)]) {
+            for secret in ["canary", token.as_str(), &expired, SECRET, token.rsplit('.').next().unwrap()] {
+                assert!(!text.contains(secret), "{level}: a secret is in the {name}:\n{text}");
+            }
+        }
+    }
+}

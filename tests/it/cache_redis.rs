@@ -1,0 +1,169 @@
+//! The second tier of the cache: what one gateway has fetched the others need not, a purge reaches all of them, and whatever happens
+//! to Redis is only a miss.
+
+use crate::support::redis::Redis;
+use crate::support::{self, Answer, Gateway, Origin, SOON, Script, eventually, raw};
+use std::sync::Arc;
+use std::time::Duration;
+
+fn config(origin: &Origin, redis: &Redis) -> String {
+    let upstream = support::upstream("app", &[origin], "");
+    let route = "[routes.c]\nmatch = { path = \"/c/{*rest}\" }\nupstream = \"app\"\ncache = { store = \"memory+redis\" }\n";
+    format!("{upstream}{route}[redis]\nurl = \"{}\"\ntimeout = \"500ms\"\n", redis.url())
+}
+
+/// An origin whose answers can be told from anything else.
+fn origin() -> Origin {
+    let origin = Origin::start("app");
+    origin.answer(Answer::Script(Script(Arc::new(|request| {
+        let line = request.request_line();
+        let target = line.split(' ').nth(1)?.to_owned();
+        let size: usize = target.rsplit('/').next().and_then(|size| size.parse().ok()).unwrap_or(10);
+        let accept = request.header("accept").unwrap_or_default();
+        let body = content(&target, &accept, size);
+        let vary = if target.contains("/vary") { "vary: accept\r\n" } else { "" };
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncache-control: max-age=1000\r\nsurrogate-key: all\r\n{vary}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        Some([head.as_bytes(), &body].concat())
+    }))));
+    origin
+}
+
+/// Not compressible, and of this request only.
+fn content(target: &str, accept: &str, size: usize) -> Vec<u8> {
+    let seed = target.bytes().chain(accept.bytes()).fold(7_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..size.max(1)).map(|_| random.u8(..)).collect()
+}
+
+fn connected(gateway: &Gateway) {
+    eventually("the cache is shared", SOON, || gateway.stderr().contains("the cache is shared"));
+}
+
+fn status(gateway: &Gateway, target: &str) -> String {
+    let answer = raw::get(gateway.address("http"), target);
+    let size = target.rsplit('/').next().and_then(|size| size.parse().ok()).unwrap_or(10);
+    assert_eq!((answer.status, answer.body == content(target, "", size)), (200, true), "{target}");
+    answer.header("cache-status").unwrap_or_default().to_owned()
+}
+
+fn stored(gateway: &Gateway, count: f64) {
+    eventually("what was fetched is in Redis", SOON, || {
+        gateway.metric("gatewright_cache_redis_total", &[("result", "stored")]) >= count
+    });
+}
+
+#[test]
+fn what_one_gateway_has_fetched_the_others_need_not() {
+    let (origin, redis) = (origin(), Redis::start());
+    let config = config(&origin, &redis);
+    let (a, b) = (Gateway::start(&config), Gateway::start(&config));
+    connected(&a);
+    connected(&b);
+    for (count, target) in [(1.0, "/c/x/10"), (2.0, "/c/large/900000")] {
+        assert!(status(&a, target).contains("fwd=uri-miss"));
+        stored(&a, count);
+        let shared = status(&b, target);
+        assert!(shared.contains("detail=redis"), "{target}: {shared}");
+        assert!(status(&b, target).contains("hit; ttl"), "kept in memory from now on");
+    }
+    assert_eq!(origin.count(), 2);
+    for accept in ["a", "b"] {
+        for (at, gateway) in [&a, &b].into_iter().enumerate() {
+            let answer = raw::send(gateway.address("http"), "GET", "/c/vary/50", &[("accept", accept)], b"");
+            assert!(answer.body == content("/c/vary/50", accept, 50), "{accept} from gateway {at}");
+            stored(&a, if accept == "a" { 3.0 } else { 4.0 });
+        }
+    }
+    assert_eq!(origin.count(), 4, "one fetch of each variant");
+}
+
+#[test]
+fn purges_and_unsafe_requests_reach_every_gateway() {
+    let (origin, redis) = (origin(), Redis::start());
+    let config = config(&origin, &redis);
+    let (a, b) = (Gateway::start(&config), Gateway::start(&config));
+    connected(&a);
+    connected(&b);
+    let mut count = 0.0;
+    for arguments in
+        [["--url", "http://localhost/c/x/10"], ["--tag", "all"], ["--prefix", "http://localhost/c/"], ["--route", "c"]]
+    {
+        status(&a, "/c/x/10");
+        count += 1.0;
+        stored(&a, count);
+        status(&b, "/c/x/10");
+        let ended = support::gateway::run(&[&["purge", "--admin", &a.admin.argument()], &arguments[..]].concat());
+        assert!(ended.stdout.contains("2 of 2 gateways"), "{arguments:?}: {}{}", ended.stdout, ended.stderr);
+        let after = status(&b, "/c/x/10");
+        assert!(after.contains("fwd=uri-miss"), "{arguments:?}: {after}");
+        stored(&b, count);
+        support::gateway::run(&["purge", "--all", "--admin", &b.admin.argument()]);
+    }
+    status(&a, "/c/y/10");
+    status(&b, "/c/y/10");
+    raw::send(a.address("http"), "POST", "/c/y/10", &[], b"change");
+    eventually("the other one has heard", SOON, || {
+        let status = status(&b, "/c/y/10");
+        !status.contains("; hit") && !status.contains("redis")
+    });
+}
+
+#[test]
+fn whatever_happens_to_redis_is_only_a_miss() {
+    let (origin, mut redis) = (origin(), Redis::start());
+    let config = config(&origin, &redis);
+    let (a, b) = (Gateway::start(&config), Gateway::start(&config));
+    connected(&a);
+    connected(&b);
+    let mut next = 0;
+    let mut fill = |count: usize| {
+        let targets: Vec<String> = (0..count).map(|n| format!("/c/{}/{}", next + n, 100 + n * 5_000)).collect();
+        next += count;
+        targets.iter().for_each(|target| drop(status(&a, target)));
+        targets
+    };
+    // Bytes that are not what they were.
+    let targets = fill(20);
+    stored(&a, 20.0);
+    let flip = "local n=0 for _,k in ipairs(redis.call('keys','*:u:*')) do for _,f in ipairs(redis.call('hkeys',k)) do \
+                if string.sub(f,1,2)~='v:' then local v=redis.call('hget',k,f) local i=math.random(#v) \
+                redis.call('hset',k,f,string.sub(v,1,i-1)..string.char(bit.bxor(string.byte(v,i),1))..string.sub(v,i+1)) n=n+1 end end end return n";
+    let flipped = redis.ask(&format!("EVAL \"{flip}\" 0")).unwrap();
+    assert_ne!(flipped, ":0");
+    for target in &targets {
+        let status = status(&b, target);
+        assert!(!status.contains("redis"), "{target}: {status}");
+    }
+    assert!(b.metric("gatewright_cache_redis_total", &[("result", "corrupt")]) >= 15.0);
+    // Everything is gone.
+    let targets = fill(5);
+    redis.ask("FLUSHALL").unwrap();
+    targets.iter().for_each(|target| drop(status(&b, target)));
+    // It does not answer.
+    let targets = fill(5);
+    redis.freeze();
+    let begun = std::time::Instant::now();
+    targets.iter().for_each(|target| drop(status(&b, target)));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    redis.thaw();
+    // It is not there, and comes back.
+    let targets = fill(5);
+    redis.kill();
+    targets.iter().for_each(|target| drop(status(&b, target)));
+    fill(3);
+    redis.restart();
+    let answer = |gateway: &Gateway| gateway.stderr().matches("the cache is shared").count();
+    eventually("both are back", SOON, || answer(&a) >= 2 && answer(&b) >= 2);
+    let before = a.metric("gatewright_cache_redis_total", &[("result", "stored")]);
+    let targets = fill(1);
+    stored(&a, before + 1.0);
+    eventually("it is shared again", SOON, || {
+        targets.iter().all(|target| {
+            let status = status(&b, target);
+            status.contains("redis") || status.contains("; hit")
+        })
+    });
+}

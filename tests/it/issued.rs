@@ -1,0 +1,187 @@
+//! Consumers, keys and withdrawn tokens in a real Redis: issued and revoked without a reload, and what happens without Redis.
+
+use crate::support::gateway::{Ended, run};
+use crate::support::raw::send;
+use crate::support::redis::Redis;
+use crate::support::tokens::Signer;
+use crate::support::{Gateway, Origin, SOON, eventually, upstream};
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+fn toml(redis: &Redis, origin: &Origin, more: &str) -> String {
+    format!(
+        "[redis]\nurl = \"{}\"\nprefix = \"t\"\n[consumer_source]\nsource = \"redis\"\n{more}\n\
+         [tiers.gold]\n[consumers.acme]\nroles = [\"orders:read\"]\n\
+         [jwt.main]\nalgorithms = ['HS256']\nsecret = {{ env = 'SECRET' }}\ndeny_list = true\n{}\
+         [routes.key]\nmatch = {{ path = \"/key/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ api_key = {{}} }}]\n\
+         [routes.role]\nmatch = {{ path = \"/role/{{*rest}}\" }}\nupstream = \"app\"\n\
+         filters = [{{ api_key = {{}} }}, {{ require = {{ roles = [\"partner\"], tiers = [\"gold\"] }} }}]\n\
+         [routes.token]\nmatch = {{ path = \"/token\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\" }} }}]\n",
+        redis.url(),
+        upstream("app", &[origin], "")
+    )
+}
+
+fn start(toml: &str) -> Gateway {
+    let gateway = Gateway::start_with_environment(toml, &[("SECRET", SECRET)]);
+    eventually("the source is reachable", SOON, || gateway.metric("gatewright_consumer_source_up", &[]) == 1.0);
+    gateway
+}
+
+fn key(gateway: &Gateway, arguments: &[&str]) -> Ended {
+    let config = gateway.config();
+    run(&[&["key"], arguments, &["-c", config.to_str().unwrap()]].concat())
+}
+
+/// Issues a key and gives it back.
+#[track_caller]
+fn issue(gateway: &Gateway, arguments: &[&str]) -> String {
+    let made = key(gateway, &[&["new", "--redis"], arguments].concat());
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    made.stdout.trim_end().to_owned()
+}
+
+fn ask(gateway: &Gateway, path: &str, key: &str) -> (u16, String) {
+    let response = send(gateway.http(), "GET", path, &[("x-api-key", key)], b"");
+    let code = serde_json::from_str::<Value>(&response.text()).ok().and_then(|body| body["code"].as_str().map(str::to_owned));
+    (response.status, code.unwrap_or_default())
+}
+
+fn id(key: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn keys_are_issued_rotated_and_revoked_without_a_reload() {
+    let (redis, origin) = (Redis::start(), Origin::start("a"));
+    let gateway = start(&toml(&redis, &origin, "fresh = \"1h\""));
+    assert_eq!(ask(&gateway, "/key/x", "gw_unknown"), (401, "credential_invalid".into()));
+
+    let first = issue(&gateway, &["acme"]);
+    assert_eq!(ask(&gateway, "/key/x", &first).0, 200);
+    let seen = origin.last();
+    assert_eq!(seen.header("x-consumer-name").as_deref(), Some("acme"));
+    assert_eq!(seen.header("x-consumer-roles").as_deref(), Some("orders:read"), "the configuration says who acme is");
+    assert_eq!(seen.header("x-credential-id").unwrap(), format!("api_key:{}", &id(&first)[..8]));
+
+    // A consumer that is in no configuration.
+    let partner = issue(&gateway, &["partner-7", "--role", "partner", "--tier", "gold", "--expires-in", "1h"]);
+    assert_eq!(ask(&gateway, "/role/x", &partner).0, 200);
+    assert_eq!(origin.last().header("x-consumer-name").as_deref(), Some("partner-7"));
+    assert_eq!(ask(&gateway, "/role/x", &first).0, 403);
+
+    // What is known is not asked for again.
+    let asked = gateway.metric("gatewright_consumer_source_asked_total", &[]);
+    (0..20).for_each(|_| assert_eq!(ask(&gateway, "/key/x", &first).0, 200));
+    assert_eq!(gateway.metric("gatewright_consumer_source_asked_total", &[]), asked);
+
+    let listed = key(&gateway, &["list"]).stdout;
+    assert!(listed.contains("partner-7") && listed.contains(&id(&first)[..8]) && listed.contains("redis"), "{listed}");
+    assert!(!listed.contains(&first) && !listed.contains(&id(&first)), "a whole hash or key is listed:\n{listed}");
+
+    // Both count during the overlap, the new one alone afterwards.
+    let rotated = key(&gateway, &["rotate", &id(&first), "--overlap", "1h"]);
+    let second = rotated.stdout.trim_end().to_owned();
+    assert_eq!((ask(&gateway, "/key/x", &first).0, ask(&gateway, "/key/x", &second).0), (200, 200), "{}", rotated.stderr);
+    let third = key(&gateway, &["rotate", &id(&second), "--overlap", "0s"]).stdout.trim_end().to_owned();
+    eventually("the old key is refused", SOON, || ask(&gateway, "/key/x", &second).0 == 401);
+    assert_eq!(ask(&gateway, "/key/x", &third).0, 200);
+
+    let revoked = key(&gateway, &["revoke", &format!("api_key:{}", &id(&third)[..8])]);
+    assert_eq!(revoked.code, Some(0), "{}", revoked.stderr);
+    eventually("the revoked key is refused", SOON, || ask(&gateway, "/key/x", &third).0 == 401);
+    assert_eq!(ask(&gateway, "/key/x", &third), (401, "credential_invalid".into()), "as one that never was");
+    assert_eq!(key(&gateway, &["revoke", &id(&third)]).code, Some(1));
+
+    // A key that was refused counts as soon as somebody issues it.
+    let record = json!({ "consumer": "acme" }).to_string().replace('"', "\\\"");
+    let digest = ring::digest::digest(&ring::digest::SHA256, b"gw_unknown");
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(redis.ask(&format!("SET t:key:{digest} \"{record}\"")).unwrap(), "+OK");
+    eventually("the new key counts", SOON, || ask(&gateway, "/key/x", "gw_unknown").0 == 200);
+
+    // A consumer's record is a fact as well.
+    redis.ask("SET t:consumer:partner-7 \"{\\\"enabled\\\":false}\"").unwrap();
+    eventually("the consumer is refused", SOON, || ask(&gateway, "/role/x", &partner).0 == 401);
+    redis.ask("FLUSHALL").unwrap();
+    eventually("all keys are gone", SOON, || ask(&gateway, "/key/x", &first).0 == 401);
+}
+
+#[test]
+fn a_reload_keeps_what_was_learnt_and_takes_the_roles_of_the_new_configuration() {
+    let (redis, origin) = (Redis::start(), Origin::start("a"));
+    let text = toml(&redis, &origin, "");
+    let gateway = start(&text);
+    let issued = issue(&gateway, &["acme"]);
+    assert_eq!(ask(&gateway, "/key/x", &issued).0, 200);
+    let asked = gateway.metric("gatewright_consumer_source_asked_total", &[]);
+    gateway.reload_with(&text.replace("[\"orders:read\"]", "[\"orders:write\"]")).unwrap();
+    assert_eq!(ask(&gateway, "/key/x", &issued).0, 200);
+    assert_eq!(origin.last().header("x-consumer-roles").as_deref(), Some("orders:write"));
+    assert_eq!(gateway.metric("gatewright_consumer_source_asked_total", &[]), asked, "it was asked again");
+}
+
+#[test]
+fn without_redis_known_keys_go_on_for_a_time_and_unknown_ones_never_pass() {
+    let (mut redis, origin) = (Redis::start(), Origin::start("a"));
+    let gateway = start(&toml(&redis, &origin, "stale = \"4s\"\ntimeout = \"100ms\""));
+    let (known, unknown) = (issue(&gateway, &["acme"]), issue(&gateway, &["acme"]));
+    assert_eq!(ask(&gateway, "/key/x", &known).0, 200);
+    assert_eq!(ask(&gateway, "/key/x", "gw_refused").0, 401);
+    redis.freeze();
+    let before = std::time::Instant::now();
+    assert_eq!(ask(&gateway, "/key/x", &unknown), (503, "credentials_unavailable".into()), "frozen");
+    assert!(before.elapsed() < Duration::from_secs(5));
+    assert_eq!(ask(&gateway, "/key/x", &known).0, 200);
+    redis.kill();
+    eventually("the source is away", SOON, || gateway.metric("gatewright_consumer_source_up", &[]) == 0.0);
+    let response = send(gateway.http(), "GET", "/key/x", &[("x-api-key", &unknown)], b"");
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("2")));
+    // Refused once, but it may have been issued since.
+    assert_eq!(ask(&gateway, "/key/x", "gw_refused"), (503, "credentials_unavailable".into()));
+    eventually("the known key ends", SOON, || ask(&gateway, "/key/x", &known).0 == 503);
+    let count = origin.count();
+    assert_eq!(ask(&gateway, "/key/x", &known).0, 503);
+    assert_eq!(origin.count(), count);
+    // Back, and empty: nobody is let in by what was known before.
+    redis.restart();
+    eventually("the source is back", SOON, || gateway.metric("gatewright_consumer_source_up", &[]) == 1.0);
+    assert_eq!(ask(&gateway, "/key/x", &known), (401, "credential_invalid".into()));
+    let fresh = issue(&gateway, &["acme"]);
+    eventually("a new key counts", SOON, || ask(&gateway, "/key/x", &fresh).0 == 200);
+}
+
+#[test]
+fn a_token_is_withdrawn_by_its_id_or_its_subject() {
+    let (mut redis, origin) = (Redis::start(), Origin::start("a"));
+    let gateway = start(&toml(&redis, &origin, "stale = \"1h\"\ntimeout = \"100ms\""));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let signer = Signer::hs256("k", SECRET.as_bytes());
+    let token = |subject: &str, id: &str, issued: u64| {
+        format!("Bearer {}", signer.token(&json!({ "sub": subject, "jti": id, "iat": issued, "exp": now + 600 })))
+    };
+    let ask = |bearer: &str| {
+        let response = send(gateway.http(), "GET", "/token", &[("authorization", bearer)], b"");
+        (response.status, response.header("www-authenticate").map(str::to_owned))
+    };
+    let (one, two, later) = (token("alice", "1", now - 60), token("alice", "2", now - 60), token("alice", "3", now));
+    for bearer in [&one, &two, &later] {
+        assert_eq!(ask(bearer), (200, None));
+    }
+    redis.ask("SET t:denied:main:jti:1 1 EX 600").unwrap();
+    eventually("the token is refused", SOON, || ask(&one).0 == 401);
+    assert_eq!(ask(&one).1.as_deref(), Some("Bearer error=\"invalid_token\""));
+    assert_eq!(ask(&two).0, 200);
+    redis.ask(&format!("SET t:denied:main:sub:alice {} EX 600", now - 30)).unwrap();
+    eventually("earlier tokens are refused", SOON, || ask(&two).0 == 401);
+    assert_eq!(ask(&later).0, 200, "issued after the withdrawal");
+    let labels = [("route", "token"), ("filter", "jwt"), ("outcome", "revoked")];
+    assert!(gateway.metric("gatewright_auth_total", &labels) >= 2.0);
+    redis.kill();
+    eventually("the source is away", SOON, || gateway.metric("gatewright_consumer_source_up", &[]) == 0.0);
+    assert_eq!((ask(&later).0, ask(&two).0), (200, 401), "what was known goes on");
+    assert_eq!(ask(&token("bob", "4", now)).0, 503, "what was not known is not let through");
+}

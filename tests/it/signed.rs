@@ -1,0 +1,192 @@
+//! Signed requests and client certificates, over real connections.
+
+use crate::support::raw::{Client, request, send};
+use crate::support::tls::Authority;
+use crate::support::{Gateway, Origin, upstream};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::{digest, hmac};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const SECRET: &str = "canary-secret-0123456789abcdef01";
+
+/// A key of the client.
+enum Key {
+    Secret,
+    Ed(Ed25519KeyPair),
+}
+
+impl Key {
+    fn sign(&self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Key::Secret => hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), message).as_ref().to_vec(),
+            Key::Ed(pair) => pair.sign(message).as_ref().to_vec(),
+        }
+    }
+
+    fn id(&self) -> &'static str {
+        match self {
+            Key::Secret => "shared",
+            Key::Ed(_) => "pair",
+        }
+    }
+}
+
+fn content_digest(body: &[u8]) -> String {
+    format!("sha-256=:{}:", STANDARD.encode(digest::digest(&digest::SHA256, body)))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The headers of a signed request: what the client's library would write.
+fn headers(key: &Key, method: &str, path: &str, body: Option<&[u8]>, nonce: &str, created: u64) -> Vec<(String, String)> {
+    let (path, query) = path.split_once('?').map_or((path, "?".to_owned()), |(path, query)| (path, format!("?{query}")));
+    let mut list = "\"@method\" \"@authority\" \"@path\" \"@query\"".to_owned();
+    let mut base = format!("\"@method\": {method}\n\"@authority\": api.example.com\n\"@path\": {path}\n\"@query\": {query}\n");
+    let mut all = vec![("host".to_owned(), "API.example.com".to_owned())];
+    if let Some(body) = body {
+        let value = content_digest(body);
+        list.push_str(" \"content-digest\"");
+        base.push_str(&format!("\"content-digest\": {value}\n"));
+        all.push(("content-digest".to_owned(), value));
+    }
+    let params = format!("({list});created={created};keyid=\"{}\";nonce=\"{nonce}\"", key.id());
+    let signature = STANDARD.encode(key.sign(format!("{base}\"@signature-params\": {params}").as_bytes()));
+    all.push(("signature-input".to_owned(), format!("sig1={params}")));
+    all.push(("signature".to_owned(), format!("sig1=:{signature}:")));
+    all
+}
+
+fn ask(gateway: &Gateway, method: &str, path: &str, headers: &[(String, String)], body: &[u8]) -> (u16, String) {
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut client = Client::connect(gateway.http());
+    client.send(request(method, path, &headers, body));
+    let response = client.read_to(method == "HEAD").unwrap();
+    let code = serde_json::from_str::<serde_json::Value>(&response.text()).ok();
+    (response.status, code.and_then(|body| body["code"].as_str().map(str::to_owned)).unwrap_or_default())
+}
+
+fn start(origin: &Origin, pair: &Ed25519KeyPair) -> Gateway {
+    let toml = format!(
+        "[log]\nlevel = \"trace\"\n[consumers.acme]\nroles = [\"orders\"]\ncredentials = [\n\
+         {{ hmac = {{ key_id = \"shared\", secret = {{ file = \"secret\" }} }} }},\n\
+         {{ hmac = {{ key_id = \"pair\", algorithm = \"ed25519\", public_key = \"ed.pem\" }} }},\n]\n{}\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ hmac = {{}} }}]\n",
+        upstream("app", &[origin], "")
+    );
+    let mut spki = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    spki.extend_from_slice(pair.public_key().as_ref());
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(spki));
+    let prepare = |directory: &Path| {
+        std::fs::write(directory.join("secret"), SECRET).unwrap();
+        std::fs::write(directory.join("ed.pem"), &pem).unwrap();
+    };
+    Gateway::try_start_with(&toml, prepare).unwrap_or_else(|ended| panic!("did not start: {ended:?}"))
+}
+
+const OK: (u16, String) = (200, String::new());
+
+#[test]
+fn only_what_was_signed_reaches_the_upstream_and_only_once() {
+    let origin = Origin::start("a");
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let gateway = start(&origin, &pair);
+    let body = b"{\"amount\": 1}".as_slice();
+    for key in [Key::Secret, Key::Ed(pair)] {
+        let before = origin.count();
+        let get = headers(&key, "GET", "/orders/1?x=1", None, "1", now());
+        assert_eq!(ask(&gateway, "GET", "/orders/1?x=1", &get, b""), OK);
+        assert_eq!(origin.last().header("x-consumer-name").as_deref(), Some("acme"));
+        assert_eq!(origin.last().header("x-credential-id").unwrap(), format!("hmac:{}", key.id()));
+        let invalid = (401, "credential_invalid".to_owned());
+        assert_eq!(ask(&gateway, "GET", "/orders/1?x=1", &get, b""), invalid, "again");
+        let fresh = headers(&key, "GET", "/orders/1?x=1", None, "2", now());
+        assert_eq!(ask(&gateway, "GET", "/orders/2?x=1", &fresh, b""), invalid, "another path");
+        assert_eq!(ask(&gateway, "GET", "/orders/1?x=2", &fresh, b""), invalid, "another query");
+        assert_eq!(ask(&gateway, "DELETE", "/orders/1?x=1", &fresh, b""), invalid, "another method");
+        assert_eq!(
+            ask(&gateway, "GET", "/orders/1?x=1", &headers(&key, "GET", "/orders/1?x=1", None, "3", now() - 400), b""),
+            invalid
+        );
+        assert_eq!(ask(&gateway, "GET", "/orders/1?x=1", &fresh, b""), OK, "what was refused is not used up");
+
+        let post = headers(&key, "POST", "/orders", Some(body), "4", now());
+        assert_eq!(ask(&gateway, "POST", "/orders", &post, body), OK);
+        assert_eq!(origin.last().body, body);
+        let post = headers(&key, "POST", "/orders", Some(body), "5", now());
+        assert_eq!(ask(&gateway, "POST", "/orders", &post, b"{\"amount\": 9}"), (400, "digest_mismatch".to_owned()));
+        let bare = headers(&key, "POST", "/orders", None, "6", now());
+        assert_eq!(ask(&gateway, "POST", "/orders", &bare, body), invalid, "the body is not covered");
+        assert_eq!(origin.count(), before + 3, "something else reached the upstream");
+    }
+    let missing = send(gateway.http(), "GET", "/", &[], b"");
+    assert_eq!((missing.status, missing.header("www-authenticate")), (401, Some("Signature")));
+    for (outcome, least) in [("accepted", 8.0), ("replayed", 2.0), ("expired", 2.0), ("missing", 1.0)] {
+        let labels = [("route", "all"), ("filter", "hmac"), ("outcome", outcome)];
+        assert!(gateway.metric("gatewright_auth_total", &labels) >= least, "{outcome}");
+    }
+    let log = gateway.stderr() + &gateway.access_log().iter().map(ToString::to_string).collect::<String>();
+    assert!(!log.contains("canary"), "{log}");
+}
+
+#[test]
+fn a_large_body_is_checked_on_its_way_and_never_ends_when_it_is_another() {
+    let origin = Origin::start("a");
+    let gateway = start(&origin, &Ed25519KeyPair::generate().unwrap());
+    let body = vec![b'x'; 1_000_000];
+    let good = headers(&Key::Secret, "POST", "/a", Some(&body), "1", now());
+    assert_eq!(ask(&gateway, "POST", "/a", &good, &body), OK);
+    assert_eq!(origin.last().body.len(), body.len());
+    let mut other = body.clone();
+    other[999_999] = b'y';
+    let bad = headers(&Key::Secret, "POST", "/a", Some(&body), "2", now());
+    assert_eq!(ask(&gateway, "POST", "/a", &bad, &other), (400, "digest_mismatch".to_owned()));
+    assert_eq!(origin.count(), 1, "the upstream got a whole request with another body");
+    let mut chunked = headers(&Key::Secret, "POST", "/a", Some(b"abc"), "3", now());
+    chunked.push(("transfer-encoding".to_owned(), "chunked".to_owned()));
+    let lines: String = chunked.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let mut client = Client::connect(gateway.http());
+    client.send(format!("POST /a HTTP/1.1\r\n{lines}\r\n3\r\nabc\r\n0\r\n\r\n"));
+    let response = client.read().unwrap();
+    assert_eq!((response.status, response.code().as_str()), (411, "length_required"));
+}
+
+#[test]
+fn a_client_certificate_is_its_consumers_and_no_header_is_one() {
+    let origin = Origin::start("a");
+    let (authority, partners) = (Authority::new(), Authority::new());
+    let toml = format!(
+        "[listeners.https]\naddress = \"127.0.0.1:0\"\n\
+         tls = {{ certificates = [{{ cert = \"a.pem\", key = \"a.key\" }}], client_ca = \"ca.pem\", client_auth = \"optional\" }}\n\
+         [consumers.orders]\ncredentials = [{{ mtls = {{ name = \"DNS:orders.partner.example\" }} }}]\n{}\
+         [routes.known]\nmatch = {{ path = \"/known\" }}\nupstream = \"app\"\nfilters = [{{ mtls = {{}} }}]\n\
+         [routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\nfilters = [{{ mtls = {{ anyone_by = \"dns\" }} }}]\n",
+        upstream("app", &[&origin], "")
+    );
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        authority.issue(&["localhost"]).write(directory, "a");
+        std::fs::write(directory.join("ca.pem"), &partners.pem).unwrap();
+    })
+    .unwrap();
+    let (known, other) = (partners.client("orders.partner.example"), partners.client("other.partner.example"));
+    let status = |tls: crate::support::tls::Tls, path: &str| {
+        let mut client = tls.connect(gateway.address("https"), "localhost").unwrap();
+        let forged = [("x-client-cert", "orders"), ("x-ssl-client-s-dn", "CN=orders.partner.example")];
+        let response = client.exchange(request("GET", path, &forged, b"")).unwrap();
+        (response.status, response.header("www-authenticate").map(str::to_owned))
+    };
+    let challenge = Some("ClientCertificate".to_owned());
+    assert_eq!(status(authority.trusting().with_certificate(&known), "/known"), (200, None));
+    assert_eq!(origin.last().header("x-consumer-name").as_deref(), Some("orders"));
+    assert_eq!(origin.last().header("x-credential-id").as_deref(), Some("mtls:DNS:orders.partner.example"));
+    assert_eq!(status(authority.trusting(), "/known"), (401, challenge.clone()));
+    assert_eq!(status(authority.trusting().with_certificate(&other), "/known"), (401, challenge));
+    assert_eq!(status(authority.trusting().with_certificate(&other), "/any"), (200, None));
+    assert_eq!(origin.last().header("x-consumer-name"), None, "a stranger is no consumer");
+    let line = gateway.logged("the stranger", |line| line["consumer"] == "other.partner.example");
+    assert!(line["credential"].as_str().is_some_and(|id| id.starts_with("mtls:")), "{line}");
+}
