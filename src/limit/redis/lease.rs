@@ -340,3 +340,6 @@ impl Holding {
         standings
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+use super::*;
+use crate::limit::{Limit, Shape, Standing};
+
+const SECOND: u64 = 1_000_000_000;
+
+fn set(lease: u64) -> Arc<SharedSet> {
+    let limit = Limit { name: "t".into(), number: 100, shape: Shape::TokenBucket { per: 60 * SECOND, capacity: 100 } };
+    Arc::new(SharedSet::new("route:a", &[limit], lease))
+}
+
+fn admitted(remaining: u64) -> Decision {
+    Decision::Admitted(std::iter::once(Standing { remaining, more_in: 1, idle_in: 0 }).collect())
+}
+
+fn ask(book: &Book, set: &Arc<SharedSet>, now: u64) -> Errand {
+    match book.spend(set, b"k", 1, now) {
+        Spent::Ask(errand) => errand,
+        Spent::Here(decision, _) => panic!("{decision:?}"),
+    }
+}
+
+fn here(book: &Book, set: &Arc<SharedSet>, now: u64) -> (Decision, Option<Errand>) {
+    match book.spend(set, b"k", 1, now) {
+        Spent::Here(decision, errand) => (decision, errand.map(|errand| *errand)),
+        Spent::Ask(errand) => panic!("{errand:?}"),
+    }
+}
+
+/// A book that holds a batch of `uses` for five seconds.
+fn with(set: &Arc<SharedSet>, uses: u64) -> Book {
+    let book = Book::default();
+    let errand = ask(&book, set, 0);
+    assert_eq!((errand.want, errand.back.len()), (set.batch, 0));
+    book.answered(set, b"k", &errand, &admitted(50), (uses, LIFE), SECOND / 100);
+    book
+}
+
+#[test]
+fn what_is_held_is_spent_here_and_the_next_batch_is_fetched_in_time() {
+    let (set, now) = (set(20), SECOND);
+    let book = with(&set, 10);
+    let mut errands = Vec::new();
+    for left in (0..10).rev() {
+        let (decision, errand) = here(&book, &set, now);
+        assert_eq!(decision.standings()[0].remaining, 50 + left);
+        errands.extend(errand);
+    }
+    assert_eq!((errands.len(), errands[0].want), (1, 10), "one is under way at a time");
+    let empty = ask(&book, &set, now);
+    assert_eq!((empty.want, empty.back.as_slice()), (0, &[(1, 10)][..]), "what is spent is reported");
+}
+
+#[test]
+fn a_batch_ends_before_it_ends_in_redis() {
+    let set = set(20);
+    let book = with(&set, 10);
+    let early = LIFE - LIFE / 50;
+    assert!(matches!(here(&book, &set, early - 1).0, Decision::Admitted(_)));
+    let errand = ask(&book, &set, early);
+    assert!(errand.back.is_empty(), "Redis counts what has expired, so it is not told");
+}
+
+#[test]
+fn after_a_lost_answer_there_is_no_other_batch_until_the_first_must_be_gone() {
+    let set = set(20);
+    let book = Book::default();
+    let lost = ask(&book, &set, 0);
+    book.lost(&set, b"k", &lost, true, SECOND);
+    assert_eq!(ask(&book, &set, SECOND + LIFE - 1).want, 0);
+    assert_eq!(ask(&book, &set, SECOND + LIFE).want, 10);
+    // One that was never sent leaves no trace.
+    let book = with(&set, 10);
+    (0..10).for_each(|_| drop(here(&book, &set, 1)));
+    let unsent = ask(&book, &set, 1);
+    book.lost(&set, b"k", &unsent, false, 1);
+    assert_eq!(ask(&book, &set, 2).back.as_slice(), unsent.back.as_slice());
+}
+
+#[test]
+fn a_refusal_is_believed_for_a_tenth_of_a_second() {
+    let set = set(20);
+    let book = Book::default();
+    let errand = ask(&book, &set, 0);
+    let standings: Standings = std::iter::once(Standing { remaining: 0, more_in: 7 * SECOND, idle_in: 0 }).collect();
+    let refused = Decision::Refused { standings, limit: 0, wait: 7 * SECOND };
+    book.answered(&set, b"k", &errand, &refused, (0, 0), 0);
+    book.refused(&set, b"k", 1, &refused, 0);
+    let Decision::Refused { wait, .. } = here(&book, &set, REFUSAL - 1).0 else { panic!() };
+    assert_eq!(wait, 7 * SECOND - (REFUSAL - 1), "the wait is still true");
+    assert_eq!(ask(&book, &set, REFUSAL).want, 10);
+}
+
+#[test]
+fn an_idle_key_gives_back_what_it_holds_and_is_forgotten() {
+    let set = set(20);
+    let book = with(&set, 10);
+    drop(here(&book, &set, SECOND));
+    let mut back = Vec::new();
+    book.idle(SECOND + IDLE - 1, |_, _, errand| back.push(errand));
+    assert!(back.is_empty());
+    book.idle(SECOND + IDLE, |_, key, errand| {
+        assert_eq!(key, b"k");
+        back.push(errand);
+    });
+    assert_eq!((back.len(), back[0].back.as_slice(), back[0].want), (1, &[(1, 1)][..], 0));
+    assert_eq!(book.held(SECOND + IDLE), (0, 0));
+    assert!(book.shards.iter().all(|shard| shard.lock().is_empty()));
+}
+
+#[test]
+fn all_is_surrendered_at_the_end() {
+    let set = set(20);
+    let book = with(&set, 10);
+    assert_eq!(book.held(SECOND), (1, 10));
+    let mut back = Vec::new();
+    book.surrender(SECOND, |_, _, errand| back.push(errand.back));
+    assert_eq!((back.len(), back[0].as_slice(), book.held(SECOND)), (1, &[(1, 0)][..], (0, 0)));
+}
