@@ -6,6 +6,7 @@
 
 pub mod client;
 mod drain;
+mod limits;
 mod metrics;
 mod resilience;
 mod status;
@@ -171,8 +172,19 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         (&Method::POST, "/reload") => reload(admin).await,
         (&Method::POST, path @ ("/drain" | "/undrain")) => drain::answer(request.uri().query(), path == "/drain", admin),
         (&Method::POST, "/upgrade") => upgrade(admin).await,
-        (_, path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/upgrade" | "/drain" | "/undrain")) => {
-            let allow = if matches!(path, "/reload" | "/upgrade" | "/drain" | "/undrain") { "POST" } else { "GET, HEAD" };
+        (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
+        (&Method::GET, "/limits") => limit(admin, request.uri().query(), false).await,
+        (&Method::POST, "/limits/reset") => limit(admin, request.uri().query(), true).await,
+        (
+            _,
+            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/reload" | "/upgrade" | "/drain" | "/undrain" | "/limits"
+            | "/limits/top" | "/limits/reset"),
+        ) => {
+            let allow = match path {
+                "/reload" | "/upgrade" | "/drain" | "/undrain" | "/limits/reset" => "POST",
+                "/limits" | "/limits/top" => "GET",
+                _ => "GET, HEAD",
+            };
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             if let Ok(allow) = allow.parse() {
                 response.headers_mut().insert(header::ALLOW, allow);
@@ -180,8 +192,9 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
             response
         }
         _ => {
-            const WAYS: &str = "not found: /livez /readyz /status /metrics, POST /reload /upgrade /drain /undrain\n";
-            text(StatusCode::NOT_FOUND, WAYS)
+            const READ: &str = "/livez /readyz /status /metrics /limits /limits/top";
+            const WRITE: &str = "POST /reload /upgrade /drain /undrain /limits/reset";
+            typed(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", format!("not found: {READ}, {WRITE}\n"))
         }
     }
 }
@@ -192,6 +205,11 @@ fn readiness(admin: &Admin) -> Response<Full<Bytes>> {
     } else {
         text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
     }
+}
+
+async fn limit(admin: &Admin, query: Option<&str>, reset: bool) -> Response<Full<Bytes>> {
+    let (code, document) = limits::inspect(admin, query, reset).await;
+    json(code, &document)
 }
 
 async fn reload(admin: &Admin) -> Response<Full<Bytes>> {

@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod drain;
 mod key;
+mod limit;
 mod reload;
 mod run;
 mod schema;
@@ -53,6 +54,7 @@ enum Verb {
     Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
+    Limit(limit::LimitArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -91,6 +93,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args),
+        Verb::Limit(args) => limit::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

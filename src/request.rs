@@ -2,6 +2,7 @@
 
 use crate::identity::Identity;
 use crate::limit;
+use crate::rejection;
 use crate::route::Params;
 use arrayvec::ArrayString;
 use http::HeaderValue;
@@ -86,6 +87,8 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// What limits have decided, for the headers of the response.
     pub limits: limit::Report,
+    /// What the gateway has refused it with, once it has.
+    pub rejected: Option<&'static rejection::Code>,
     /// The places of the request among those under way, given back with it.
     pub held: limit::concurrency::Held,
     /// For filters of other crates: values that they hand on from one phase or filter to another.
@@ -110,6 +113,7 @@ impl RequestCtx {
             started,
             deadline: None,
             limits: limit::Report::new(),
+            rejected: None,
             held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }
@@ -155,6 +159,7 @@ impl RequestCtx {
             started: Instant::now(),
             deadline: None,
             limits: limit::Report::new(),
+            rejected: None,
             held: limit::concurrency::Held::default(),
             extensions: http::Extensions::new(),
         }

@@ -19,6 +19,7 @@ mod dependents;
 pub mod endpoint;
 mod guards;
 pub mod health;
+pub mod hedge;
 pub mod outlier;
 pub mod overload;
 mod peer;

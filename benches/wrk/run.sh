@@ -13,6 +13,7 @@ usage: benches/wrk/run.sh [options]
   --threads N       worker threads or processes of each proxy (default: one per core)
   --origins N       origins behind each proxy (default 2)
   --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
+  --limits          instead: Gatewright without a limit against one that is local, leased from Redis, and exact in Redis
   --proxies LIST    default gatewright,baseline,nginx,haproxy
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
@@ -20,7 +21,7 @@ usage: benches/wrk/run.sh [options]
 EOF
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' name='' build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' name='' build=1 save=1
 proxies=gatewright,baseline,nginx,haproxy
 while (($#)); do
   case $1 in
@@ -30,6 +31,7 @@ while (($#)); do
     --threads) threads=$2; shift ;;
     --origins) origin_count=$2; shift ;;
     --routes) routes=$2; shift ;;
+    --limits) limits=1 ;;
     --proxies) proxies=$2; shift ;;
     --name) name=$2; shift ;;
     --no-build) build='' ;;
@@ -65,10 +67,15 @@ for ((i = 1; i <= origin_count; i++)); do origin "origin$i"; done
 if [[ $routes ]]; then
   proxies="routes-10,routes-$routes"
   reference="routes-10"
+elif [[ $limits ]]; then
+  command -v redis-server >/dev/null || { echo "run.sh: redis-server is missing: scripts/setup.sh bench" >&2; exit 1; }
+  proxies="limit-none,limit-local,limit-lease,limit-redis"
+  reference="limit-none"
+  redis_server
 else
   reference=baseline
 fi
-: "${name:=${routes:+routes-$routes}}" "${name:=proxies}"
+: "${name:=${routes:+routes-$routes}}" "${name:=${limits:+limits}}" "${name:=proxies}"
 IFS=, read -ra order <<<"$proxies"
 
 declare -A pids ports counts
@@ -77,6 +84,7 @@ for proxy in "${order[@]}"; do
   case $proxy in
     gatewright) gatewright "$proxy" 10 ;;
     routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
+    limit-*) gatewright "$proxy" 10 "${proxy#limit-}" ;;
     baseline) baseline "$proxy" ;;
     nginx) nginx_proxy "$proxy" ;;
     haproxy) haproxy_proxy "$proxy" ;;
@@ -136,6 +144,19 @@ report() {
 }
 
 report
+if [[ $limits ]]; then
+  # Over the whole run: how many decisions shared a round trip, and how many made none.
+  for proxy in limit-lease limit-redis; do
+    curl -s --unix-socket "$work/$proxy.sock" http://localhost/metrics | awk -v proxy="$proxy" '
+      /^gatewright_redis_decisions_total / { decisions = $2 }
+      /^gatewright_redis_pipelines_total / { pipelines = $2 }
+      /^gatewright_redis_leased_total / { leased = $2 }
+      END {
+        printf "\n%s: %d decisions by Redis in %d round trips (pipelining factor %.2f), %d by leases\n", proxy, decisions, pipelines,
+          pipelines ? decisions / pipelines : 0, leased
+      }'
+  done
+fi
 if [[ $save ]]; then
   run=$here/runs/$(date -u +%Y-%m-%d)-$name
   rm -rf "$run"

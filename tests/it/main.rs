@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod access_log;
+mod accuracy;
 mod activation;
 mod answers;
 mod auth;
@@ -24,11 +25,14 @@ mod headers;
 mod http2;
 mod jwt;
 mod keepalive;
+mod leases;
 mod limits;
+mod limits_kinds;
 mod malformed;
 mod metrics;
 mod problem;
 mod proxy_protocol;
+mod redis_topologies;
 mod reload;
 mod resilience;
 mod rolling;
