@@ -273,7 +273,7 @@ fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
 pub fn hedge(session: &mut Session, ctx: &mut Ctx, endpoint: &Arc<Endpoint>, peer: &mut HttpPeer) {
     ctx.attempt.guarded.hedged = false;
     let Some(route) = &ctx.route else { return };
-    let Some(target) = &route.upstream else { return };
+    let Some(target) = route.target(ctx.choice) else { return };
     let Some(plan) = &target.guards().hedge else { return };
     let harmless = matches!(session.req_header().method, Method::GET | Method::HEAD) && session.as_mut().is_body_empty();
     if ctx.attempt.count > 0 || !harmless || session.is_upgrade_req() {
