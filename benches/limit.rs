@@ -9,7 +9,9 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use gatewright::clock::SystemClock;
 use gatewright::limit::config::compile_all;
 use gatewright::limit::local::LocalStore;
-use gatewright::limit::{Limit, LimitConfig};
+use gatewright::limit::redis::SharedSet;
+use gatewright::limit::redis::lease::{Book, Spent};
+use gatewright::limit::{Decision, Limit, LimitConfig, Standing};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
@@ -49,6 +51,21 @@ fn decide(criterion: &mut Criterion) {
         });
     }
     group.finish();
+
+    let book = Book::default();
+    let shared = Arc::new(SharedSet::new("lease", &limits(&[rate]), 1_000_000_000));
+    let admitted = Decision::Admitted(std::iter::once(Standing { remaining: 1, more_in: 1, idle_in: 0 }).collect());
+    criterion.bench_function("a use from a lease", |bencher| {
+        bencher.iter(|| match book.spend(&shared, black_box(b"a:192.0.2.7"), 1, 1) {
+            Spent::Here(decision, errand) => {
+                if let Some(errand) = errand {
+                    book.answered(&shared, b"a:192.0.2.7", &errand, &admitted, (500_000_000, u64::MAX), 1);
+                }
+                drop(black_box(decision));
+            }
+            Spent::Ask(errand) => book.answered(&shared, b"a:192.0.2.7", &errand, &admitted, (500_000_000, u64::MAX), 1),
+        });
+    });
 
     criterion.bench_function("local limit, two threads and one key", |bencher| {
         bencher.iter_custom(|times| {

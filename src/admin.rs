@@ -5,6 +5,7 @@
 //! a `Host` that is not loopback (DNS rebinding) and any `Origin` (cross-site requests) are refused.
 
 pub mod client;
+mod limits;
 mod metrics;
 mod resilience;
 mod status;
@@ -173,15 +174,29 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         },
         (&Method::POST, "/reload") => reload(admin).await,
         (&Method::POST, "/upgrade") => upgrade(admin).await,
-        (_, "/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade") => {
-            let allow = if matches!(request.uri().path(), "/reload" | "/upgrade") { "POST" } else { "GET, HEAD" };
+        (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
+        (&Method::GET, "/limits") => limit(admin, request.uri().query(), false).await,
+        (&Method::POST, "/limits/reset") => limit(admin, request.uri().query(), true).await,
+        (
+            _,
+            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
+            | "/limits/reset"),
+        ) => {
+            let allow = match path {
+                "/reload" | "/upgrade" | "/limits/reset" => "POST",
+                "/limits" | "/limits/top" => "GET",
+                _ => "GET, HEAD",
+            };
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             if let Ok(allow) = allow.parse() {
                 response.headers_mut().insert(header::ALLOW, allow);
             }
             response
         }
-        _ => text(StatusCode::NOT_FOUND, "not found: /livez /readyz /status /metrics /jwks, POST /reload /upgrade\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, POST /reload /upgrade /limits/reset\n",
+        ),
     }
 }
 
@@ -191,6 +206,11 @@ fn readiness(admin: &Admin) -> Response<Full<Bytes>> {
     } else {
         text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
     }
+}
+
+async fn limit(admin: &Admin, query: Option<&str>, reset: bool) -> Response<Full<Bytes>> {
+    let (code, document) = limits::inspect(admin, query, reset).await;
+    json(code, &document)
 }
 
 async fn reload(admin: &Admin) -> Response<Full<Bytes>> {

@@ -3,6 +3,7 @@
 mod check;
 mod demo;
 mod key;
+mod limit;
 mod reload;
 mod run;
 mod schema;
@@ -48,6 +49,7 @@ enum Verb {
     Upgrade(upgrade::UpgradeArgs),
     Schema(schema::SchemaArgs),
     Key(key::KeyArgs),
+    Limit(limit::LimitArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -84,6 +86,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Upgrade(args) => upgrade::run(&args),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args, &registry),
+        Verb::Limit(args) => limit::run(&args),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

@@ -20,6 +20,7 @@ pub(crate) use password::cheap as cheap_password;
 pub use password::{PASSWORD_MAX, PasswordHash};
 
 use crate::identity::Identity;
+use crate::limit::Limit;
 use crate::request::ClientCertificate;
 use crate::signature::VerifyKey;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,6 +35,8 @@ pub struct Consumer {
     pub roles: Arc<[Arc<str>]>,
     /// Free text for people and templates; means nothing to the gateway.
     pub metadata: BTreeMap<String, String>,
+    /// What holds instead of the limits of its tier; empty: nothing does.
+    pub limits: Box<[Limit]>,
     /// A consumer that is not enabled is refused by whatever credential, exactly as if it were unknown.
     pub enabled: bool,
 }

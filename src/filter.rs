@@ -89,6 +89,15 @@ impl Phases {
     }
 }
 
+/// A filter that counts, for operators who ask how a key stands.
+pub trait Limiter: Send + Sync {
+    /// Whether the client's address is part of its keys.
+    fn counts_addresses(&self) -> bool;
+
+    /// How the key of a request with these facts stands, as JSON; with `reset`, after it has been forgotten.
+    fn inspect<'a>(&'a self, ctx: &'a RequestCtx, headers: &'a http::HeaderMap, reset: bool) -> BoxFuture<'a, serde_json::Value>;
+}
+
 /// The runtime side of a filter, compiled once for each place it is written at. Nothing here may block, panic, or
 /// allocate what `build` could have prepared.
 pub trait Filter: Send + Sync + 'static {
@@ -122,6 +131,11 @@ pub trait Filter: Send + Sync + 'static {
     /// The roles that it asks for and that no configured consumer has: a mistake, unless a filter before it grants roles.
     fn unknown_roles(&self) -> &[Located<String>] {
         &[]
+    }
+
+    /// What operators may ask it, if it counts anything.
+    fn limiter(&self) -> Option<&dyn Limiter> {
+        None
     }
 
     /// Whether [`Filter::on_request`] may return [`Step::Wait`].

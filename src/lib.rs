@@ -8,9 +8,9 @@
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes;
 //!   [`cache`] keeps answers; [`consumer`] who may call, [`identity`] who does, [`jwt`] and [`signature`] what proves it,
-//!   [`condition`] what must be true besides; [`tls`] reads certificates for both ends.
+//!   [`condition`] what must be true besides, [`tracked`] what Redis knows of it; [`tls`] reads certificates for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
-//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`tracked`].
+//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.

@@ -16,6 +16,7 @@ mod period;
 pub mod redis;
 pub mod shield;
 mod stores;
+pub mod top;
 
 pub use algorithm::{Moment, Standing, State};
 pub use config::LimitConfig;
@@ -82,6 +83,20 @@ impl Limit {
             other => (part(self.number), other),
         };
         Limit { name: Arc::clone(&self.name), number, shape }
+    }
+
+    /// The same limit with its number and burst multiplied, rounded, at least 1 and at most what can be counted.
+    pub fn times(&self, factor: f64) -> Limit {
+        let part = |whole: u64, most: u64| ((whole as f64 * factor).round() as u64).clamp(1, most);
+        let most = match self.shape {
+            Shape::SlidingWindow { .. } => algorithm::SLIDING_MAX,
+            _ => crate::value::NUMBER_MAX,
+        };
+        let shape = match self.shape {
+            Shape::TokenBucket { per, capacity } => Shape::TokenBucket { per, capacity: part(capacity, most) },
+            other => other,
+        };
+        Limit { name: format!("{}*{factor}", self.name).into(), number: part(self.number, most), shape }
     }
 
     /// The window in whole seconds, rounded up: `w` of `RateLimit-Policy`.

@@ -24,6 +24,7 @@ pub use patience::Tolerance;
 pub use stage::{Active, Stage};
 
 use crate::forwarded::TrustedProxies;
+use crate::limit::shield::Shield;
 use crate::proxy::Gateway;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::tls::ServerTls;
@@ -121,6 +122,8 @@ pub struct ListenerSettings {
     pub max_connections: usize,
     /// For each client address; IPv6 by /64.
     pub max_connections_per_address: Option<u32>,
+    /// What the listener takes as a whole.
+    pub shield: Option<Arc<Shield>>,
 }
 
 /// One listener as the snapshot wants it.
@@ -177,7 +180,12 @@ impl ListenerState {
         self.socket.get()?.upgrade()?.as_fd().try_clone_to_owned().ok()
     }
 
-    /// Whether another process has the socket now.
+    /// The socket goes on without this listener, and with it its file.
+    fn pass_on(&self) {
+        self.handed_over.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody else has the socket now.
     fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Acquire)
     }
@@ -271,7 +279,7 @@ impl Listeners {
     /// Another process accepts now: this one stops to, and its connections move over with their next request.
     pub fn hand_over(&self) {
         for state in self.states() {
-            state.handed_over.store(true, Ordering::Release);
+            state.pass_on();
             state.stage.advance(Stage::HandedOver);
         }
     }

@@ -221,7 +221,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         trailers: &mut http::HeaderMap,
-        ctx: &mut Ctx,
+        ctx: &mut Box<Ctx>,
     ) -> Result<Option<Bytes>> {
         ctx.grpc_web.trailers(trailers)
     }

@@ -2,6 +2,7 @@
 
 use crate::identity::Identity;
 use crate::limit;
+use crate::rejection;
 use crate::route::Params;
 use crate::signature::digest::BodyDigest;
 use arrayvec::ArrayString;
@@ -87,6 +88,8 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// What limits have decided, for the headers of the response.
     pub limits: limit::Report,
+    /// What the gateway has refused it with, once it has.
+    pub rejected: Option<&'static rejection::Code>,
     /// The places of the request among those under way, given back with it.
     pub held: limit::concurrency::Held,
     /// What the body must be, where a filter has found a `Content-Digest` that was signed.
@@ -113,6 +116,7 @@ impl RequestCtx {
             started,
             deadline: None,
             limits: limit::Report::new(),
+            rejected: None,
             held: limit::concurrency::Held::default(),
             body_digest: None,
             extensions: http::Extensions::new(),
@@ -159,6 +163,7 @@ impl RequestCtx {
             started: Instant::now(),
             deadline: None,
             limits: limit::Report::new(),
+            rejected: None,
             held: limit::concurrency::Held::default(),
             body_digest: None,
             extensions: http::Extensions::new(),

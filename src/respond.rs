@@ -36,6 +36,7 @@ pub struct LocalResponse {
 
 /// Answers with a rejection. Nothing may have been written for this request before.
 pub async fn reject(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) -> Result<()> {
+    ctx.request.rejected = Some(rejection.code);
     if session.req_header().headers.get(header::CONTENT_TYPE).is_some_and(grpc::is_grpc) {
         let head = grpc::trailers_only(&rejection, ctx.is_grpc_web())?;
         let close = rejection.close;

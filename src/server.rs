@@ -177,6 +177,9 @@ impl Process {
         log::info!("gatewright {} starts, config {}", crate::VERSION, self.gateway.snapshot().hash);
         // Unlike `run_forever`, this returns.
         self.server.run(RunArgs { shutdown_signal: Box::new(self.signals) });
+        if let Some(redis) = &self.gateway.snapshot().limits.redis {
+            redis.close();
+        }
         match self.upgrader.fate() {
             Fate::Abandoned => Err(StartError::Environment("the process before has gone or has given the upgrade up".to_owned())),
             Fate::Serving | Fate::HandedOver => Ok(()),

@@ -11,7 +11,7 @@ mod fixed;
 mod limits;
 
 pub use compile::{CompileParts, compile};
-pub use consumers::{RedisAddress, redis_address};
+pub use consumers::redis_topology;
 pub use fixed::Fixed;
 
 use crate::cache::Cache;

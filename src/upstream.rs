@@ -18,6 +18,7 @@ pub mod config;
 pub mod endpoint;
 mod guards;
 pub mod health;
+pub mod hedge;
 pub mod outlier;
 pub mod overload;
 mod peer;

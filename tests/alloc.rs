@@ -13,6 +13,10 @@ use gatewright::diagnostic::{Diagnostics, FileId, Span};
 use gatewright::filter::{BuildContext, Chain, Filter, Flow, Registry};
 use gatewright::identity::Identity;
 use gatewright::jwt::{IssuerConfig, Issuers};
+use gatewright::limit::local::{LocalStore, MEMORY_MIN};
+use gatewright::limit::redis::SharedSet;
+use gatewright::limit::redis::lease::{Book, Spent};
+use gatewright::limit::{Decision, Limit, LimitConfig, Standing};
 use gatewright::request::{RequestCtx, Scheme};
 use gatewright::route::{Found, MatchConfig, Params, Query, RouteEntry, Router};
 use gatewright::state::StatePool;
@@ -157,6 +161,34 @@ fn a_local_limit_allocates_nothing_for_a_known_key() {
             !matches!(flow, Poll::Ready(Ok(_)))
         });
         assert!(!refused && (count == 0 || run == 0), "{count} allocations in run {run}");
+    }
+}
+
+fn limit(text: &str) -> Limit {
+    toml::from_str::<LimitConfig>(text).unwrap().compile().unwrap()
+}
+
+/// So the memory of the store does not depend on how many keys there are. `GATEWRIGHT_FULL=1`: ten million.
+#[test]
+fn a_local_store_allocates_nothing_however_many_keys_come() {
+    let store = LocalStore::new(MEMORY_MIN, Arc::new(SystemClock));
+    let set = store.set("route", &[limit("rate = '5/1h'"), limit("quota = '100/1d'")]);
+    let keys = if std::env::var_os("GATEWRIGHT_FULL").is_some() { 10_000_000_u64 } else { 300_000 };
+    let (count, ()) = allocations(|| (0..keys).for_each(|key| drop(store.take(&set, &key.to_be_bytes(), 1))));
+    assert_eq!((count, store.bytes()), (0, MEMORY_MIN));
+    assert!(store.stats().evicted > keys / 2, "there was room for all of them: {:?}", store.stats());
+}
+
+#[test]
+fn a_use_from_a_lease_allocates_nothing() {
+    let book = Book::default();
+    let set = Arc::new(SharedSet::new("route", &[limit("rate = '100000/1h'")], 2_000));
+    let Spent::Ask(errand) = book.spend(&set, b"k", 1, 0) else { panic!("a lease out of nothing") };
+    let admitted = Decision::Admitted(std::iter::once(Standing { remaining: 98_999, more_in: 1, idle_in: 0 }).collect());
+    book.answered(&set, b"k", &errand, &admitted, (1_000, 5_000_000_000), 0);
+    for use_ in 0..400 {
+        let (count, spent) = allocations(|| matches!(book.spend(&set, b"k", 1, 1), Spent::Here(Decision::Admitted(_), None)));
+        assert!(spent && count == 0, "{count} allocations for use {use_}");
     }
 }
 

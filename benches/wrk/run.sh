@@ -14,6 +14,7 @@ usage: benches/wrk/run.sh [options]
   --origins N       origins behind each proxy (default 2)
   --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
   --auth            instead: Gatewright without authentication against Gatewright with keys and tokens
+  --limits          instead: Gatewright without a limit against one that is local, leased from Redis, and exact in Redis
   --proxies LIST    default gatewright,baseline,nginx,haproxy
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
@@ -21,7 +22,7 @@ usage: benches/wrk/run.sh [options]
 EOF
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' auth='' name='' build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' name='' build=1 save=1
 proxies=gatewright,baseline,nginx,haproxy
 while (($#)); do
   case $1 in
@@ -32,6 +33,7 @@ while (($#)); do
     --origins) origin_count=$2; shift ;;
     --routes) routes=$2; shift ;;
     --auth) auth=1 ;;
+    --limits) limits=1 ;;
     --proxies) proxies=$2; shift ;;
     --name) name=$2; shift ;;
     --no-build) build='' ;;
@@ -74,10 +76,15 @@ elif [[ $auth ]]; then
   reference="auth-none"
   : "${name:=auth}"
   auth_setup
+elif [[ $limits ]]; then
+  command -v redis-server >/dev/null || { echo "run.sh: redis-server is missing: scripts/setup.sh bench" >&2; exit 1; }
+  proxies="limit-none,limit-local,limit-lease,limit-redis"
+  reference="limit-none"
+  redis_server
 else
   reference=baseline
 fi
-: "${name:=${routes:+routes-$routes}}" "${name:=proxies}"
+: "${name:=${routes:+routes-$routes}}" "${name:=${limits:+limits}}" "${name:=proxies}"
 IFS=, read -ra order <<<"$proxies"
 
 declare -A pids ports counts
@@ -87,6 +94,7 @@ for proxy in "${order[@]}"; do
     gatewright) gatewright "$proxy" 10 ;;
     auth-*) gatewright "$proxy" 10 "$(auth_filters "$proxy")" "$(auth_sections)" ;;
     routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
+    limit-*) gatewright "$proxy" 10 "${proxy#limit-}" ;;
     baseline) baseline "$proxy" ;;
     nginx) nginx_proxy "$proxy" ;;
     haproxy) haproxy_proxy "$proxy" ;;
@@ -149,6 +157,19 @@ report() {
 }
 
 report
+if [[ $limits ]]; then
+  # Over the whole run: how many decisions shared a round trip, and how many made none.
+  for proxy in limit-lease limit-redis; do
+    curl -s --unix-socket "$work/$proxy.sock" http://localhost/metrics | awk -v proxy="$proxy" '
+      /^gatewright_redis_decisions_total / { decisions = $2 }
+      /^gatewright_redis_pipelines_total / { pipelines = $2 }
+      /^gatewright_redis_leased_total / { leased = $2 }
+      END {
+        printf "\n%s: %d decisions by Redis in %d round trips (pipelining factor %.2f), %d by leases\n", proxy, decisions, pipelines,
+          pipelines ? decisions / pipelines : 0, leased
+      }'
+  done
+fi
 if [[ $save ]]; then
   run=$here/runs/$(date -u +%Y-%m-%d)-$name
   rm -rf "$run"

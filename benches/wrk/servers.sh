@@ -33,9 +33,28 @@ EOF
   wait_for "http://127.0.0.1:$port/" "$name"
 }
 
-# Gatewright with routing, round-robin, metrics and an access log to a file. gatewright NAME ROUTES [FILTERS [SECTIONS]]
+# A Redis that keeps nothing on disk; its port is left in $redis_port.
+redis_server() {
+  free_port
+  redis_port=$port
+  start redis redis-server --port "$redis_port" --bind 127.0.0.1 --save '' --appendonly no
+}
+
+# Gatewright with routing, round-robin, metrics and an access log to a file, and a limit that is never reached on each route.
+# gatewright NAME ROUTES [none|local|lease|redis|FILTERS [SECTIONS]]
 gatewright() {
-  local name=$1 routes=$2 filters=${3-} sections=${4-} endpoints
+  local name=$1 routes=$2 limit=${3:-none} sections=${4-} endpoints filters='' redis=''
+  local limited="by = 'address', limits = [{ rate = '100000000/1s' }]"
+  case $limit in
+    local) filters="{ rate_limit = { $limited } }" ;;
+    lease) filters="{ rate_limit = { $limited, store = 'redis', lease = 20000 } }" ;;
+    redis) filters="{ rate_limit = { $limited, store = 'redis' } }" ;;
+    none) ;;
+    *) filters=$limit ;;
+  esac
+  case $limit in
+    lease | redis) redis=$'\n[redis]\n'"url = \"redis://127.0.0.1:$redis_port\"" ;;
+  esac
   free_port
   endpoints=$(printf '"%s", ' "${origins[@]}")
   {
@@ -55,11 +74,12 @@ address = "127.0.0.1:$port"
 
 [upstreams.app]
 endpoints = [${endpoints%, }]
+$redis
 EOF
     printf '%s\n' "$sections"
-    awk -v routes="$routes" -v filters="${filters:+filters = [$filters]}" 'BEGIN {
+    awk -v routes="$routes" -v filters="$filters" 'BEGIN {
       for (i = 1; i <= routes; i++)
-        printf "\n[routes.r%05d]\nmatch = { path = \"/service-%05d/{*rest}\" }\nupstream = \"app\"\n%s\n", i, i, filters
+        printf "\n[routes.r%05d]\nmatch = { path = \"/service-%05d/{*rest}\" }\nupstream = \"app\"\nfilters = [%s]\n", i, i, filters
     }'
   } >"$work/$name.toml"
   start "$name" "$binaries/gatewright" run -c "$work/$name.toml"

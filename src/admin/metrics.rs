@@ -97,11 +97,18 @@ fn limits(admin: &Admin) -> LimitsSample {
         })
         .collect();
     limits.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    let shields = snapshot.listeners.iter().filter_map(|listener| {
+        let shield = listener.settings.shield.as_ref()?;
+        Some((listener.name.to_string(), shield.refused.get()))
+    });
     let local = snapshot.limits.live(&admin.state).map(|store| store.stats());
     LimitsSample {
         limits,
         local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
         redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
+        redis_held: snapshot.limits.redis.as_ref().map_or(0, |redis| redis.held()),
+        redis_leased: snapshot.limits.redis.as_ref().map_or(0, |redis| redis.leased()),
+        listener_shields: shields.collect(),
         shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
     }
 }

@@ -9,6 +9,8 @@ pub fn sample(snapshot: &Snapshot) -> ResilienceSample {
     for upstream in snapshot.upstreams.values() {
         let (name, guards) = (upstream.name(), upstream.guards());
         sample.budgets.push((name.to_string(), guards.budget.refused.get()));
+        let hedges = guards.hedge.as_ref().map(|plan| (name.to_string(), plan.state.sent.get(), plan.state.won.get()));
+        sample.hedges.extend(hedges);
         sample.breakers.extend(guards.breaker.as_ref().map(breaker));
         sample.overloads.extend(guards.overload.as_ref().map(|overload| OverloadSample {
             upstream: name.to_string(),

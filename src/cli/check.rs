@@ -32,7 +32,8 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry) -> io::Result<Exit> {
     // The same compiler that `run` uses, on state that nobody else sees.
     let clock: SharedClock = Arc::new(SystemClock);
     let parts = CompileParts { state: &StatePool::new(), clock: &clock, dry: true };
-    let valid = snapshot::compile(&config, &hash, &parts, &mut diagnostics).is_some();
+    let snapshot = snapshot::compile(&config, &hash, &parts, &mut diagnostics);
+    let valid = snapshot.is_some();
     let mut out = io::stdout().lock();
     match args.format {
         Format::Json => out.write_all(diagnostics.to_json().as_bytes())?,
@@ -42,6 +43,9 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry) -> io::Result<Exit> {
             err.write_all(diagnostics.render(color).as_bytes())?;
             if valid {
                 writeln!(out, "valid: {}", config.summary())?;
+                for promise in snapshot.iter().flat_map(|snapshot| snapshot.limits.promises()) {
+                    writeln!(out, "{promise}")?;
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use crate::limit::local::{MEMORY_MAX, MEMORY_MIN};
 use crate::value::{ByteSize, Duration, Located, Rate, TextOrSecret};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::path::PathBuf;
 
 /// What all limits share. The limits themselves are `rate_limit` filters and tiers.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -38,9 +39,20 @@ impl LimitsConfig {
 #[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisConfig {
-    /// Where it is: `"redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"` or `"redis+unix:///PATH"`; a secret where it has a
-    /// password. Needed by filters with `store = "redis"`.
+    /// A single Redis: `"redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"`, `"rediss://..."` for TLS, or `"redis+unix:///PATH"`; a
+    /// secret where it has a password. Filters with `store = "redis"` need one of `url`, `sentinel` and `cluster`.
     pub url: Option<Located<TextOrSecret>>,
+    /// A master that sentinels watch over. After a failover the gateway follows as soon as they name the new one.
+    pub sentinel: Option<Located<SentinelConfig>>,
+    /// A Redis Cluster: URLs of 1 to 64 of its nodes, from which the others are learnt. User, password and TLS of the first are
+    /// used for all. Moved slots and new masters are followed; a master that is away takes only the limits of its own keys with it.
+    pub cluster: Vec<Located<TextOrSecret>>,
+    /// PEM file of the authorities that a Redis with TLS is verified by. Default: those of the system.
+    pub ca: Option<Located<PathBuf>>,
+    /// PEM file of the certificate that proves this gateway to a Redis with TLS; with `key`. Default: none.
+    pub cert: Option<Located<PathBuf>>,
+    /// PEM file of its private key.
+    pub key: Option<Located<PathBuf>>,
     /// The longest that a request waits for a decision, from 1ms to 1s.
     pub timeout: Located<Duration>,
     /// The least number of gateways that share it, 1 to 10000: while Redis is away each gateway admits its share of a limit.
@@ -51,10 +63,40 @@ pub struct RedisConfig {
     pub prefix: Located<String>,
 }
 
+/// A master that sentinels watch over.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SentinelConfig {
+    /// The name that the sentinels know the master by, such as `"mymaster"`.
+    pub master: Located<String>,
+    /// URLs of 1 to 64 sentinels, such as `"redis://:PASSWORD@10.0.0.1:26379"`; user and password are those of the sentinel.
+    pub addresses: Vec<Located<TextOrSecret>>,
+    /// The user (ACL) at the master. Default: the default user.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// The password at the master. Default: none.
+    #[serde(default)]
+    pub password: Option<Located<TextOrSecret>>,
+    /// The number of the database at the master.
+    #[serde(default)]
+    pub database: u32,
+    /// Whether the master speaks TLS.
+    #[serde(default)]
+    pub tls: bool,
+}
+
+/// The most addresses of a list.
+const ADDRESSES_MAX: usize = 64;
+
 impl Default for RedisConfig {
     fn default() -> Self {
         RedisConfig {
             url: None,
+            sentinel: None,
+            cluster: Vec::new(),
+            ca: None,
+            cert: None,
+            key: None,
             timeout: Located::nowhere(Duration::from_millis(20)),
             gateways: Located::nowhere(1),
             prefix: Located::nowhere("gatewright".to_owned()),
@@ -64,6 +106,31 @@ impl Default for RedisConfig {
 
 impl RedisConfig {
     pub fn check(&self, d: &mut Diagnostics) {
+        let cluster = self.cluster.first().map(|first| &first.span);
+        let sentinel = self.sentinel.as_ref().map(|sentinel| &sentinel.span);
+        let ways: Vec<_> = [self.url.as_ref().map(|url| &url.span), sentinel, cluster].into_iter().flatten().collect();
+        if let [_, second, ..] = ways.as_slice() {
+            d.error((*second).clone(), "there is one Redis: `url`, `sentinel` or `cluster`").help("keep one of them");
+        }
+        for (list, what) in [
+            (self.cluster.as_slice(), "nodes"),
+            (self.sentinel.as_ref().map_or(&[][..], |sentinel| &sentinel.addresses), "sentinels"),
+        ] {
+            if let Some(beyond) = list.get(ADDRESSES_MAX) {
+                d.error(beyond.span.clone(), format!("the most {what} are {ADDRESSES_MAX}"))
+                    .help("a few are enough to learn the others");
+            }
+        }
+        if let Some(sentinel) = &self.sentinel
+            && sentinel.addresses.is_empty()
+        {
+            d.error(sentinel.span.clone(), "there is no sentinel to ask").help("write addresses = [\"redis://HOST:26379\"]");
+        }
+        match (&self.cert, &self.key) {
+            (Some(cert), None) => drop(d.error(cert.span.clone(), "a certificate needs its key").help("add `key = \"FILE\"`")),
+            (None, Some(key)) => drop(d.error(key.span.clone(), "a key needs its certificate").help("add `cert = \"FILE\"`")),
+            _ => {}
+        }
         within(&self.timeout, Duration::from_millis(1)..=Duration::from_secs(1), d);
         within(&self.gateways, 1..=10_000, d);
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':');

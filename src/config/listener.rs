@@ -2,7 +2,7 @@
 
 use crate::diagnostic::Diagnostics;
 use crate::tls::ListenerTlsConfig;
-use crate::value::{Address, ByteSize, Cidr, Duration, Located};
+use crate::value::{Address, ByteSize, Cidr, Duration, Located, Rate};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -71,6 +71,10 @@ pub struct ListenerConfig {
     /// closed as soon as they are accepted, and counted.
     #[schemars(range(min = 1))]
     pub max_connections_per_address: Option<Located<u32>>,
+    /// The most requests that this listener takes, of all routes together, such as `"10_000/1s"`. A shield, not a contract: an
+    /// estimate that can admit up to twice the number across the border of two intervals. More are answered with 429
+    /// `rate_limited` before a route is looked for. Default: no such bound. `[limits] global` is the same for all listeners.
+    pub max_requests: Option<Rate>,
     /// TLS with these certificates. Without it the listener is plain.
     pub tls: Option<Located<ListenerTlsConfig>>,
     /// `true`: HTTP/2 for clients that offer it in the TLS handshake, beside HTTP/1.1. `"cleartext"`: HTTP/2 without TLS for
@@ -221,6 +225,7 @@ impl ListenerConfig {
             keepalive_requests: keepalive_requests(),
             max_connections: max_connections(),
             max_connections_per_address: None,
+            max_requests: None,
             min_body_rate: min_rate(),
             write_timeout: write_timeout(),
             min_write_rate: min_rate(),

@@ -409,6 +409,7 @@ fn ask(tree: &mut toml::de::DeTable<'_>, path: &[String]) -> String {
         "server" => error::<ServerConfig>(value),
         "admin" => error::<AdminConfig>(value),
         "log" => error::<LogConfig>(value),
+        "cache" => error::<crate::cache::config::CacheConfig>(value),
         "limits" => error::<LimitsConfig>(value),
         "redis" => error::<RedisConfig>(value),
         "identity" => error::<crate::identity::IdentityConfig>(value),

@@ -4,6 +4,7 @@ use super::config::{CredentialConfig, HmacCredential, PasswordConfig};
 use super::{BasicUser, Consumer, ConsumerConfig, Consumers, Credential, Map, Signer, Tier, TierConfig};
 use crate::diagnostic::{Diagnostics, Span};
 use crate::identity::Identity;
+use crate::limit::config::compile_all;
 use crate::signature::VerifyKey;
 use crate::value::Located;
 use std::collections::BTreeSet;
@@ -53,6 +54,8 @@ impl Consumers {
                 tier: config.tier.as_ref().and_then(|tier| built.tiers.get(tier.as_str())).cloned(),
                 roles: config.roles.iter().map(|role| shared(&mut built.roles, role)).collect(),
                 metadata: config.metadata.clone(),
+                // What is wrong with them was told when the file was read.
+                limits: compile_all(&config.limits).unwrap_or_default().into(),
                 enabled: config.enabled,
             });
             for credential in &config.credentials {

@@ -31,6 +31,9 @@ pub struct ConsumerConfig {
     pub metadata: BTreeMap<String, String>,
     /// Whether the consumer may call. One that is not enabled is refused just as one that does not exist.
     pub enabled: bool,
+    /// Limits that hold for this consumer instead of those of its tier, wherever a filter has `limits = "tier"`; up to 8, as in
+    /// `rate_limit`. Default: those of the tier.
+    pub limits: Vec<LimitConfig>,
     /// What proves it, at most 1,000. Several of one kind serve for rotation: the new one is added before the old one goes.
     /// Default: none.
     pub credentials: Vec<CredentialConfig>,
@@ -174,7 +177,14 @@ pub struct TierConfig {
 
 impl Default for ConsumerConfig {
     fn default() -> Self {
-        ConsumerConfig { tier: None, roles: Vec::new(), metadata: BTreeMap::new(), enabled: true, credentials: Vec::new() }
+        ConsumerConfig {
+            tier: None,
+            roles: Vec::new(),
+            metadata: BTreeMap::new(),
+            enabled: true,
+            limits: Vec::new(),
+            credentials: Vec::new(),
+        }
     }
 }
 
@@ -192,6 +202,7 @@ impl ConsumerConfig {
         for credential in &self.credentials {
             credential.check(d);
         }
+        check_limits(&self.limits, name, d);
     }
 }
 
@@ -284,14 +295,19 @@ impl TierConfig {
             let span = self.priority.span.clone();
             d.error(span, format!("`priority` is {}", self.priority.value)).label("must be from 0 to 100");
         }
-        if self.limits.is_empty() {
-            return;
-        }
-        if let Err(wrong) = compile_all(&self.limits) {
-            let diagnostic = d.error(wrong.span.or_else(|| name.span.clone()), wrong.message);
-            if let Some(help) = wrong.help {
-                diagnostic.help(help);
-            }
+        check_limits(&self.limits, name, d);
+    }
+}
+
+/// No limits at all are none.
+fn check_limits(limits: &[LimitConfig], name: &Located<String>, d: &mut Diagnostics) {
+    if limits.is_empty() {
+        return;
+    }
+    if let Err(wrong) = compile_all(limits) {
+        let diagnostic = d.error(wrong.span.or_else(|| name.span.clone()), wrong.message);
+        if let Some(help) = wrong.help {
+            diagnostic.help(help);
         }
     }
 }

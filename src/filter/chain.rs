@@ -24,6 +24,11 @@ impl Chain {
         }
     }
 
+    /// The filters that count, in their order.
+    pub fn limiters(&self) -> impl Iterator<Item = &dyn super::Limiter> {
+        self.request.iter().filter_map(|filter| filter.limiter())
+    }
+
     /// Runs until a filter rejects or answers.
     pub async fn request(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Flow, Rejection> {
         for filter in &self.request {

@@ -1,16 +1,18 @@
 //! `concurrency`: how many requests of a key may be under way at the same time.
 
-use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
+use super::{BoxFuture, BuildContext, Filter, FilterConfig, Flow, Limiter, Phases, Problem, Step};
 use crate::clock::SharedClock;
-use crate::limit::concurrency::{Answer, Running};
-use crate::limit::{ByConfig, Keys};
+use crate::limit::concurrency::{Answer, Estimate, Running};
+use crate::limit::{By, ByConfig, Keys};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::LimitMetrics;
 use crate::value::{Duration, Located};
+use http::HeaderMap;
 use pingora::proxy::Session;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Limits how many requests are under way at the same time, exactly. More are answered with 429 `concurrency_limited`.
@@ -25,6 +27,11 @@ pub struct ConcurrencyConfig {
     /// Let requests that come when it is full wait for a place. Default: they are refused at once.
     #[serde(default)]
     pub queue: Option<QueueConfig>,
+    /// How it is counted: `"exact"`, or `"estimate"`, which takes no lock and the same memory whatever the keys are, never counts a key too
+    /// low, and with many thousands of keys under way at once may count one too high. Without a queue only; not for what a
+    /// contract names.
+    #[serde(default)]
+    pub count: Located<Count>,
     /// Filters with the same name count together, on whatever routes. Default: each filter counts by itself for each route.
     #[serde(default)]
     pub name: Option<String>,
@@ -32,6 +39,16 @@ pub struct ConcurrencyConfig {
     #[serde(default = "default_prefix")]
     #[schemars(range(min = 32, max = 128))]
     pub ipv6_prefix: Located<u8>,
+}
+
+/// How requests under way are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Count {
+    #[default]
+    Exact,
+    Estimate,
 }
 
 fn default_prefix() -> Located<u8> {
@@ -55,9 +72,11 @@ pub struct Concurrency {
     queue: usize,
     timeout: std::time::Duration,
     running: Arc<Running>,
+    estimate: Option<Arc<Estimate>>,
     metrics: Arc<LimitMetrics>,
     label: Arc<String>,
     clock: SharedClock,
+    scope: Box<str>,
 }
 
 impl FilterConfig for ConcurrencyConfig {
@@ -70,6 +89,11 @@ impl FilterConfig for ConcurrencyConfig {
         }
         if !(32..=128).contains(&self.ipv6_prefix.value) {
             return Err(Problem::new("an IPv6 prefix is from 32 to 128 bits here").at(&self.ipv6_prefix));
+        }
+        let estimated = self.count.value == Count::Estimate;
+        if estimated && self.queue.is_some() {
+            let problem = Problem::new("an estimate knows nobody's turn, so it has no queue").at(&self.count);
+            return Err(problem.help("take `queue` out, or count = \"exact\""));
         }
         let (queue, timeout) = match &self.queue {
             None => (0, std::time::Duration::ZERO),
@@ -93,10 +117,12 @@ impl FilterConfig for ConcurrencyConfig {
             most: self.most.value,
             queue,
             timeout,
+            estimate: estimated.then(|| cx.state.get_or_create(&scope, Estimate::default)),
             running: cx.state.get_or_create(&scope, Running::default),
             metrics: cx.state.get_or_create(&format!("{}/concurrency", cx.route), LimitMetrics::default),
             label: Arc::new("concurrency".to_owned()),
             clock: Arc::clone(cx.clock),
+            scope: scope.as_str().into(),
         })
     }
 }
@@ -110,6 +136,28 @@ impl Concurrency {
     }
 }
 
+impl Limiter for Concurrency {
+    fn counts_addresses(&self) -> bool {
+        self.keys.facts.contains(&By::Address)
+    }
+
+    /// Requests under way cannot be forgotten: a reset changes nothing.
+    fn inspect<'a>(&'a self, ctx: &'a RequestCtx, headers: &'a HeaderMap, _reset: bool) -> BoxFuture<'a, Value> {
+        let mut key = Vec::new();
+        self.keys.write(ctx, headers, &mut key);
+        let running = match &self.estimate {
+            Some(estimate) => estimate.count(&key),
+            None => self.running.count(&key),
+        };
+        let left = self.most.saturating_sub(running);
+        let limit = json!({ "name": "concurrency", "number": self.most, "remaining": left, "more_in_seconds": 0.0 });
+        let key = String::from_utf8_lossy(&key).into_owned();
+        Box::pin(std::future::ready(
+            json!({ "scope": &*self.scope, "store": "local", "key": key, "limits": [limit], "shadow": false }),
+        ))
+    }
+}
+
 impl Filter for Concurrency {
     fn phases(&self) -> Phases {
         Phases::REQUEST
@@ -119,9 +167,19 @@ impl Filter for Concurrency {
         self.keys.need_identity()
     }
 
+    fn limiter(&self) -> Option<&dyn Limiter> {
+        Some(self)
+    }
+
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let mut key = Vec::with_capacity(64);
         self.keys.write(ctx, &session.req_header().headers, &mut key);
+        if let Some(estimate) = &self.estimate {
+            let Some(guard) = estimate.ask(&key, self.most) else { return Step::reject(self.refuse()) };
+            self.metrics.allowed.increment();
+            ctx.held.hold_estimate(guard);
+            return Step::CONTINUE;
+        }
         match self.running.ask(&key, self.most, self.queue) {
             Answer::Go(permit) => {
                 self.metrics.allowed.increment();

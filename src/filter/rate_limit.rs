@@ -6,21 +6,29 @@
 
 mod config;
 mod headers;
+mod inspect;
+mod late;
+mod lease;
 
 pub use config::RateLimitConfig;
 
-use super::{Filter, Flow, Phases, Step};
+use super::{Filter, Flow, Limiter, Phases, Step};
 use crate::limit::local::{LocalSet, LocalStore};
+use crate::limit::redis::lease::Errand;
 use crate::limit::redis::{RedisStore, SharedSet};
+use crate::limit::top::Top;
 use crate::limit::{Decision, Keys, Limit, Seen, Standings};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::{LimitMetrics, METHODS, Method};
 use headers::{Style, Told};
+use http::HeaderName;
+use late::Late;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,13 +48,19 @@ enum OnError {
 pub struct RateLimit {
     /// Unique in the process: tells the filter's decisions from those of others on the same request.
     id: u32,
+    route: Arc<str>,
     keys: Keys,
     /// By place in [`METHODS`].
     costs: [u32; METHODS.len()],
+    /// Where the upstream says what a request has cost.
+    cost_header: Option<HeaderName>,
+    /// Count failed authentications, not requests.
+    failures: bool,
     choice: Choice,
     sets: Box<[Set]>,
     local: Arc<LocalStore>,
     redis: Option<(Arc<RedisStore>, OnError)>,
+    top: Arc<Top>,
     shadow: bool,
     style: Style,
 }
@@ -54,10 +68,11 @@ pub struct RateLimit {
 /// Which set of limits holds for a request.
 enum Choice {
     Always,
-    /// That of the tier; for requests without one, the last set if `otherwise`.
+    /// That of the consumer, then that of the tier; for requests without either, the last set if `otherwise`.
     Tier {
+        consumers: HashMap<Arc<str>, usize, foldhash::fast::RandomState>,
         names: Box<[Arc<str>]>,
-        otherwise: bool,
+        otherwise: Option<usize>,
     },
 }
 
@@ -75,21 +90,32 @@ struct Set {
     told: Told,
 }
 
+/// How a request is decided without waiting, or what must be asked.
+enum Now {
+    Decided(Decision),
+    /// With an errand of a lease, or one by one.
+    Ask(Vec<u8>, Option<Box<Errand>>),
+}
+
 impl RateLimit {
     fn set(&self, ctx: &RequestCtx) -> Option<(u16, &Set)> {
         let at = match &self.choice {
             Choice::Always => 0,
-            Choice::Tier { names, otherwise } => {
-                let tier = ctx.identity.as_ref().and_then(|identity| identity.tier.as_ref());
-                let known = tier.and_then(|tier| names.iter().position(|name| name == tier));
-                known.or_else(|| otherwise.then_some(names.len()))?
+            Choice::Tier { consumers, names, otherwise } => {
+                let identity = ctx.identity.as_ref();
+                let own = identity.filter(|_| !consumers.is_empty()).and_then(|identity| {
+                    let consumer = identity.consumer.as_ref()?;
+                    consumers.get(&consumer.name).copied()
+                });
+                let tier = || identity.and_then(|identity| identity.tier.as_ref());
+                own.or_else(|| tier().and_then(|tier| names.iter().position(|name| name == tier))).or(*otherwise)?
             }
         };
         Some((u16::try_from(at).ok()?, self.sets.get(at)?))
     }
 
     /// What follows from a decision: counts, what the response will tell, and the rejection.
-    fn conclude(&self, ctx: &mut RequestCtx, number: u16, set: &Set, decision: &Decision) -> Result<Flow, Rejection> {
+    fn conclude(&self, ctx: &mut RequestCtx, number: u16, set: &Set, key: &[u8], decision: &Decision) -> Result<Flow, Rejection> {
         if !self.shadow && self.style != Style::Off {
             for (limit, standing) in (0..).zip(decision.standings()) {
                 let _ = ctx.limits.try_push(Seen { filter: self.id, set: number, limit, standing: *standing });
@@ -103,6 +129,9 @@ impl RateLimit {
             Decision::Refused { limit, wait, .. } => {
                 if let Some(metrics) = set.metrics.get(*limit) {
                     if self.shadow { metrics.shadowed.increment() } else { metrics.refused.increment() }
+                }
+                if let Some(limit) = set.limits.get(*limit) {
+                    self.top.count(&self.route, &limit.name, key);
                 }
                 if self.shadow {
                     return Ok(Flow::Continue);
@@ -119,12 +148,45 @@ impl RateLimit {
         }
     }
 
-    /// The decision without Redis; `None` where it is to be passed.
+    /// Decides without waiting, where that is possible.
+    fn decide(&self, set: &Set, key: &[u8], cost: u64) -> Result<Now, Rejection> {
+        let (Some((redis, on_error)), Some(shared)) = (&self.redis, &set.shared) else {
+            return Ok(Now::Decided(if self.failures {
+                self.left(&set.local, key)
+            } else {
+                self.local.take(&set.local, key, cost)
+            }));
+        };
+        let errand = if shared.lease() > 0 && !self.failures {
+            match redis.spend(shared, key, cost) {
+                Ok(decision) => return Ok(Now::Decided(decision)),
+                Err(errand) => Some(errand),
+            }
+        } else {
+            None
+        };
+        if redis.is_up(shared, key) {
+            return Ok(Now::Ask(key.to_vec(), errand));
+        }
+        if let Some(errand) = errand {
+            redis.drop_errand(shared, key, &errand);
+        }
+        self.alone(redis, *on_error, set, key, cost).map(Now::Decided)
+    }
+
+    /// Whether there is anything left, without taking it.
+    fn left(&self, set: &LocalSet, key: &[u8]) -> Decision {
+        late::left(self.local.look(set, key))
+    }
+
+    /// The decision without Redis.
     fn alone(&self, redis: &RedisStore, on_error: OnError, set: &Set, key: &[u8], cost: u64) -> Result<Decision, Rejection> {
         redis.metrics().fallbacks.increment();
         match on_error {
             OnError::Open => Ok(Decision::Admitted(Standings::new())),
+            OnError::Closed if self.shadow => Ok(Decision::Admitted(Standings::new())),
             OnError::Closed => Err(Rejection::new(&rejection::LIMIT_UNAVAILABLE).retry_after(Duration::from_secs(1))),
+            OnError::Local if self.failures => Ok(self.left(&self.share(redis, set), key)),
             OnError::Local => {
                 let decision = self.local.take(&self.share(redis, set), key, cost);
                 if let (Decision::Admitted(_), Some(shared)) = (&decision, &set.shared) {
@@ -148,15 +210,58 @@ impl RateLimit {
             }
         }
     }
+
+    /// Remembers for the response whom it is about, where something may still be charged.
+    fn remember(&self, ctx: &mut RequestCtx, set: u16, key: &[u8], cost: u64) {
+        if self.failures || self.cost_header.is_some() {
+            Late::add(&mut ctx.extensions, self.id, set, key, cost);
+        }
+    }
+
+    /// Asks Redis; without an answer in time, decides without.
+    async fn ask(
+        &self,
+        number: u16,
+        key: Vec<u8>,
+        errand: Option<Box<Errand>>,
+        cost: u64,
+        ctx: &mut RequestCtx,
+    ) -> Result<Flow, Rejection> {
+        let set = self.sets.get(usize::from(number));
+        let (Some(set), Some((redis, on_error))) = (set, &self.redis) else {
+            return Err(Rejection::new(&rejection::INTERNAL_ERROR));
+        };
+        let Some(shared) = &set.shared else { return Err(Rejection::new(&rejection::INTERNAL_ERROR)) };
+        let answer = match errand {
+            Some(errand) => redis.fetch(shared, &key, cost, errand).await,
+            None if self.failures => redis.look(shared, &key, redis.timeout()).await.map(late::left),
+            None => redis.take(shared, &key, cost).await,
+        };
+        let decision = match answer {
+            Some(decision) => decision,
+            None => self.alone(redis, *on_error, set, &key, cost)?,
+        };
+        self.remember(ctx, number, &key, cost);
+        self.conclude(ctx, number, set, &key, &decision)
+    }
 }
 
 impl Filter for RateLimit {
     fn phases(&self) -> Phases {
-        if self.shadow || self.style == Style::Off { Phases::REQUEST } else { Phases::REQUEST.and(Phases::RESPONSE) }
+        let silent = self.shadow || self.style == Style::Off;
+        if silent && !self.failures && self.cost_header.is_none() {
+            Phases::REQUEST
+        } else {
+            Phases::REQUEST.and(Phases::RESPONSE)
+        }
     }
 
     fn needs_identity(&self) -> bool {
         matches!(self.choice, Choice::Tier { .. }) || self.keys.need_identity()
+    }
+
+    fn limiter(&self) -> Option<&dyn Limiter> {
+        Some(self)
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
@@ -171,62 +276,31 @@ impl Filter for RateLimit {
             }
             return Step::reject(Rejection::new(&rejection::TIER_MISSING));
         };
-        let with_key = |decide: &mut dyn FnMut(&[u8])| {
-            KEY.with_borrow_mut(|key| {
-                key.clear();
-                self.keys.write(ctx, &head.headers, key);
-                decide(key);
-            });
-        };
-        let mut decision = None;
-        match (&self.redis, &set.shared) {
-            (Some((redis, _)), Some(shared)) if redis.is_up() => {
-                let mut own = Vec::new();
-                with_key(&mut |key| own.extend_from_slice(key));
-                return Step::Wait(Box::pin(self.ask(redis, shared, number, own, cost, ctx)));
+        let decided = KEY.with_borrow_mut(|key| {
+            key.clear();
+            self.keys.write(ctx, &head.headers, key);
+            match self.decide(set, key, cost)? {
+                Now::Ask(key, errand) => Ok(Some((key, errand))),
+                Now::Decided(decision) => {
+                    self.remember(ctx, number, key, cost);
+                    self.conclude(ctx, number, set, key, &decision).map(|_| None)
+                }
             }
-            (Some((redis, on_error)), _) => {
-                with_key(&mut |key| decision = Some(self.alone(redis, *on_error, set, key, cost)));
-            }
-            (None, _) => with_key(&mut |key| decision = Some(Ok(self.local.take(&set.local, key, cost)))),
+        });
+        match decided {
+            Ok(None) => Step::CONTINUE,
+            Ok(Some((key, errand))) => Step::Wait(Box::pin(self.ask(number, key, errand, cost, ctx))),
+            Err(rejection) => Step::reject(rejection),
         }
-        Step::Ready(match decision {
-            Some(Ok(decision)) => self.conclude(ctx, number, set, &decision),
-            Some(Err(_)) if self.shadow => Ok(Flow::Continue),
-            Some(Err(rejection)) => Err(rejection),
-            None => Err(Rejection::new(&rejection::INTERNAL_ERROR)),
-        })
     }
 
     fn on_response(&self, _: &Session, head: &mut ResponseHeader, ctx: &mut RequestCtx) {
+        if self.failures || self.cost_header.is_some() {
+            self.settle(head, ctx);
+        }
         let mut mine = ctx.limits.iter().filter(|seen| seen.filter == self.id).peekable();
         let Some(set) = mine.peek().and_then(|seen| self.sets.get(usize::from(seen.set))) else { return };
         set.told.write(self.style, &set.limits, mine, head);
-    }
-}
-
-impl RateLimit {
-    async fn ask(
-        &self,
-        redis: &Arc<RedisStore>,
-        shared: &Arc<SharedSet>,
-        number: u16,
-        key: Vec<u8>,
-        cost: u64,
-        ctx: &mut RequestCtx,
-    ) -> Result<Flow, Rejection> {
-        let (Some(set), Some((_, on_error))) = (self.sets.get(usize::from(number)), &self.redis) else {
-            return Err(Rejection::new(&rejection::INTERNAL_ERROR));
-        };
-        let decision = match redis.take(shared, &key, cost).await {
-            Some(decision) => decision,
-            None => match self.alone(redis, *on_error, set, &key, cost) {
-                Ok(decision) => decision,
-                Err(_) if self.shadow => return Ok(Flow::Continue),
-                Err(rejection) => return Err(rejection),
-            },
-        };
-        self.conclude(ctx, number, set, &decision)
     }
 }
 

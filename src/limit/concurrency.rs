@@ -5,6 +5,7 @@
 //! bounded by the requests that are under way or wait, because a key without any is not kept.
 
 use parking_lot::Mutex;
+use pingora_limits::inflight::{Guard, Inflight};
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -40,11 +41,47 @@ impl std::fmt::Debug for Permit {
 
 /// The places that a request holds.
 #[derive(Debug, Default)]
-pub struct Held(Vec<Permit>);
+pub struct Held(Vec<Place>);
+
+/// One of them; given back when it is dropped.
+#[derive(Debug)]
+#[allow(dead_code)] // Held for what dropping them does.
+enum Place {
+    Exact(Permit),
+    Estimated(Guard),
+}
 
 impl Held {
     pub fn hold(&mut self, permit: Permit) {
-        self.0.push(permit);
+        self.0.push(Place::Exact(permit));
+    }
+
+    pub fn hold_estimate(&mut self, guard: Guard) {
+        self.0.push(Place::Estimated(guard));
+    }
+}
+
+/// The same by an estimate (`pingora-limits`): no lock, and the same memory whatever the keys are, about 256 KiB. A key is never counted too low; with
+/// very many keys under way at once it can be counted too high, and be refused for others.
+pub struct Estimate(Inflight);
+
+impl Default for Estimate {
+    fn default() -> Self {
+        Estimate(Inflight::new())
+    }
+}
+
+impl Estimate {
+    /// How many of `key` are under way.
+    pub fn count(&self, key: &[u8]) -> u32 {
+        let (_guard, count) = self.0.incr(key, 0);
+        u32::try_from(count).unwrap_or(0)
+    }
+
+    /// One of `most` places of `key`, if there is one.
+    pub fn ask(&self, key: &[u8], most: u32) -> Option<Guard> {
+        let (guard, count) = self.0.incr(key, 1);
+        isize::try_from(most).is_ok_and(|most| count <= most).then_some(guard)
     }
 }
 
@@ -154,6 +191,16 @@ mod tests {
         assert!(unwound.is_err() && running.count(b"a") == 1);
         drop(second);
         assert!(running.shards.iter().all(|shard| shard.lock().is_empty()), "keys without requests are not kept");
+    }
+
+    #[test]
+    fn an_estimate_admits_no_more_than_may_and_gives_places_back() {
+        let estimate = Estimate::default();
+        let first = estimate.ask(b"a", 2).unwrap();
+        let _second = estimate.ask(b"a", 2).unwrap();
+        assert!(estimate.ask(b"a", 2).is_none() && estimate.ask(b"b", 2).is_some());
+        drop(first);
+        assert!(estimate.ask(b"a", 2).is_some(), "what was refused or is over is not counted");
     }
 
     #[test]

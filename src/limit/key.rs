@@ -187,7 +187,7 @@ impl Keys {
 
 /// FNV-1a over 128 bits: the same in every gateway of every version. Who makes two values collide shares a bucket with
 /// themselves.
-fn fnv128(bytes: &[u8]) -> u128 {
+pub(super) fn fnv128(bytes: &[u8]) -> u128 {
     bytes.iter().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash: u128, byte| {
         (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
     })

@@ -103,13 +103,7 @@ impl LocalStore {
     }
 
     fn hash(&self, bytes: &[u8]) -> u128 {
-        let half = |seed: &RandomState| {
-            let mut hasher = seed.build_hasher();
-            hasher.write(bytes);
-            hasher.finish()
-        };
-        let [high, low] = &self.seeds;
-        u128::from(half(high)) << 64 | u128::from(half(low))
+        hash128(&self.seeds, bytes)
     }
 
     fn now(&self) -> Moment {
@@ -121,6 +115,11 @@ impl LocalStore {
 
     /// Decides about a request of `cost` by the limits of `set` for `key`: all admit it, or none is touched.
     pub fn take(&self, set: &LocalSet, key: &[u8], cost: u64) -> Decision {
+        self.take_of(&set.limits, set, 0, key, cost)
+    }
+
+    /// The same by some limits of the set, the first of which is its `first`.
+    fn take_of(&self, limits: &[(Limit, u128)], set: &LocalSet, first: usize, key: &[u8], cost: u64) -> Decision {
         let now = self.now();
         let base = self.hash(key) ^ set.scope;
         // The upper half chooses the shard, the lower half the place in it.
@@ -129,7 +128,8 @@ impl LocalStore {
             return Decision::Admitted(Standings::new());
         };
         let mut table = shard.lock();
-        let mut work = Work { set, base, now, cost, places: Default::default(), states: Default::default() };
+        let overflow = Overflow { states: &set.overflow, first };
+        let mut work = Work { limits, overflow, base, now, cost, places: Default::default(), states: Default::default() };
         match work.judge(&mut table) {
             Ok(()) => {
                 let (evicted, shared) = work.commit(&mut table);
@@ -147,15 +147,53 @@ impl LocalStore {
         }
     }
 
+    /// Takes what is left of each limit, up to `cost`, and refuses nothing: for costs that are known too late.
+    pub fn charge(&self, set: &LocalSet, key: &[u8], cost: u64) {
+        for (number, standing) in self.look(set, key).iter().enumerate() {
+            let part = cost.min(standing.remaining);
+            if part > 0
+                && let Some(one) = set.limits.get(number)
+            {
+                self.take_of(std::slice::from_ref(one), set, number, key, part);
+            }
+        }
+    }
+
+    /// Forgets a key.
+    pub fn reset(&self, set: &LocalSet, key: &[u8]) {
+        let now = self.now();
+        let base = self.hash(key) ^ set.scope;
+        let shard = usize::try_from(base >> 64).unwrap_or_default() % SHARDS;
+        let Some(shard) = self.shards.get(shard) else { return };
+        let mut table = shard.lock();
+        for (_, meaning) in &set.limits {
+            if let Place::Known(at) = table.find(base ^ meaning, now.mono, &arrayvec::ArrayVec::<Place, 1>::new()) {
+                table.write(at, base ^ meaning, State::default(), 0, 0);
+            }
+        }
+    }
+
     /// What is left for a key, without taking anything.
     pub fn look(&self, set: &LocalSet, key: &[u8]) -> Standings {
         self.take(set, key, 0).standings().clone()
     }
 }
 
+/// 128 bits that nobody can foresee who does not know the seeds.
+pub(super) fn hash128(seeds: &[RandomState; 2], bytes: &[u8]) -> u128 {
+    let half = |seed: &RandomState| {
+        let mut hasher = seed.build_hasher();
+        hasher.write(bytes);
+        hasher.finish()
+    };
+    let [high, low] = seeds;
+    u128::from(half(high)) << 64 | u128::from(half(low))
+}
+
 /// One decision under way, with the shard's lock held.
 struct Work<'a> {
-    set: &'a LocalSet,
+    limits: &'a [(Limit, u128)],
+    overflow: Overflow<'a>,
     base: u128,
     now: Moment,
     cost: u64,
@@ -164,17 +202,35 @@ struct Work<'a> {
     states: arrayvec::ArrayVec<State, { super::LIMITS_MAX }>,
 }
 
+/// The shared bucket of each limit.
+struct Overflow<'a> {
+    states: &'a Mutex<Box<[State]>>,
+    first: usize,
+}
+
+impl Overflow<'_> {
+    fn get(&self, number: usize) -> State {
+        self.states.lock().get(self.first.saturating_add(number)).copied().unwrap_or_default()
+    }
+
+    fn set(&self, number: usize, state: State) {
+        if let Some(slot) = self.states.lock().get_mut(self.first.saturating_add(number)) {
+            *slot = state;
+        }
+    }
+}
+
 impl Work<'_> {
     /// Finds the states and asks every limit. Remembers which keys are being limited.
     fn judge(&mut self, table: &mut Table) -> Result<(), (usize, u64)> {
         let mut longest: Option<(usize, u64)> = None;
         let mut next = self.states.clone();
-        for (number, (limit, meaning)) in self.set.limits.iter().enumerate() {
+        for (number, (limit, meaning)) in self.limits.iter().enumerate() {
             let place = table.find(self.base ^ meaning, self.now.mono, &self.places);
             let state = match place {
                 Place::Known(at) => table.state(at),
                 Place::Free { .. } => State::default(),
-                Place::None => self.set.overflow.lock().get(number).copied().unwrap_or_default(),
+                Place::None => self.overflow.get(number),
             };
             let _ = self.places.try_push(place);
             let _ = self.states.try_push(state);
@@ -207,8 +263,7 @@ impl Work<'_> {
         if self.cost == 0 {
             return (0, 0);
         }
-        for (number, (((limit, meaning), place), state)) in self.set.limits.iter().zip(&self.places).zip(&self.states).enumerate()
-        {
+        for (number, (((limit, meaning), place), state)) in self.limits.iter().zip(&self.places).zip(&self.states).enumerate() {
             let Standing { remaining, more_in, idle_in } = limit.standing(state, self.now);
             let limited = if remaining == 0 { self.now.mono.saturating_add(more_in) } else { 0 };
             let idle = self.now.mono.saturating_add(idle_in);
@@ -220,9 +275,7 @@ impl Work<'_> {
                 }
                 Place::None => {
                     shared = shared.saturating_add(1);
-                    if let Some(slot) = self.set.overflow.lock().get_mut(number) {
-                        *slot = *state;
-                    }
+                    self.overflow.set(number, *state);
                 }
             }
         }
@@ -230,7 +283,7 @@ impl Work<'_> {
     }
 
     fn standings(&self) -> Standings {
-        self.set.limits.iter().zip(&self.states).map(|((limit, _), state)| limit.standing(state, self.now)).collect()
+        self.limits.iter().zip(&self.states).map(|((limit, _), state)| limit.standing(state, self.now)).collect()
     }
 }
 

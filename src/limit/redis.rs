@@ -1,55 +1,40 @@
-//! The store that gateways share: exact, one atomic script and one round trip for each decision.
+//! The store that gateways share: exact, one atomic script and one round trip for each decision, or none with a lease.
 //!
-//! A request hands its question to one worker, a thread with a runtime of its own, and waits for the answer no longer than
-//! its budget. The worker sends whatever has gathered since its last round trip as one pipeline. A thread of its own, because
-//! neither a slow scrape of the control service nor a busy edge may make an answer late, and because it then needs
-//! nobody to start it.
+//! A request hands its question to the worker of the server that has its key, and waits for the answer no longer than its
+//! budget. A worker sends whatever has gathered since its last round trip as one pipeline. The workers have a thread of
+//! their own with a runtime of its own, because neither a slow scrape of the control service nor a busy edge may make an
+//! answer late, and because they then need nobody to start them.
 //!
-//! While Redis is away nothing is asked: the worker alone tries to reach it, with growing and jittered pauses. What this gateway
-//! admits meanwhile is noted ([`Debts`]) and charged to Redis before the first question after it is back.
+//! While a server is away nothing is asked of it: its worker alone tries to reach it, with growing and jittered pauses. What
+//! this gateway admits meanwhile is noted ([`Debts`]) and charged before the first question after it is back.
 
+mod cluster;
 mod debts;
+pub mod lease;
+mod link;
+mod node;
+mod options;
 mod worker;
+
+pub use link::{SCRIPT, find_master, lease_arguments};
+pub use options::{Pem, Place, RedisOptions, Topology};
 
 use super::{Decision, Limit, Shape, Standing, Standings};
 use crate::telemetry::metrics::RedisMetrics;
+use arc_swap::ArcSwap;
 use debts::Debts;
+use lease::{Book, Errand, Spent};
+use node::{Node, Nodes, slot_of};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, oneshot, watch};
 
-/// Questions that wait for the worker. More are answered as if Redis were away.
+/// Questions that wait for a worker. More are answered as if Redis were away.
 const QUEUE: usize = 8_192;
 
-/// Where Redis is and how it is used.
-pub struct RedisOptions {
-    info: redis::ConnectionInfo,
-    /// Distinguishes stores in the state pool; holds the URL, so it is never shown.
-    identity: String,
-    timeout: Duration,
-    gateways: u64,
-    prefix: Arc<str>,
-}
-
-impl RedisOptions {
-    /// The error never holds the URL, which may have a password.
-    pub fn new(url: &str, timeout: Duration, gateways: u64, prefix: &str) -> Result<Self, String> {
-        use redis::IntoConnectionInfo;
-        if url.starts_with("rediss:") {
-            return Err("this build speaks to Redis without TLS: use redis:// over a network that you trust".to_owned());
-        }
-        let info = url.into_connection_info().map_err(|_| {
-            "this is not the URL of a Redis, such as redis://127.0.0.1:6379 or redis://user:password@host:6379/0".to_owned()
-        })?;
-        let identity = format!("{url} {timeout:?} {gateways} {prefix}");
-        Ok(RedisOptions { info, identity, timeout, gateways, prefix: prefix.into() })
-    }
-
-    pub fn identity(&self) -> String {
-        self.identity.clone()
-    }
-}
+/// How long the end of a process waits for leases to be given back, and once more for the last answer.
+const CLOSING: Duration = Duration::from_millis(200);
 
 /// Limits that hold together, compiled for Redis.
 #[derive(Debug)]
@@ -58,10 +43,16 @@ pub struct SharedSet {
     limits: Box<[Limit]>,
     /// For each limit the first five arguments of the script.
     arguments: Box<[[String; 5]]>,
+    /// The most uses that one gateway may hold of each key without having spent them; 0: none.
+    lease: u64,
+    /// Of one batch: half of `lease`, so that one can be fetched while another is spent.
+    batch: u64,
+    /// Distinguishes what leases are for.
+    fingerprint: u128,
 }
 
 impl SharedSet {
-    pub fn new(scope: &str, limits: &[Limit]) -> Self {
+    pub fn new(scope: &str, limits: &[Limit], lease: u64) -> Self {
         let micros = |nanos: u64| nanos.div_ceil(1_000).to_string();
         let arguments = limits.iter().map(|limit| {
             let (kind, window) = match limit.shape {
@@ -71,53 +62,163 @@ impl SharedSet {
             };
             [limit.meaning(), kind.to_owned(), limit.number.to_string(), window, limit.most().to_string()]
         });
-        SharedSet { scope: scope.into(), arguments: arguments.collect(), limits: limits.into() }
+        let arguments: Box<[_]> = arguments.collect();
+        let fingerprint = super::key::fnv128(format!("{scope} {arguments:?} {lease}").as_bytes());
+        let batch = (lease / 2).max(lease.min(1));
+        SharedSet { scope: scope.into(), arguments, limits: limits.into(), lease, batch, fingerprint }
+    }
+
+    /// The most uses that one gateway may hold of each key; 0: no leases.
+    pub fn lease(&self) -> u64 {
+        self.lease
+    }
+
+    fn slot(&self, key: &[u8]) -> u16 {
+        slot_of(&[self.scope.as_bytes(), b"|", key])
+    }
+
+    /// The key in Redis. The braces make all of it the hash tag of a Redis Cluster.
+    pub fn name(&self, prefix: &str, key: &[u8]) -> Vec<u8> {
+        let length = prefix.len().saturating_add(self.scope.len()).saturating_add(key.len()).saturating_add(4);
+        let mut name = Vec::with_capacity(length);
+        for part in [prefix.as_bytes(), b":{", self.scope.as_bytes(), b"|", key, b"}"] {
+            name.extend_from_slice(part);
+        }
+        name
+    }
+
+    /// The arguments of the script that stand for the limits, six for each.
+    pub fn arguments(&self, costs: impl Iterator<Item = u64>) -> impl Iterator<Item = String> {
+        self.arguments.iter().zip(costs).flat_map(|(arguments, cost)| {
+            let own = arguments.iter().cloned();
+            own.chain([cost.to_string()])
+        })
     }
 }
 
-struct Question {
-    set: Arc<SharedSet>,
-    key: Box<[u8]>,
-    cost: u64,
-    answer: oneshot::Sender<Decision>,
+/// What is to be done.
+enum What {
+    Take,
+    /// Consume what is left, refuse nothing.
+    Charge,
+    Look,
+    Reset,
+    Lease(Pending),
 }
 
-/// What the store and its worker both see.
+/// An errand on its way. One that is dropped before it is answered is lost, and the book is told.
+struct Pending {
+    shared: Arc<Shared>,
+    set: Arc<SharedSet>,
+    key: Arc<[u8]>,
+    errand: Errand,
+    sent: bool,
+    answered: bool,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.shared.book.lost(&self.set, &self.key, &self.errand, self.sent, self.shared.now());
+        }
+    }
+}
+
+/// A question to a worker.
+pub struct Question {
+    set: Arc<SharedSet>,
+    key: Arc<[u8]>,
+    cost: u64,
+    what: What,
+    /// Another server said that this one is to be asked, and that it would not know (`ASK`).
+    asking: bool,
+    /// How often it was sent on to another server.
+    hops: u8,
+    /// `None`: nobody waits.
+    answer: Option<oneshot::Sender<Decision>>,
+}
+
+impl Question {
+    /// Whether nobody wants to know any more.
+    fn is_stale(&self) -> bool {
+        self.answer.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+/// What the store and its workers see.
 struct Shared {
+    topology: Topology,
+    timeout: Duration,
+    prefix: Arc<str>,
+    /// At least so many gateways there are.
+    least: u64,
     metrics: Arc<RedisMetrics>,
+    nodes: ArcSwap<Nodes>,
     gateways: AtomicU64,
     debts: Debts,
+    book: Book,
+    epoch: Instant,
+    /// What the others know this gateway by.
+    name: String,
+    /// The slots may have moved.
+    moved: Notify,
+}
+
+impl Shared {
+    /// Nanoseconds since the store was made.
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// To be called when a server comes or goes.
+    fn note(&self) {
+        self.metrics.set_up(self.nodes.load().all_up());
+    }
+
+    fn node(&self, set: &SharedSet, key: &[u8]) -> Option<Arc<Node>> {
+        let nodes = self.nodes.load();
+        let slot = if nodes.is_cluster() { set.slot(key) } else { 0 };
+        nodes.of_slot(slot).filter(|node| node.state.is_up()).cloned()
+    }
 }
 
 pub struct RedisStore {
-    questions: mpsc::Sender<Question>,
     shared: Arc<Shared>,
-    timeout: Duration,
+    /// The workers end when this is dropped.
+    _alive: watch::Sender<()>,
 }
 
 impl RedisStore {
     /// Begins to connect, unless it is only made to see whether a configuration is right.
     pub fn new(options: RedisOptions, connect: bool) -> Self {
-        let (questions, asked) = mpsc::channel(QUEUE);
+        let (alive, ended) = watch::channel(());
         let shared = Arc::new(Shared {
-            metrics: Arc::default(),
             gateways: AtomicU64::new(options.gateways.max(1)),
+            least: options.gateways.max(1),
+            topology: options.topology,
+            timeout: options.timeout,
+            prefix: options.prefix,
+            metrics: Arc::default(),
+            nodes: ArcSwap::default(),
             debts: Debts::default(),
+            book: Book::default(),
+            epoch: Instant::now(),
+            name: uuid::Uuid::now_v7().to_string(),
+            moved: Notify::new(),
         });
-        let timeout = options.timeout;
         if connect {
-            worker::start(options, asked, Arc::clone(&shared));
+            worker::start(Arc::clone(&shared), ended);
         }
-        RedisStore { questions, shared, timeout }
+        RedisStore { shared, _alive: alive }
     }
 
     pub fn metrics(&self) -> &Arc<RedisMetrics> {
         &self.shared.metrics
     }
 
-    /// Whether it is worth asking.
-    pub fn is_up(&self) -> bool {
-        self.shared.metrics.is_up()
+    /// Whether it is worth asking for this key.
+    pub fn is_up(&self, set: &SharedSet, key: &[u8]) -> bool {
+        self.shared.metrics.is_up() || self.shared.node(set, key).is_some()
     }
 
     /// How many gateways share it, as last known.
@@ -125,11 +226,105 @@ impl RedisStore {
         self.shared.gateways.load(Ordering::Relaxed)
     }
 
+    /// The longest that a request waits.
+    pub fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
+    /// Decisions that were made by leases, without a round trip.
+    pub fn leased(&self) -> u64 {
+        self.shared.book.spent.load(Ordering::Relaxed)
+    }
+
+    /// Uses that this gateway holds on leases, without having spent them.
+    pub fn held(&self) -> u64 {
+        self.shared.book.held(self.shared.now()).1
+    }
+
+    /// Gives leases back before the process ends, as far as that is done in a moment. What is not given back counts as used when it
+    /// expires.
+    pub fn close(&self) {
+        let mut count = 0_u64;
+        self.shared.book.surrender(self.shared.now(), |set, key, errand| {
+            count = count.saturating_add(1);
+            self.shared.run(set, key, errand);
+        });
+        if count == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        let waiting = || self.shared.nodes.load().list().iter().any(|node| node.questions.capacity() < QUEUE);
+        while waiting() && begun.elapsed() < CLOSING {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // The last round trip.
+        std::thread::sleep(self.shared.timeout.min(CLOSING));
+    }
+
     /// Asks, and waits at most for the budget. `None`: decide without Redis.
     pub async fn take(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> Option<Decision> {
+        self.ask(set, key, cost, |_| What::Take, self.shared.timeout).await
+    }
+
+    /// Spends from a lease; the error is what must be asked with [`RedisStore::fetch`].
+    pub fn spend(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> Result<Decision, Box<Errand>> {
+        match self.shared.book.spend(set, key, cost, self.shared.now()) {
+            Spent::Here(decision, errand) => {
+                if let Some(errand) = errand {
+                    self.shared.run(set, key, *errand);
+                }
+                Ok(decision)
+            }
+            Spent::Ask(errand) => Err(Box::new(errand)),
+        }
+    }
+
+    /// As [`RedisStore::take`], with an errand of the lease on the same way.
+    pub async fn fetch(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64, errand: Box<Errand>) -> Option<Decision> {
+        let what = |key: &Arc<[u8]>| self.shared.pending(set, key, *errand);
+        self.ask(set, key, cost, what, self.shared.timeout).await
+    }
+
+    /// An errand that is not run after all, because Redis is away.
+    pub fn drop_errand(&self, set: &SharedSet, key: &[u8], errand: &Errand) {
+        self.shared.book.lost(set, key, errand, false, self.shared.now());
+    }
+
+    /// What is left, without taking anything. For operators: waits up to `patience`.
+    pub async fn look(&self, set: &Arc<SharedSet>, key: &[u8], patience: Duration) -> Option<Standings> {
+        self.ask(set, key, 0, |_| What::Look, patience).await.map(|decision| decision.standings().clone())
+    }
+
+    /// Forgets a key. What gateways hold of it on leases they still spend.
+    pub async fn reset(&self, set: &Arc<SharedSet>, key: &[u8], patience: Duration) -> bool {
+        self.ask(set, key, 0, |_| What::Reset, patience).await.is_some()
+    }
+
+    async fn ask(
+        &self,
+        set: &Arc<SharedSet>,
+        key: &[u8],
+        cost: u64,
+        what: impl FnOnce(&Arc<[u8]>) -> What,
+        patience: Duration,
+    ) -> Option<Decision> {
         let (answer, answered) = oneshot::channel();
-        self.questions.try_send(Question { set: Arc::clone(set), key: key.into(), cost, answer }).ok()?;
-        tokio::time::timeout(self.timeout, answered).await.ok()?.ok()
+        let key: Arc<[u8]> = key.into();
+        let what = what(&key);
+        let node = self.shared.node(set, &key)?;
+        let set = Arc::clone(set);
+        let question = Question { set, key, cost, what, asking: false, hops: 0, answer: Some(answer) };
+        node.questions.try_send(question).ok()?;
+        tokio::time::timeout(patience, answered).await.ok()?.ok()
+    }
+
+    /// Charges what a request has turned out to cost beyond what was taken for it. Nobody waits; while Redis is away it is
+    /// owed. A queue that is full forgets it.
+    pub fn charge(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
+        let Some(node) = self.shared.node(set, key) else { return self.owe(set, key, cost) };
+        let set = Arc::clone(set);
+        let question = Question { set, key: key.into(), cost, what: What::Charge, asking: false, hops: 0, answer: None };
+        let _ = node.questions.try_send(question);
     }
 
     /// Notes what was admitted without Redis.
@@ -138,22 +333,41 @@ impl RedisStore {
     }
 }
 
-/// Reads the script's reply.
-fn decision(set: &SharedSet, reply: &redis::Value) -> Option<Decision> {
+impl Shared {
+    fn pending(self: &Arc<Self>, set: &Arc<SharedSet>, key: &Arc<[u8]>, errand: Errand) -> What {
+        let (set, key) = (Arc::clone(set), Arc::clone(key));
+        What::Lease(Pending { shared: Arc::clone(self), set, key, errand, sent: false, answered: false })
+    }
+
+    /// Sends an errand that nobody waits for.
+    fn run(self: &Arc<Self>, set: &Arc<SharedSet>, key: &[u8], errand: Errand) {
+        let key: Arc<[u8]> = key.into();
+        let what = self.pending(set, &key, errand);
+        let Some(node) = self.node(set, &key) else { return };
+        let question = Question { set: Arc::clone(set), key, cost: 0, what, asking: false, hops: 0, answer: None };
+        // A full queue loses it, of which the book hears.
+        let _ = node.questions.try_send(question);
+    }
+}
+
+/// Reads the script's reply; what follows the standings is the lease: its uses and its life in nanoseconds.
+pub fn decision(set: &SharedSet, reply: &redis::Value) -> Option<(Decision, (u64, u64))> {
     let redis::Value::Array(values) = reply else { return None };
     let number = |value: &redis::Value| match value {
         redis::Value::Int(number) => u64::try_from(*number).ok(),
         _ => None,
     };
     let (admitted, rest) = values.split_first()?;
-    let (triples, odd) = rest.as_chunks::<3>();
-    if triples.len() != set.limits.len() || !odd.is_empty() {
-        return None;
-    }
+    let (triples, rest) = rest.split_at_checked(set.limits.len().checked_mul(3)?)?;
     let nanos = |micros: u64| micros.saturating_mul(1_000);
+    let lease = match rest {
+        [] => (0, 0),
+        [uses, life] => (number(uses)?, nanos(number(life)?)),
+        _ => return None,
+    };
     let mut standings = Standings::new();
     let mut longest = (0, 0);
-    for (limit, [remaining, more, wait]) in triples.iter().enumerate() {
+    for (limit, [remaining, more, wait]) in triples.as_chunks::<3>().0.iter().enumerate() {
         let standing = Standing { remaining: number(remaining)?, more_in: nanos(number(more)?), idle_in: 0 };
         standings.try_push(standing).ok()?;
         let wait = nanos(number(wait)?);
@@ -161,8 +375,9 @@ fn decision(set: &SharedSet, reply: &redis::Value) -> Option<Decision> {
             longest = (limit, wait);
         }
     }
-    Some(match number(admitted)? {
+    let decision = match number(admitted)? {
         0 => Decision::Refused { standings, limit: longest.0, wait: longest.1 },
         _ => Decision::Admitted(standings),
-    })
+    };
+    Some((decision, lease))
 }

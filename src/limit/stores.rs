@@ -16,6 +16,8 @@ pub struct Stores {
     pub local_memory: u64,
     pub redis: Option<Arc<RedisStore>>,
     tiers: Vec<(Arc<str>, Vec<Limit>)>,
+    /// What `check` tells of the bounds that leases keep.
+    promises: Mutex<Vec<String>>,
     /// How often each scope was asked for while this snapshot is compiled.
     scopes: Mutex<HashMap<String, u32>>,
 }
@@ -45,6 +47,15 @@ impl Stores {
     /// The local store, if anything has asked for it.
     pub fn live(&self, state: &StatePool) -> Option<Arc<LocalStore>> {
         state.live::<LocalStore>().pop().map(|(_, store)| store)
+    }
+
+    /// Adds a sentence for `gatewright check`. A chain that many routes use says it once for each.
+    pub fn promise(&self, text: String) {
+        self.promises.lock().push(text);
+    }
+
+    pub fn promises(&self) -> Vec<String> {
+        self.promises.lock().clone()
     }
 
     /// `base` itself for whoever asks first, then `base#2` and so on: two filters that are written alike on one route

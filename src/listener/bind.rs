@@ -168,6 +168,8 @@ impl std::fmt::Display for BindError {
 
 /// Sockets that are bound for a new snapshot but do not accept yet. Dropping them gives the addresses back.
 pub struct Prepared {
+    /// Listeners that go and whose address another one has from now on.
+    succeeded: Vec<Arc<ListenerState>>,
     fresh: Vec<(ListenerPlan, Address, Socket)>,
     kept: Vec<ListenerPlan>,
 }
@@ -177,6 +179,7 @@ impl Listeners {
     pub fn prepare(&self, plans: &[ListenerPlan]) -> Result<Prepared, Vec<BindError>> {
         let bound = self.bound.lock();
         let (mut fresh, mut kept, mut taken, mut errors) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut succeeded = Vec::new();
         for plan in plans {
             if bound.get(&plan.name).is_some_and(|old| old.requested == plan.address) {
                 kept.push(plan.clone());
@@ -186,6 +189,14 @@ impl Listeners {
                 let from = if waiting.listener.is_some() { "the process before" } else { "the service manager" };
                 log::info!("listener `{}` takes {} from {from}", plan.name, waiting.local);
                 taken.push((plan.clone(), waiting));
+                continue;
+            }
+            // A listener with another name takes over from one that goes: the port never closes.
+            let goes = |name: &Arc<str>| !plans.iter().any(|other| other.name == *name && other.address == plan.address);
+            let before = bound.iter().find(|(name, old)| old.requested == plan.address && goes(name)).map(|(_, old)| old);
+            if let Some((old, shared)) = before.and_then(|old| Some((old, old.share()?))) {
+                fresh.push((plan.clone(), old.local.clone(), shared));
+                succeeded.push(Arc::clone(&old.state));
                 continue;
             }
             match bind(&plan.address) {
@@ -199,13 +210,16 @@ impl Listeners {
             return Err(errors);
         }
         fresh.extend(taken.into_iter().map(|(plan, waiting)| (plan, waiting.local, waiting.socket)));
-        Ok(Prepared { fresh, kept })
+        Ok(Prepared { succeeded, fresh, kept })
     }
 
     /// Swaps to the prepared set: new listeners accept, kept ones take their new bounds, the others drain.
     pub fn commit(&self, prepared: Prepared, pool: &StatePool) {
         let mut bound = self.bound.lock();
         let mut next = BTreeMap::new();
+        for state in prepared.succeeded {
+            state.pass_on();
+        }
         for plan in prepared.kept {
             if let Some(old) = bound.remove(&plan.name) {
                 old.state.settings.store(Arc::clone(&plan.settings));
@@ -228,6 +242,20 @@ impl Listeners {
             log::info!("listener `{name}` on {} drains", old.local);
             old.state.stage.advance(Stage::Closing);
         }
+    }
+}
+
+impl Bound {
+    /// Its socket once more, if it accepts.
+    fn share(&self) -> Option<Socket> {
+        let passed = Passed {
+            listener: None,
+            requested: self.requested.clone(),
+            local: self.local.clone(),
+            owned: self.owned,
+            socket: self.state.share()?,
+        };
+        Some(passed.open().ok()?.socket)
     }
 }
 

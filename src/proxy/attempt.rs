@@ -12,12 +12,14 @@ use crate::rejection::{self, Code, Rejection};
 use crate::respond::{self, LocalResponse};
 use crate::snapshot::{Route, Target};
 use crate::upstream::breaker::Permit;
+use crate::upstream::hedge::Hedge;
 use crate::upstream::overload::Place;
 use crate::upstream::retry::RetryPolicy;
 use crate::upstream::{Endpoint, FixedAnswer};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -66,6 +68,8 @@ pub(super) struct Guarded {
     failure: Option<&'static Code>,
     /// The attempt ends for the sake of another.
     again: bool,
+    /// The connection of this attempt is a race and must not be used again.
+    pub(super) hedged: bool,
     /// The deadline is the client's own, so that missing it is no fault of the upstream.
     pub(super) deadline_of_client: bool,
 }
@@ -235,6 +239,29 @@ fn search(target: &Target, ctx: &mut Ctx, now: Instant, open_for: &mut Option<Du
 
 fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
     route.retry.as_deref().unwrap_or(&target.guards().retry)
+}
+
+/// Makes a race of the first attempt of a request that may be hedged.
+pub fn hedge(session: &mut Session, ctx: &mut Ctx, endpoint: &Arc<Endpoint>, peer: &mut HttpPeer) {
+    ctx.attempt.guarded.hedged = false;
+    let Some(route) = &ctx.route else { return };
+    let Some(target) = &route.upstream else { return };
+    let Some(plan) = &target.guards().hedge else { return };
+    let harmless = matches!(session.req_header().method, Method::GET | Method::HEAD) && session.as_mut().is_body_empty();
+    if ctx.attempt.count > 0 || !harmless || session.is_upgrade_req() {
+        return;
+    }
+    let Some(delay) = plan.after.delay(&target.metrics.response_time) else { return };
+    let hedge = Hedge {
+        upstream: Arc::clone(&target.upstream),
+        state: Arc::clone(&plan.state),
+        first: Arc::clone(endpoint),
+        delay,
+        allowance: policy(route, target).allowance,
+        connect_timeout: plan.connect_timeout,
+    };
+    hedge.attach(peer);
+    ctx.attempt.guarded.hedged = true;
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.

@@ -27,12 +27,13 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
     let endpoint = attempt::choose(ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
-    let peer = if session.is_upgrade_req() {
+    let mut peer = if session.is_upgrade_req() {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
     } else {
         endpoint.http_peer(left)
     };
+    attempt::hedge(session, ctx, &endpoint, &mut peer);
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref())
     {
@@ -60,11 +61,13 @@ fn keep_upgrade_open(session: &mut Session) -> Result<()> {
 /// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
 /// how long an answer to the upgrade may take.
 fn bound_upgrade(ctx: &Ctx, left: Option<Duration>) {
-    let Some(target) = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()) else { return };
-    let read = target.upstream.read_timeout();
-    let wait = left.map_or(read, |left| left.min(read));
+    let read = ctx.route.as_ref().and_then(|route| route.upstream.as_ref()).map(|target| target.upstream.read_timeout());
+    let wait = match (read, left) {
+        (Some(read), Some(left)) => Some(read.min(left)),
+        (read, left) => read.or(left),
+    };
     if let Some(connection) = &ctx.connection {
-        connection.expect_upgrade(ctx.gateway.clock().now().checked_add(wait));
+        connection.expect_upgrade(wait.and_then(|wait| ctx.gateway.clock().now().checked_add(wait)));
     }
 }
 
@@ -137,7 +140,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
     let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
-    if http1 && ctx.attempt.endpoint.as_ref().is_some_and(|endpoint| !endpoint.may_pool()) {
+    let keep = !ctx.attempt.guarded.hedged && ctx.attempt.endpoint.as_ref().is_none_or(|endpoint| endpoint.may_pool());
+    if http1 && !keep {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = &ctx.route

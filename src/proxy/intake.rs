@@ -51,10 +51,10 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
     }
-    if let Some(shield) = &ctx.snapshot.shield
-        && let Err(wait) = shield.admit()
-    {
-        return Err(Rejection::new(&rejection::RATE_LIMITED).retry_after(wait));
+    let listener = ctx.connection.as_ref().map(|connection| connection.listener.settings());
+    let own = listener.as_ref().and_then(|settings| settings.shield.as_ref());
+    for shield in own.into_iter().chain(&ctx.snapshot.shield) {
+        shield.admit().map_err(|wait| Rejection::new(&rejection::RATE_LIMITED).retry_after(wait))?;
     }
     let query = Query {
         host: &ctx.request.host,

@@ -12,6 +12,7 @@ use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
+use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
@@ -41,10 +42,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Consumers::build(consumers, tiers, d);
-    let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, parts, d)));
+    let redis = super::limits::redis(&config.redis, &mut Files { d, read: &mut files });
+    let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, redis.as_ref(), parts)));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
-    let limits = super::limits::stores(config, parts, d);
+    let limits = super::limits::stores(config, redis, parts, &mut Files { d, read: &mut files });
     let builder =
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
@@ -329,6 +331,11 @@ fn listener(
         tls,
         redirect_to_https: config.redirect_to_https.value.then_some(config.https_port),
         proxy_protocol: config.proxy_protocol.as_ref().map(balancers),
+        shield: config.max_requests.map(|rate| {
+            // Another rate begins a count of its own.
+            let key = format!("listener {} {rate}", entry.name.value);
+            parts.state.get_or_create(&key, || Shield::new(rate))
+        }),
         max_connections: count(config.max_connections.value),
         max_connections_per_address: config.max_connections_per_address.as_ref().map(|most| most.value),
     };

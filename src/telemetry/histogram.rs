@@ -61,6 +61,23 @@ impl Histogram {
         self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
+    /// The upper bound of the bucket below which this share of the observations lies, in parts per million. `None` with
+    /// fewer than `least` observations, and where it lies beyond the last bound.
+    pub fn quantile(&self, share: u32, least: u64) -> Option<Duration> {
+        let sample = self.sample();
+        let count = sample.count();
+        if count < least.max(1) {
+            return None;
+        }
+        let mut below = 0_u64;
+        let reached = |observed: &u64| {
+            below = below.saturating_add(*observed);
+            u128::from(below) * 1_000_000 >= u128::from(count) * u128::from(share)
+        };
+        let bucket = sample.buckets.iter().position(reached)?;
+        BOUNDS.get(bucket).map(|(bound, _)| Duration::from_nanos(*bound))
+    }
+
     /// The buckets are read one after the other: the count, which is their sum, always agrees with them; `sum` may be
     /// ahead or behind by the observations of the moment.
     pub fn sample(&self) -> HistogramSample {
@@ -100,6 +117,18 @@ mod tests {
             let sample = histogram.sample();
             assert_eq!((sample.buckets[index], sample.buckets[index + 1]), (1, 1), "bucket {index}");
         }
+    }
+
+    #[test]
+    fn a_quantile_is_the_bound_of_its_bucket() {
+        let histogram = Histogram::default();
+        (0..90).for_each(|_| histogram.observe(Duration::from_millis(2)));
+        assert_eq!(histogram.quantile(950_000, 100), None, "too few");
+        (0..10).for_each(|_| histogram.observe(Duration::from_millis(300)));
+        assert_eq!(histogram.quantile(900_000, 100), Some(Duration::from_micros(2_500)));
+        assert_eq!(histogram.quantile(950_000, 100), Some(Duration::from_millis(500)));
+        (0..1_000).for_each(|_| histogram.observe(Duration::from_secs(100)));
+        assert_eq!(histogram.quantile(950_000, 100), None, "beyond the last bound");
     }
 
     #[test]

@@ -42,6 +42,18 @@ impl Files<'_> {
         None
     }
 
+    /// The certificates of a PEM file as text, for those who read it themselves.
+    pub fn certificates_text(&mut self, path: &Located<PathBuf>) -> Option<Vec<u8>> {
+        self.certificates(path)?;
+        self.bytes(path, PEM_MAX).map(|(_, bytes)| bytes)
+    }
+
+    /// The same of a private key.
+    pub fn key_text(&mut self, path: &Located<PathBuf>) -> Option<Vec<u8>> {
+        self.key(path)?;
+        self.bytes(path, PEM_MAX).map(|(_, bytes)| bytes)
+    }
+
     /// The certificates of a PEM file, at least one.
     pub fn certificates(&mut self, path: &Located<PathBuf>) -> Option<Vec<CertificateDer<'static>>> {
         let (full, bytes) = self.bytes(path, PEM_MAX)?;

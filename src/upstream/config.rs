@@ -10,6 +10,7 @@ pub use endpoint::EndpointConfig;
 pub use health::{HealthConfig, StatusRange};
 
 use super::breaker::BreakerConfig;
+use super::hedge::HedgeConfig;
 use super::outlier::OutlierConfig;
 use super::overload::OverloadConfig;
 use super::retry::RetryConfig;
@@ -47,6 +48,8 @@ pub struct UpstreamConfig {
     /// When a request that failed is sent again.
     #[serde(default)]
     pub retry: RetryConfig,
+    /// Asks a second endpoint where the first one takes long. Default: off.
+    pub hedge: Option<Located<HedgeConfig>>,
     /// Takes an endpoint that fails out of rotation for a while, by how its requests end. Default: off.
     pub outlier: Option<Located<OutlierConfig>>,
     /// Refuses requests at once while the upstream fails. Default: off.
@@ -205,6 +208,9 @@ impl UpstreamConfig {
         }
         self.check_protocol(d);
         self.retry.check(d);
+        if let Some(hedge) = &self.hedge {
+            hedge.check(*self.protocol, self.tls.is_some(), hedge.span.clone(), d);
+        }
         if let Some(outlier) = &self.outlier {
             outlier.check(d);
         }

@@ -4,6 +4,7 @@
 use super::breaker::{Answer, Breaker, BreakerConfig, BreakerState, Scope, Tuning as BreakerTuning};
 use super::budget::Budget;
 use super::config::UpstreamConfig;
+use super::hedge::{After, HedgeState};
 use super::outlier::{Group, OutlierState, Tuning as OutlierTuning, Watched};
 use super::overload::{Overload, OverloadState};
 use super::retry::RetryPolicy;
@@ -23,12 +24,21 @@ pub struct Guards {
     pub breaker: Option<Breaker>,
     pub answer: Option<Arc<FixedAnswer>>,
     pub overload: Option<Overload>,
+    pub hedge: Option<HedgePlan>,
     /// The time that a request must have left to be sent at all.
     pub least: Option<Duration>,
     pub(super) outlier: Option<Arc<OutlierTuning>>,
     group: Option<Arc<Group>>,
     endpoint_breaker: Option<Arc<BreakerTuning>>,
     observes: bool,
+}
+
+/// When and how requests are hedged.
+#[derive(Debug)]
+pub struct HedgePlan {
+    pub after: After,
+    pub state: Arc<HedgeState>,
+    pub connect_timeout: Duration,
 }
 
 /// Those of an endpoint.
@@ -60,6 +70,11 @@ impl Guards {
             budget: state.get_or_create(name, || Budget::new(clock.now())),
             breaker: scoped(&[Scope::Upstream, Scope::Both]).map(|config| guard("upstream", name, config, state, clock)),
             answer: breaker.and_then(|breaker| breaker.answer.as_ref()).and_then(|answer| fixed(answer)),
+            hedge: config.hedge.as_ref().map(|hedge| HedgePlan {
+                after: hedge.after(),
+                state: state.get_or_create(name, HedgeState::default),
+                connect_timeout: config.timeouts.connect.get(),
+            }),
             least: config.timeouts.least.as_ref().map(|least| least.get()),
             group: outlier.as_ref().map(|_| state.get_or_create(name, Group::default)),
             endpoint_breaker: scoped(&[Scope::Endpoint, Scope::Both]).map(|config| Arc::new(config.tuning())),

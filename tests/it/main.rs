@@ -5,6 +5,7 @@
 
 mod access;
 mod access_log;
+mod accuracy;
 mod activation;
 mod answers;
 mod auth;
@@ -24,12 +25,15 @@ mod http2;
 mod issued;
 mod jwt;
 mod keepalive;
+mod leases;
 mod limits;
+mod limits_kinds;
 mod malformed;
 mod metrics;
 mod oauth;
 mod problem;
 mod proxy_protocol;
+mod redis_topologies;
 mod reload;
 mod resilience;
 mod rolling;

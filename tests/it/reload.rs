@@ -197,3 +197,30 @@ fn a_hundred_reloads_that_add_and_remove_listeners_fail_no_request_on_the_others
     posts.finish().assert_clean(200);
     assert_eq!(gateway.http(), address);
 }
+
+#[test]
+fn a_listener_may_change_its_name_and_never_closes_its_port() {
+    let _machine = exclusive();
+    let origin = Origin::start("a");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("g.sock");
+    let toml = |name: &str| {
+        let unix = format!("[listeners.{name}-unix]\naddress = \"unix:{}\"\n", socket.display());
+        format!("[listeners.{name}]\naddress = \"{port}\"\n{unix}{}", everything_to(&[&origin], ""))
+    };
+    let gateway = Gateway::start(&toml("before"));
+    let pause = Duration::from_millis(4);
+    let load = Load::start(Plan { address: port, connections: 3, method: "GET", target: "/load".into(), pause });
+    eventually("load", SOON, || load.ok() > 20);
+    for name in ["after", "again"] {
+        gateway.reload_with(&toml(name)).unwrap();
+        assert_eq!(gateway.address(name), port);
+        let more = load.ok() + 20;
+        eventually("load goes on", SOON, || load.ok() >= more);
+    }
+    // Idle connections of a listener that goes are closed, which a client may meet; none is refused.
+    let report = load.finish();
+    assert_eq!(report.failed, 0, "{report}");
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "the file of the socket is gone");
+}

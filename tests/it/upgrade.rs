@@ -2,9 +2,10 @@
 
 use crate::support::admin::Admin;
 use crate::support::gateway::run;
+use crate::support::h2::H2Client;
 use crate::support::load::Plan;
 use crate::support::raw::{Client, get, request};
-use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, eventually_some, everything_to, exclusive};
+use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, eventually_some, everything_to, exclusive, runtime};
 use nix::sys::signal::Signal;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -272,4 +273,31 @@ fn an_admin_port_and_the_service_manager_move_on_to_the_new_process() {
     hears("WATCHDOG=1");
     assert!(gateway.wait_exit(SOON).success());
     assert!(gateway.ready());
+}
+
+#[test]
+fn http2_connections_move_over_by_goaway() {
+    let origin = Origin::start("a");
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\n";
+    let mut gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
+    let address = gateway.http();
+    runtime().block_on(async {
+        let client = H2Client::plain(address).await;
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+        origin.answer(Answer::Delay(Duration::from_secs(3)));
+        let request = http::Request::get("http://localhost/slow").body(()).unwrap();
+        let (response, _) = client.sender.clone().ready().await.unwrap().send_request(request, true).unwrap();
+        tokio::task::block_in_place(|| {
+            eventually("the request is under way", SOON, || origin.count() == 2);
+            upgrade(&gateway).unwrap();
+        });
+        let answer = crate::support::h2::answer(response.await.unwrap()).await.unwrap();
+        assert_eq!(answer.status, 200, "finished by the process that began it");
+        assert!(client.ended().await.is_ok(), "not by a GOAWAY without error");
+        origin.answer(Answer::Echo);
+        let next = H2Client::plain(address).await;
+        assert_eq!(next.get("/").await.unwrap().status, 200);
+    });
+    let _successors = Successors::of(&gateway);
+    assert!(gateway.wait_exit(SOON).success());
 }

@@ -1,20 +1,23 @@
 //! The TOML table of `rate_limit`, and how it is compiled.
 
 use super::headers::{Style, Told};
+use super::lease::LeaseSize;
 use super::{Choice, OnError, RateLimit, Set};
 use crate::filter::{BuildContext, FilterConfig, Problem};
 use crate::limit::config::compile_all;
 use crate::limit::local::LocalStore;
-use crate::limit::redis::SharedSet;
+use crate::limit::redis::{RedisStore, SharedSet};
+use crate::limit::top::Top;
 use crate::limit::{ByConfig, Keys, Limit, LimitConfig};
 use crate::telemetry::metrics::{LimitMetrics, METHODS, Method};
 use crate::value::Located;
+use http::HeaderName;
 use parking_lot::Mutex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,10 +38,28 @@ pub struct RateLimitConfig {
     /// Filters with the same name count together, on whatever routes. Up to 63 letters, digits and `_-.`. Default: each filter
     /// counts by itself for each route.
     pub name: Option<Located<String>>,
+    /// With `limits = "tier"`: multiplies number and burst of each limit here, 0.001 to 1000, rounded, at least 1: a route that
+    /// may be used half as often has 0.5. Default: 1.
+    #[schemars(range(min = 0.001, max = 1000.0))]
+    pub multiply: Option<Located<f64>>,
     /// What a request costs, by method, such as `{ POST = 5, OPTIONS = 0 }`; 0 is free and not counted. At most what each
     /// limit admits at once. Default: 1.
     #[serde(default)]
     pub cost: BTreeMap<String, Located<u32>>,
+    /// The response header in which the upstream says what the request has cost in all, a whole number, such as `"x-cost"`. What
+    /// it is more than `cost` is charged then, as far as the limits have room; what is less is not given back. The header is not passed on.
+    /// Default: none.
+    pub cost_header: Option<Located<String>>,
+    /// What counts: `"request"`, or `"auth_failure"`: only requests that are refused because their credential does not
+    /// count (`credential_invalid`, `credential_duplicate`, `token_invalid`, `token_expired`), or that the upstream answers with 401.
+    /// Such a filter stands before the one that checks credentials: once the limit is used up, nothing more is checked. Attempts
+    /// that are under way at the same time are all let through, which `concurrency` can bound.
+    #[serde(default)]
+    pub on: Counted,
+    /// With `store = "redis"`: how many uses of each key a gateway may hold in advance, so that most requests need no round trip,
+    /// as a number or as a share of the smallest limit such as `"2%"`. The limits hold without overshoot; what is withheld from
+    /// others is at most this for each gateway. See docs/limits.md. Default: every request asks Redis.
+    pub lease: Option<Located<LeaseSize>>,
     /// Count and tell in metrics, but refuse nothing and write no headers.
     #[serde(default)]
     pub shadow: bool,
@@ -64,6 +85,16 @@ pub struct RateLimitConfig {
 
 fn default_prefix() -> Located<u8> {
     Located::nowhere(64)
+}
+
+/// What counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Counted {
+    #[default]
+    Request,
+    AuthFailure,
 }
 
 /// Where limits are counted.
@@ -143,7 +174,8 @@ struct Builder<'a> {
     route: &'a str,
     scope: String,
     local: &'a LocalStore,
-    shared: bool,
+    redis: Option<&'a Arc<RedisStore>>,
+    lease: Option<&'a Located<LeaseSize>>,
     costs: &'a BTreeMap<String, Located<u32>>,
 }
 
@@ -155,12 +187,16 @@ impl Builder<'_> {
                 return Err(Problem::new(message).at(cost).help("raise its number or `burst`, or lower the cost"));
             }
         }
+        let lease = self.lease.map_or(Ok(0), |lease| lease.value.of(&limits).map_err(|why| Problem::new(why).at(lease)))?;
+        if let (Some(redis), true) = (self.redis, lease > 0) {
+            cx.limits.promise(super::lease::promise(self.route, &limits, lease, redis.gateways()));
+        }
         let metrics =
             limits.iter().map(|limit| cx.state.get_or_create(&format!("{}/{}", self.route, limit.name), LimitMetrics::default));
         Ok(Set {
             metrics: metrics.collect(),
             local: self.local.set(&self.scope, &limits),
-            shared: self.shared.then(|| Arc::new(SharedSet::new(&self.scope, &limits))),
+            shared: self.redis.map(|_| Arc::new(SharedSet::new(&self.scope, &limits, lease))),
             share: Mutex::new(None),
             scope: self.scope.as_str().into(),
             told: Told::new(&limits),
@@ -194,6 +230,37 @@ impl FilterConfig for RateLimitConfig {
                 Some((Arc::clone(store), on_error))
             }
         };
+        if let (Some(lease), None) = (&self.lease, &redis) {
+            let problem = Problem::new("only limits that are counted in Redis have leases").at(lease);
+            return Err(problem.help("add `store = \"redis\"`, or take `lease` out"));
+        }
+        if let (Some(lease), Counted::AuthFailure) = (&self.lease, self.on) {
+            let problem = Problem::new("failed authentications are counted one by one").at(lease);
+            return Err(problem.help("take `lease` out"));
+        }
+        if let (Some(header), Counted::AuthFailure) = (&self.cost_header, self.on) {
+            let problem = Problem::new("what a failed authentication costs is not the upstream's to say").at(header);
+            return Err(problem.help("take `cost_header` out"));
+        }
+        let cost_header = self.cost_header.as_ref().map(|name| {
+            HeaderName::from_bytes(name.to_ascii_lowercase().as_bytes())
+                .map_err(|_| Problem::new(format!("`{}` is not the name of a header", name.value)).at(name))
+        });
+        let cost_header = cost_header.transpose()?;
+        if let Some(factor) = &self.multiply {
+            if !(0.001..=1_000.0).contains(&factor.value) {
+                return Err(Problem::new("a limit is multiplied by 0.001 to 1000").at(factor));
+            }
+            if matches!(self.limits, LimitsChoice::List(_)) {
+                let problem = Problem::new("`multiply` has no meaning without `limits = \"tier\"`").at(factor);
+                return Err(problem.help("write the numbers as they should be"));
+            }
+        }
+        let factor = self.multiply.as_ref().map(|factor| factor.value);
+        let times = |limits: &[Limit]| match factor {
+            Some(factor) => limits.iter().map(|limit| limit.times(factor)).collect(),
+            None => limits.to_vec(),
+        };
         let costs = costs(&self.cost)?;
         let local = cx.limits.local(cx.state, cx.clock);
         let scope = match &self.name {
@@ -207,7 +274,9 @@ impl FilterConfig for RateLimitConfig {
             }
             None => cx.limits.scope(&format!("route:{}", cx.route)),
         };
-        let builder = Builder { route: cx.route, scope, local: &local, shared: redis.is_some(), costs: &self.cost };
+        let store = redis.as_ref().map(|(store, _)| store);
+        let builder =
+            Builder { route: cx.route, scope, local: &local, redis: store, lease: self.lease.as_ref(), costs: &self.cost };
         let mut sets = Vec::new();
         let choice = match &self.limits {
             LimitsChoice::List(list) => {
@@ -222,20 +291,44 @@ impl FilterConfig for RateLimitConfig {
                 let mut names = Vec::new();
                 for (name, limits) in cx.limits.tiers() {
                     names.push(Arc::clone(name));
-                    sets.push(builder.set(limits.to_vec(), cx)?);
+                    sets.push(builder.set(times(limits), cx)?);
                 }
+                let mut consumers = HashMap::default();
+                // Consumers that have the same limits share what is compiled for them.
+                let mut known: Vec<(&[Limit], usize)> = Vec::new();
+                let own = Arc::clone(cx.consumers);
+                for consumer in own.iter().filter(|consumer| !consumer.limits.is_empty()) {
+                    let at = match known.iter().find(|(limits, _)| **limits == *consumer.limits) {
+                        Some((_, at)) => *at,
+                        None => {
+                            known.push((&consumer.limits, sets.len()));
+                            sets.push(builder.set(times(&consumer.limits), cx)?);
+                            sets.len().saturating_sub(1)
+                        }
+                    };
+                    consumers.insert(Arc::clone(&consumer.name), at);
+                }
+                let mut otherwise = None;
                 if let Some(list) = &self.without_tier {
+                    otherwise = Some(sets.len());
                     sets.push(builder.set(compile_all(list)?, cx)?);
+                }
+                if sets.len() > usize::from(u16::MAX) {
+                    return Err(Problem::new("consumers have more than 65535 different limits").help("use tiers"));
                 }
                 if sets.is_empty() {
                     let problem = Problem::new("no tier has limits, so nothing would be admitted");
                     return Err(problem.help("add [tiers.NAME] with limits = [{ rate = \"60/1m\" }]"));
                 }
-                Choice::Tier { names: names.into(), otherwise: self.without_tier.is_some() }
+                Choice::Tier { consumers, names: names.into(), otherwise }
             }
         };
         Ok(RateLimit {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            route: cx.route.into(),
+            cost_header,
+            failures: self.on == Counted::AuthFailure,
+            top: cx.state.get_or_create("limits", Top::default),
             keys: Keys { facts: self.by.0.into(), ipv6_prefix: self.ipv6_prefix.value },
             costs,
             choice,

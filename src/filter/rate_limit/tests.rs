@@ -53,6 +53,16 @@ async fn methods_have_their_own_costs_and_free_ones_are_not_counted() {
 }
 
 #[tokio::test]
+async fn a_burst_of_nothing_is_one_at_a_time() {
+    let filter = build::<RateLimitConfig>("{ by = 'address', limits = [{ rate = '1/365d', burst = 0 }] }").unwrap();
+    assert!(ask(&filter, GET).await.0.is_ok());
+    let wait = ask(&filter, GET).await.0.unwrap_err().retry_after.unwrap();
+    assert!(wait > Duration::from_secs(364 * 86_400) && wait <= Duration::from_secs(365 * 86_400), "{wait:?}");
+    let fast = build::<RateLimitConfig>("{ by = 'address', limits = [{ rate = '1_000_000_000/1ms' }] }").unwrap();
+    assert!(ask(&fast, GET).await.0.is_ok());
+}
+
+#[tokio::test]
 async fn a_shadow_refuses_nothing_and_says_nothing() {
     let filter = build::<RateLimitConfig>("{ by = 'address', limits = [{ rate = '1/1h' }], shadow = true }").unwrap();
     for _ in 0..5 {

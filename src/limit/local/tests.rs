@@ -100,6 +100,19 @@ fn when_everything_is_being_limited_newcomers_share_and_are_not_exempt() {
 }
 
 #[test]
+fn a_charge_takes_what_is_left_of_each_limit_and_a_reset_gives_it_back() {
+    let (store, _) = store(MEMORY_MIN);
+    let set = store.set("route", &[bucket(5, 60, 5), bucket(100, 3600, 100)]);
+    assert!(admitted(&store.take(&set, b"a", 1)));
+    store.charge(&set, b"a", 7);
+    let left = |key: &[u8]| store.look(&set, key).iter().map(|standing| standing.remaining).collect::<Vec<_>>();
+    assert_eq!((left(b"a"), left(b"b")), (vec![0, 92], vec![5, 100]));
+    store.reset(&set, b"a");
+    assert_eq!(left(b"a"), [5, 100]);
+    store.reset(&set, b"never seen");
+}
+
+#[test]
 fn threads_together_get_exactly_the_limit() {
     let (store, _) = store(MEMORY_MIN);
     let set = store.set("route", &[bucket(10_000, 60, 10_000)]);

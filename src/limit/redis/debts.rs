@@ -59,17 +59,19 @@ impl Debts {
             .entry(id)
             .or_insert_with(|| Debt { set: Arc::clone(set), states: set.limits.iter().map(|_| State::default()).collect() });
         for (limit, state) in set.limits.iter().zip(&mut debt.states) {
+            // What is known too late to be refused may be more than there is.
+            let cost = cost.min(limit.standing(state, now).remaining);
             if let Ok(next) = limit.take(state, now, cost) {
                 *state = next;
             }
         }
     }
 
-    /// Everything that is still owed now; nothing is noted any more afterwards.
-    pub fn collect(&self) -> Vec<Charge> {
+    /// Everything of those keys that `mine` names that is still owed now; it is not noted any more afterwards.
+    pub fn collect(&self, mine: impl Fn(&SharedSet, &[u8]) -> bool) -> Vec<Charge> {
         let now = self.now();
-        let noted = std::mem::take(&mut *self.noted.lock());
-        let charges = noted.into_iter().map(|((_, key), Debt { set, states })| {
+        let taken: Vec<_> = self.noted.lock().extract_if(|(_, key), debt| mine(&debt.set, key)).collect();
+        let charges = taken.into_iter().map(|((_, key), Debt { set, states })| {
             let left = set.limits.iter().zip(&states);
             let costs = left.map(|(limit, state)| limit.most().saturating_sub(limit.standing(state, now).remaining)).collect();
             Charge { set, key, costs }
@@ -86,7 +88,7 @@ mod tests {
     #[test]
     fn only_what_time_has_not_given_back_is_charged() {
         let limit = |per, number| Limit { name: "t".into(), shape: Shape::TokenBucket { per, capacity: number }, number };
-        let set = Arc::new(SharedSet::new("route:a", &[limit(1_000_000, 10), limit(3_600_000_000_000, 10)]));
+        let set = Arc::new(SharedSet::new("route:a", &[limit(1_000_000, 10), limit(3_600_000_000_000, 10)], 0));
         let debts = Debts::default();
         (0..4).for_each(|_| debts.note(&set, b"k", 1));
         debts.note(&set, b"other", 3);
@@ -94,10 +96,10 @@ mod tests {
         while Instant::now() < end {
             std::thread::yield_now();
         }
-        let mut charges = debts.collect();
+        let mut charges = debts.collect(|_, _| true);
         charges.sort_by(|a, b| a.key.cmp(&b.key));
         let found: Vec<_> = charges.iter().map(|charge| (&*charge.key, charge.costs.as_slice())).collect();
         assert_eq!(found, [(&b"k"[..], &[0, 4][..]), (&b"other"[..], &[0, 3][..])]);
-        assert!(debts.collect().is_empty());
+        assert!(debts.collect(|_, _| true).is_empty());
     }
 }

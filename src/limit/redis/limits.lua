@@ -1,13 +1,23 @@
 -- Decides about one request by all limits of one key, atomically, by the clock of Redis.
 --
--- KEYS[1]: a hash with one field for each limit. ARGV[1]: 'take' or 'charge' (consume whatever is left, refuse nothing).
--- Then for each limit: field, kind, number, microseconds of its window (or m, h, d, mo), capacity, cost.
--- Returns 1 or 0 (admitted or not), then for each limit: remaining, microseconds until more, microseconds to wait.
+-- KEYS[1]: a hash with one field for each limit, and the field '#' with the leases that are out.
+-- ARGV[1]: 'take'; 'look' (nothing is consumed or written); 'charge' (consume whatever is left, refuse nothing); 'lease'
+-- (take, settle leases, hand out a new one). ARGV[2]: how many arguments of 'lease' follow. They are: id of the new lease, the
+-- most uses of it, its longest life in microseconds, the number of gateways, then for each lease that comes back its id and
+-- how many of its uses were spent. Then for each limit: field, kind, number, microseconds of its window (or m, h, d, mo),
+-- capacity, cost.
+-- Returns 1 or 0 (admitted or not), then for each limit: remaining, microseconds until more, microseconds to wait; for 'lease'
+-- also the uses of the new lease and its life in microseconds.
+--
+-- A lease counts as used from when it is handed out. When it comes back, what was spent of it counts from then on; when it
+-- does not come back until it expires, all of it does. So what is counted is never less than what was admitted.
 --
 -- The same algorithms as in algorithm.rs, in doubles: exact to a millionth of a use.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local charge = ARGV[1] == 'charge'
+local mode = ARGV[1]
+local extra = tonumber(ARGV[2])
+local first = 3 + extra
 local day = 86400000000
 local slots = 16
 
@@ -20,12 +30,12 @@ local function first_day(year, month)
   return era * 146097 + of_era * 365 + math.floor(of_era / 4) - math.floor(of_era / 100) + of_year - 719468
 end
 
--- The number of the calendar period and when it ends. Howard Hinnant, chrono-compatible low-level date algorithms.
+-- The number of the calendar period, when it ends and when it began. Howard Hinnant, chrono-compatible low-level date algorithms.
 local function period(name)
   local length = name == 'm' and 60000000 or name == 'h' and 3600000000 or name == 'd' and day
   if length then
     local index = math.floor(now / length)
-    return index, (index + 1) * length
+    return index, (index + 1) * length, index * length
   end
   local shifted = math.floor(now / day) + 719468
   local era = math.floor(shifted / 146097)
@@ -37,11 +47,15 @@ local function period(name)
   local year = years + era * 400 + (month <= 2 and 1 or 0)
   local next_year, next_month = year, month + 1
   if month == 12 then next_year, next_month = year + 1, 1 end
-  return (year - 1970) * 12 + month - 1, first_day(next_year, next_month) * day
+  return (year - 1970) * 12 + month - 1, first_day(next_year, next_month) * day, first_day(year, month) * day
 end
 
--- Each returns: state after, wait, and a function that tells remaining, microseconds until more, until idle.
-local function bucket(stored, number, per, capacity, cost)
+-- Uses that are out on leases, and when the last of these expires.
+local held, last = 0, now
+
+-- Each limit: used (now), most, add(uses), wait(uses), standing() = remaining, microseconds until more, until idle; state();
+-- ends and began of a calendar window.
+local function bucket(stored, number, per, capacity)
   local at, level = now, 0
   if stored then
     local a, l = string.match(stored, '^(%d+):(.+)$')
@@ -50,44 +64,50 @@ local function bucket(stored, number, per, capacity, cost)
   level = math.max(0, level - math.max(0, now - at) * number / per)
   at = math.max(at, now)
   local slack = 1e-9 + capacity * 1e-15
-  local after, wait = level + cost, 0
-  if charge then
-    after = math.max(level, math.min(after, capacity))
-  elseif after > capacity + slack then
-    wait = math.ceil((after - capacity) * per / number) + 1
+  local limit = { used = level, most = capacity }
+  function limit.add(uses) limit.used = limit.used + uses end
+  function limit.wait(uses)
+    local after = limit.used + held + uses
+    if after <= capacity + slack then return 0 end
+    local drained = math.ceil((after - capacity) * per / number) + 1
+    -- Leases do not drain: where they are in the way, they must come back first.
+    if held + uses > capacity then drained = drained + last - now end
+    return drained
   end
-  local function standing(l)
+  function limit.standing()
+    local l = limit.used + held
     local remaining = math.max(0, math.floor(capacity - l + slack))
     local more = l <= 0 and 0 or math.max(0, math.ceil((l - (capacity - remaining - 1)) * per / number))
-    return remaining, math.min(more, math.ceil(l * per / number)), math.ceil(l * per / number)
+    local idle = math.ceil(l * per / number)
+    return remaining, math.min(more, idle), idle
   end
-  return string.format('%.0f:%.17g', at, after), wait, after, level, standing
+  function limit.state() return string.format('%.0f:%.17g', at, limit.used) end
+  return limit
 end
 
-local function fixed(stored, number, name, cost)
-  local index, ends = period(name)
-  local count = 0
+local function fixed(stored, number, name)
+  local index, ends, began = period(name)
+  local limit = { used = 0, most = number, ends = ends, began = began }
   if stored then
     local i, c = string.match(stored, '^(%d+):(%d+)$')
-    if tonumber(i) == index then count = tonumber(c) end
+    if tonumber(i) == index then limit.used = tonumber(c) end
   end
-  local after, wait = count + cost, 0
-  if charge then
-    after = math.max(count, math.min(after, number))
-  elseif after > number then
-    wait = ends - now
+  function limit.add(uses) limit.used = limit.used + uses end
+  function limit.wait(uses) return limit.used + held + uses > number and ends - now or 0 end
+  function limit.standing()
+    local count = limit.used + held
+    local left = count > 0 and ends - now or 0
+    return math.max(0, number - count), left, left
   end
-  local function standing(c)
-    local left = c > 0 and ends - now or 0
-    return math.max(0, number - c), left, left
-  end
-  return string.format('%.0f:%.0f', index, after), wait, after, count, standing
+  function limit.state() return string.format('%.0f:%.0f', index, limit.used) end
+  return limit
 end
 
-local function sliding(stored, number, per, cost)
+local function sliding(stored, number, per)
   local length = math.max(1, math.ceil(per / (slots - 1)))
   local newest = math.floor(now / length)
-  local counts, sum = {}, 0
+  local counts = {}
+  local limit = { used = 0, most = number }
   for i = 1, slots do counts[i] = 0 end
   if stored then
     local n, list = string.match(stored, '^(%d+):(.+)$')
@@ -97,7 +117,7 @@ local function sliding(stored, number, per, cost)
     for count in string.gmatch(list, '%d+') do
       if i <= slots then
         counts[i] = tonumber(count)
-        sum = sum + counts[i]
+        limit.used = limit.used + counts[i]
       end
       i = i + 1
     end
@@ -108,55 +128,120 @@ local function sliding(stored, number, per, cost)
       freed = freed + counts[i]
       if freed >= uses then return math.max(1, (newest - (i - 1) + slots) * length - now) end
     end
-    return per
+    return last - now + slots * length
   end
-  local wait, add = 0, cost
-  if charge then
-    add = math.max(0, math.min(cost, number - sum))
-  elseif sum + cost > number then
-    wait = freed_in(sum + cost - number)
-    add = 0
+  function limit.add(uses)
+    counts[1] = counts[1] + uses
+    limit.used = limit.used + uses
   end
-  counts[1] = counts[1] + add
-  local function standing(s)
+  function limit.wait(uses)
+    local over = limit.used + held + uses - number
+    return over > 0 and freed_in(over) or 0
+  end
+  function limit.standing()
+    local s = limit.used + held
     if s == 0 then return number, 0, 0 end
     return math.max(0, number - s), freed_in(math.min(s, math.max(0, s - number) + 1)), freed_in(s)
   end
-  return string.format('%.0f:', newest) .. table.concat(counts, ','), wait, sum + add, sum, standing
+  function limit.state() return string.format('%.0f:', newest) .. table.concat(counts, ',') end
+  return limit
 end
 
-local fields, list = {}, {}
-for i = 2, #ARGV, 6 do
+local fields, list, costs = { '#' }, {}, {}
+for i = first, #ARGV, 6 do
   fields[#fields + 1] = ARGV[i]
 end
 local stored = redis.call('HMGET', KEYS[1], unpack(fields))
-local admitted = 1
-for n = 1, #fields do
-  local i = 2 + (n - 1) * 6
-  local kind, number, window, cost = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 5])
-  local limit = {}
+for n = 1, #fields - 1 do
+  local i = first + (n - 1) * 6
+  local kind, number, window = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+  costs[n] = tonumber(ARGV[i + 5])
   if kind == 'b' then
-    limit.state, limit.wait, limit.after, limit.before, limit.standing =
-      bucket(stored[n], number, tonumber(window), tonumber(ARGV[i + 4]), cost)
+    list[n] = bucket(stored[n + 1], number, tonumber(window), tonumber(ARGV[i + 4]))
   elseif kind == 'f' then
-    limit.state, limit.wait, limit.after, limit.before, limit.standing = fixed(stored[n], number, window, cost)
+    list[n] = fixed(stored[n + 1], number, window)
   else
-    limit.state, limit.wait, limit.after, limit.before, limit.standing = sliding(stored[n], number, tonumber(window), cost)
+    list[n] = sliding(stored[n + 1], number, tonumber(window))
   end
-  if limit.wait > 0 then admitted = 0 end
-  list[n] = limit
 end
+
+-- The leases: those that come back or have expired are settled. One of a calendar window that is over is void: it ended before
+-- the window did.
+local leases, changed = {}, false
+if stored[1] then
+  local back = {}
+  for i = 7, 2 + extra, 2 do back[ARGV[i]] = tonumber(ARGV[i + 1]) end
+  for id, uses, expires in string.gmatch(stored[1], '([^,;]+),(%d+),(%d+);') do
+    uses, expires = tonumber(uses), tonumber(expires)
+    local spent = back[id]
+    if expires <= now then
+      spent = uses
+    elseif spent then
+      spent = math.min(spent, uses)
+    end
+    if spent then
+      changed = true
+      for _, limit in ipairs(list) do
+        if not limit.began or expires > limit.began then limit.add(spent) end
+      end
+    else
+      leases[#leases + 1] = string.format('%s,%.0f,%.0f;', id, uses, expires)
+      held = held + uses
+      last = math.max(last, expires)
+    end
+  end
+end
+
+local admitted, waits = 1, {}
+for n, limit in ipairs(list) do
+  waits[n] = 0
+  if mode == 'charge' then
+    limit.add(math.max(0, math.min(costs[n], limit.most - limit.used - held)))
+  else
+    waits[n] = costs[n] > 0 and limit.wait(costs[n]) or 0
+    if waits[n] > 0 then admitted = 0 end
+  end
+end
+if mode ~= 'charge' and admitted == 1 then
+  for n, limit in ipairs(list) do limit.add(costs[n]) end
+end
+
+local granted, life = 0, 0
+if mode == 'lease' and admitted == 1 then
+  granted, life = tonumber(ARGV[4]), tonumber(ARGV[5])
+  for _, limit in ipairs(list) do
+    -- Near the end each gateway gets no more than its share of what is left, so that none strands what others could use.
+    granted = math.min(granted, math.floor((limit.most - limit.used - held) / tonumber(ARGV[6])))
+    if limit.ends then life = math.min(life, limit.ends - now) end
+  end
+  granted = math.max(0, granted)
+  if granted > 0 then
+    leases[#leases + 1] = string.format('%s,%.0f,%.0f;', ARGV[3], granted, now + life)
+    held = held + granted
+    last = math.max(last, now + life)
+    changed = true
+  end
+end
+
 local reply, ttl, write = { admitted }, 1000, {}
 for n, limit in ipairs(list) do
-  local remaining, more, idle = limit.standing(admitted == 1 and limit.after or limit.before)
+  local remaining, more, idle = limit.standing()
   reply[#reply + 1] = remaining
   reply[#reply + 1] = more
-  reply[#reply + 1] = limit.wait
-  ttl = math.max(ttl, math.ceil(idle / 1000) + 1000)
-  write[#write + 1] = fields[n]
-  write[#write + 1] = limit.state
+  reply[#reply + 1] = waits[n]
+  ttl = math.max(ttl, math.ceil((idle + last - now) / 1000) + 1000)
+  write[#write + 1] = fields[n + 1]
+  write[#write + 1] = limit.state()
 end
-if admitted == 1 then
+if mode == 'lease' then
+  reply[#reply + 1] = granted
+  reply[#reply + 1] = life
+end
+if mode ~= 'look' and (admitted == 1 or changed) then
+  if changed then
+    write[#write + 1] = '#'
+    write[#write + 1] = table.concat(leases)
+  end
   local left = redis.call('PTTL', KEYS[1])
   redis.call('HSET', KEYS[1], unpack(write))
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(ttl, left)))

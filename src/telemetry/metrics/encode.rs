@@ -202,12 +202,20 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
     if let Some(refused) = sample.shield_refused {
         page.family(&t::SHIELD_REFUSED).sample(&[], refused);
     }
+    if !sample.listener_shields.is_empty() {
+        let mut family = page.family(&t::LISTENER_SHIELD_REFUSED);
+        for (listener, refused) in &sample.listener_shields {
+            family.sample(&[listener], *refused);
+        }
+    }
     if let Some(redis) = &sample.redis {
         page.family(&t::REDIS_UP).sample(&[], u8::from(redis.is_up()));
         let mut family = page.family(&t::REDIS_CHANGES);
         family.sample(&["up"], redis.recoveries.get());
         family.sample(&["down"], redis.outages.get());
         page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
+        page.family(&t::REDIS_LEASED).sample(&[], sample.redis_leased);
+        page.family(&t::REDIS_HELD).sample(&[], sample.redis_held);
         page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());

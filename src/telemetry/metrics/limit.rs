@@ -53,5 +53,11 @@ pub struct LimitsSample {
     /// Keys forgotten early, decisions in a shared bucket, bytes of the table.
     pub local: Option<(u64, u64, u64)>,
     pub redis: Option<Arc<RedisMetrics>>,
+    /// Uses held on leases.
+    pub redis_held: u64,
+    /// Decisions by leases.
+    pub redis_leased: u64,
     pub shield_refused: Option<u64>,
+    /// By listener.
+    pub listener_shields: Vec<(String, u64)>,
 }

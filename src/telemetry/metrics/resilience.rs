@@ -43,12 +43,19 @@ pub struct ResilienceSample {
     pub overloads: Vec<OverloadSample>,
     /// Retries that were refused, by upstream.
     pub budgets: Vec<(String, u64)>,
+    /// Hedges sent and won, by upstream.
+    pub hedges: Vec<(String, u64, u64)>,
 }
 
 pub(super) fn encode(page: &mut Page, sample: &ResilienceSample) {
     let mut family = page.family(&t::RETRIES_REFUSED);
     for (upstream, refused) in &sample.budgets {
         family.sample(&[upstream], refused);
+    }
+    let mut family = page.family(&t::HEDGES);
+    for (upstream, sent, won) in &sample.hedges {
+        family.sample(&[upstream, "sent"], sent);
+        family.sample(&[upstream, "won"], won);
     }
     let mut family = page.family(&t::BREAKER_STATE);
     for breaker in &sample.breakers {

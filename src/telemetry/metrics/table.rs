@@ -93,6 +93,8 @@ metrics! {
         "When the last health check of the endpoint ended, in Unix time";
     RETRIES_REFUSED = Counter "gatewright_upstream_retries_refused_total" ["upstream"]
         "Retries that were not made because the budget had no room for them";
+    HEDGES = Counter "gatewright_upstream_hedges_total" ["upstream", "event"]
+        "Second requests that were sent because the first took long, and those of them that won";
     BREAKER_STATE = Gauge "gatewright_breaker_state" ["kind", "name"]
         "0 if the breaker of the upstream, endpoint or route is closed, 1 if it is half open, 2 if it is open";
     BREAKER_CHANGES = Counter "gatewright_breaker_changes_total" ["kind", "name", "state"]
@@ -119,12 +121,18 @@ metrics! {
         "The bound of the memory of the local store";
     SHIELD_REFUSED = Counter "gatewright_limit_global_refused_total" []
         "Requests refused by the global limit";
+    LISTENER_SHIELD_REFUSED = Counter "gatewright_listener_requests_refused_total" ["listener"]
+        "Requests that the max_requests of their listener refused";
     REDIS_UP = Gauge "gatewright_redis_up" []
         "1 if Redis answers, 0 if it is away and limits do what on_error says";
     REDIS_CHANGES = Counter "gatewright_redis_state_changes_total" ["state"]
         "Times that Redis came to be reachable (up) and ceased to be (down)";
     REDIS_DECISIONS = Counter "gatewright_redis_decisions_total" []
         "Decisions about limits that Redis made";
+    REDIS_LEASED = Counter "gatewright_redis_leased_total" []
+        "Decisions made by leases, without a round trip to Redis";
+    REDIS_HELD = Gauge "gatewright_redis_lease_uses" []
+        "Uses that this gateway holds on leases and has not spent";
     REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
         "Round trips to Redis that carried decisions, each with one or more";
     REDIS_FALLBACKS = Counter "gatewright_redis_fallbacks_total" []

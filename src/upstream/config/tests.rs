@@ -42,6 +42,7 @@ fn every_key_of_the_reference_is_understood() {
         breaker = { scope = "both", error_rate = "50%", window = "10s", min_requests = 20, consecutive_failures = 10,
                     slow = "1s", slow_rate = "80%", open_for = "30s", probes = 3,
                     answer = { status = 200, body = "later", content_type = "text/plain" } }
+        hedge = { after = "50ms" }
         overload = { min = 4, max = 1000, initial = 50, slack = "50%" }
         when_all_down = "try_all"
         resolve = { interval = "10s", timeout = "2s" }

@@ -15,6 +15,7 @@ pub mod open_loop;
 pub mod origin;
 pub mod raw;
 pub mod redis;
+pub mod redis_many;
 mod selftest;
 pub mod tls;
 pub mod tokens;

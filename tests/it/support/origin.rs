@@ -31,6 +31,8 @@ pub enum Answer {
     Drip(Duration),
     /// A reset as soon as the request has been read.
     ResetBefore,
+    /// A reset after this long.
+    LateReset(Duration),
     /// Half of a body of known length, then a reset.
     ResetMid,
     /// Half of a chunked body, then a clean close without the last chunk.

@@ -8,21 +8,49 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+/// A port that nobody has at this moment.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
 /// Killed when dropped.
 pub struct Redis {
     child: Option<Child>,
     address: SocketAddr,
     directory: tempfile::TempDir,
+    options: Vec<String>,
 }
 
 impl Redis {
     #[track_caller]
     pub fn start() -> Redis {
+        Redis::start_with(&[])
+    }
+
+    /// With further options of its command line.
+    #[track_caller]
+    pub fn start_with(options: &[&str]) -> Redis {
         // Redis cannot tell which port it got, so one is picked for it.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut redis = Redis { child: None, address, directory: tempfile::tempdir().unwrap() };
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut redis = Redis { child: None, address: free_port(), directory: tempfile::tempdir().unwrap(), options };
         redis.restart();
         redis
+    }
+
+    /// With a file of options, which comes first.
+    #[track_caller]
+    pub fn start_config(file: &std::path::Path, options: &[&str]) -> Redis {
+        Redis::start_with(&[&[file.to_str().unwrap()], options].concat())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A connection of the client library.
+    #[track_caller]
+    pub fn connection(&self) -> redis::Connection {
+        redis::Client::open(self.url()).unwrap().get_connection_with_timeout(Duration::from_secs(2)).unwrap()
     }
 
     /// Starts it again, empty, on the same port.
@@ -30,11 +58,17 @@ impl Redis {
     pub fn restart(&mut self) {
         self.kill();
         let mut command = Command::new("redis-server");
+        // A file of options must come first.
+        let (files, options): (Vec<_>, Vec<_>) = self.options.iter().partition(|option| option.ends_with(".conf"));
+        command.args(files);
         command.args(["--port", &self.address.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.args(options);
         command.arg("--dir").arg(self.directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|e| panic!("redis-server is needed (apt-get install redis-server): {e}"));
         self.child = Some(child);
-        eventually("redis answers", SOON, || self.ask("PING").is_ok_and(|answer| answer == "+PONG"));
+        eventually("redis answers", SOON, || {
+            self.ask("PING").is_ok_and(|answer| answer == "+PONG" || answer.starts_with("-NOAUTH"))
+        });
     }
 
     pub fn url(&self) -> String {

@@ -65,7 +65,10 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
+            redis_leased: 8,
+            redis_held: 9,
             shield_refused: Some(4),
+            listener_shields: vec![("http".into(), 5)],
         },
         listeners: vec![("http".into(), listener)],
         certificates: vec![CertificateSample {
@@ -99,6 +102,7 @@ fn resilience() -> ResilienceSample {
         ejections: vec![ejection],
         overloads: vec![OverloadSample { upstream: "orders".into(), limit: 50, in_flight: 3, shed: 2 }],
         budgets: vec![("orders".into(), 1)],
+        hedges: vec![("orders".into(), 2, 1)],
     }
 }
 

@@ -91,6 +91,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
                 stream.write_all(b"0\r\n\r\n").await?;
             }
             Answer::ResetBefore => return Ok(End::Reset),
+            Answer::LateReset(delay) => {
+                tokio::time::sleep(delay).await;
+                return Ok(End::Reset);
+            }
             Answer::ResetMid => {
                 let whole = response(200, &echo, false, false);
                 stream.write_all(&whole[..whole.len() - echo.len() / 2]).await?;

@@ -1,0 +1,121 @@
+//! `/limits`: how a key stands, forgetting it, and who is refused most. For operators: keys show who is counted.
+
+use super::Admin;
+use crate::identity::Identity;
+use crate::limit::top::Top;
+use crate::request::{RequestCtx, Scheme};
+use crate::snapshot::Route;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value, json};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The most keys of `/limits/top` without `count`.
+const TOP: usize = 20;
+
+/// The pairs of a query, decoded.
+fn pairs(query: Option<&str>) -> Vec<(String, String)> {
+    let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(name, value)| (decode(name), decode(value))).collect()
+}
+
+/// The keys that were refused most often.
+pub fn top(admin: &Admin, query: Option<&str>) -> Value {
+    let count = pairs(query).iter().find(|(name, _)| name == "count").and_then(|(_, count)| count.parse().ok());
+    let top = admin.state.get_or_create("limits", Top::default);
+    let list = top.list(count.unwrap_or(TOP)).into_iter().map(|entry| {
+        json!({
+            "route": &*entry.route,
+            "limit": &*entry.limit,
+            "key": entry.key,
+            "refused": entry.count,
+            "of_which_maybe_others": entry.error,
+        })
+    });
+    json!({ "refused": list.collect::<Vec<_>>() })
+}
+
+/// How the key of a request stands with each limit of its route: `route=NAME` and the facts that it is counted by.
+pub async fn inspect(admin: &Admin, query: Option<&str>, reset: bool) -> (StatusCode, Value) {
+    match facts(admin, &pairs(query)) {
+        Err(why) => (StatusCode::BAD_REQUEST, json!({ "error": why })),
+        Ok((route, ctx, headers, addressed)) => {
+            let mut list = Vec::new();
+            for limiter in route.chain.limiters() {
+                if limiter.counts_addresses() && !addressed {
+                    return (StatusCode::BAD_REQUEST, json!({ "error": "this route counts by address: give address=..." }));
+                }
+                list.push(limiter.inspect(&ctx, &headers, reset).await);
+            }
+            if list.is_empty() {
+                return (StatusCode::BAD_REQUEST, json!({ "error": format!("route `{}` has no limits", route.name) }));
+            }
+            (StatusCode::OK, json!({ "route": &*route.name, "limits": list }))
+        }
+    }
+}
+
+/// A request that would have these facts.
+fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, RequestCtx, HeaderMap, bool), String> {
+    let snapshot = admin.gateway.snapshot();
+    let mut route = None;
+    let mut ctx = RequestCtx::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Scheme::Http, Instant::now());
+    let mut headers = HeaderMap::new();
+    let mut addressed = false;
+    let (mut consumer, mut credential, mut tier, mut claims) = (None, None, None, Map::new());
+    for (name, value) in pairs {
+        let text: Arc<str> = value.as_str().into();
+        match (name.as_str(), name.split_once(':')) {
+            ("route", _) => {
+                let found = snapshot.routes().find(|route| *route.name == **value);
+                route = Some(Arc::clone(found.ok_or_else(|| format!("there is no route `{value}`"))?));
+            }
+            ("address", _) => {
+                ctx.client = value.parse().map_err(|_| format!("`{value}` is not an address"))?;
+                addressed = true;
+            }
+            ("consumer", _) => consumer = Some(text),
+            ("credential", _) => credential = Some(text),
+            ("tier", _) => tier = Some(text),
+            (_, Some(("header", header))) => {
+                let header = HeaderName::from_bytes(header.to_ascii_lowercase().as_bytes());
+                let header = header.map_err(|_| format!("`{name}` is not a header"))?;
+                headers
+                    .append(header, HeaderValue::from_str(value).map_err(|_| format!("`{value}` is not the value of a header"))?);
+            }
+            (_, Some(("claim", claim))) => drop(claims.insert(claim.to_owned(), Value::from(value.as_str()))),
+            _ => return Err(format!("`{name}` is no fact: give address, consumer, credential, tier, header:NAME or claim:NAME")),
+        }
+    }
+    let route = route.ok_or_else(|| "which route? give route=NAME".to_owned())?;
+    ctx.route = Some(Arc::clone(&route.name));
+    let known = consumer.as_ref().and_then(|name| snapshot.consumers.get(name)).cloned();
+    if known.is_some() || consumer.is_some() || credential.is_some() || tier.is_some() || !claims.is_empty() {
+        let own = known.as_ref().and_then(|known| known.tier.as_ref()).map(|tier| Arc::clone(&tier.name));
+        ctx.identity = Some(Arc::new(Identity {
+            consumer: known,
+            name: consumer.unwrap_or_default(),
+            credential: credential.unwrap_or_default(),
+            tier: tier.or(own),
+            claims: Some(Arc::new(claims)),
+            ..Identity::nobody()
+        }));
+    }
+    Ok((route, ctx, headers, addressed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_decoded() {
+        let found = pairs(Some("route=a&header:x-key=1%262&flag&address=2001%3Adb8%3A%3A1"));
+        let wanted = [("route", "a"), ("header:x-key", "1&2"), ("flag", ""), ("address", "2001:db8::1")];
+        assert_eq!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(), wanted);
+        assert!(pairs(None).is_empty());
+    }
+}

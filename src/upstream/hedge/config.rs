@@ -1,0 +1,55 @@
+//! `hedge = { ... }` of an upstream.
+
+use super::After;
+use crate::diagnostic::Diagnostics;
+use crate::upstream::config::{Protocol, within};
+use crate::value::{Duration, Located, Percent};
+use schemars::JsonSchema;
+
+/// Asks a second endpoint where the first one takes longer than most answers do, and passes on what comes first.
+///
+/// Only for `GET` and `HEAD` without a body, over HTTP/1.1 without `tls`: elsewhere it is an error to write it. A hedged
+/// request has a connection of its own that is not kept, since nobody knows beforehand which endpoint it will be with. Each
+/// second request comes out of the budget of `retry`; where that is empty there is none.
+#[derive(Debug, Clone, Default, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HedgeConfig {
+    /// How long the first endpoint has. 1ms to 1h. Default: by `percentile`.
+    pub after: Option<Located<Duration>>,
+    /// The share of answers that came earlier than the delay, since the start, to about a factor of two; until there were
+    /// 100 answers nothing is hedged. From 50% to 99.9%, default `"95%"`. Not together with `after`.
+    pub percentile: Option<Located<Percent>>,
+}
+
+impl HedgeConfig {
+    /// Reports what decoding cannot see.
+    pub fn check(&self, protocol: Protocol, tls: bool, at: Option<crate::diagnostic::Span>, d: &mut Diagnostics) {
+        if protocol != Protocol::Http1 || tls {
+            d.error(at, "`hedge` needs an upstream that speaks HTTP/1.1 without TLS")
+                .label("the bytes of a request can be sent twice only there")
+                .help("remove it, or write a shorter timeouts.attempt and retry on \"timeout\"");
+        }
+        if let Some(after) = &self.after {
+            within(after, Duration::from_millis(1), Duration::from_secs(3_600), d);
+        }
+        match (&self.after, &self.percentile) {
+            (Some(_), Some(share)) => {
+                d.error(share.span.clone(), "`hedge` has both `after` and `percentile`").label("one of them is enough");
+            }
+            (None, Some(share)) if !(500_000..=999_000).contains(&share.parts_per_million) => {
+                d.error(share.span.clone(), format!("`{}` is not possible here", share.value)).label("must be from 50% to 99.9%");
+            }
+            _ => {}
+        }
+    }
+
+    pub fn after(&self) -> After {
+        match &self.after {
+            Some(after) => After::Fixed(after.get()),
+            None => {
+                let share = self.percentile.as_ref().map_or(950_000, |share| share.parts_per_million);
+                After::Percentile(share, std::time::Duration::from_millis(1))
+            }
+        }
+    }
+}

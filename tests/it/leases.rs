@@ -1,0 +1,467 @@
+//! Leases by simulation: the real bookkeeping of 2 to 16 gateways against the real script in a real Redis, with a clock that the
+//! test moves. Messages are late or lost, gateways crash, are cut off, and have clocks that are wrong and run unevenly.
+//!
+//! The oracle knows nothing of leases or of the script: it has the true times of all admissions, and looks whether they obey the
+//! limit; and, where nothing goes wrong, how many an exact limit would have admitted.
+
+use crate::support::gateway::run;
+use crate::support::raw::{Client, request};
+use crate::support::redis::Redis;
+use crate::support::{Gateway, SOON, eventually};
+use gatewright::limit::redis::lease::{Book, Errand, IDLE, Spent};
+use gatewright::limit::redis::{SCRIPT, SharedSet, decision, lease_arguments};
+use gatewright::limit::{Decision, Limit, Shape};
+use gatewright::value::Period;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+/// Microseconds.
+const SECOND: u64 = 1_000_000;
+/// How long a gateway waits for an answer.
+const TIMEOUT: u64 = 20_000;
+/// The Unix time at which a simulation begins: 40 s into a minute.
+const BEGIN: u64 = 1_800_000_040 * SECOND;
+
+/// xorshift, so that a seed is a run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+struct Member {
+    book: Book,
+    name: String,
+    lives: u32,
+    /// Of its clock: what it is ahead in nanoseconds, and how many millionths it is too fast.
+    offset: u64,
+    pace: i64,
+    cut_off_until: u64,
+}
+
+impl Member {
+    /// What its clock shows, in nanoseconds.
+    fn clock(&self, now: u64) -> u64 {
+        let passed = i128::from(now - BEGIN) * 1_000;
+        self.offset + u64::try_from(passed + passed * i128::from(self.pace) / 1_000_000).unwrap()
+    }
+}
+
+struct Message {
+    member: usize,
+    lives: u32,
+    errand: Errand,
+    cost: u64,
+}
+
+#[allow(clippy::large_enum_variant)] // A few at a time.
+enum Event {
+    Request,
+    Idle,
+    AtRedis(Message, bool),
+    Back(Message, Decision, (u64, u64)),
+    Lost(Message),
+}
+
+#[derive(Clone, Copy)]
+struct Faults {
+    /// Of a hundred messages.
+    lost: u64,
+    crashes: bool,
+    partitions: bool,
+}
+
+struct Simulation {
+    redis: redis::Connection,
+    script: String,
+    key: String,
+    set: Arc<SharedSet>,
+    members: Vec<Member>,
+    random: Random,
+    events: BinaryHeap<Reverse<(u64, u64)>>,
+    bodies: std::collections::HashMap<u64, Event>,
+    number: u64,
+    offered: Vec<u64>,
+    admitted: Vec<u64>,
+    asked: usize,
+}
+
+impl Simulation {
+    fn new(redis: &Redis, limit: &Limit, lease: u64, members: usize, seed: u64, faults: Faults) -> Self {
+        Self::with(redis, SCRIPT, limit, lease, members, seed, faults)
+    }
+
+    fn with(redis: &Redis, script: &str, limit: &Limit, lease: u64, members: usize, seed: u64, faults: Faults) -> Self {
+        let mut connection = redis.connection();
+        // The one thing that is not real: what time it is.
+        let edited = script.replace("redis.call('TIME')", "redis.call('HMGET', 'clock', 's', 'us')");
+        assert_ne!(edited, script);
+        let script: String = redis::cmd("SCRIPT").arg("LOAD").arg(edited).query(&mut connection).unwrap();
+        let mut random = Random(seed * 2_654_435_761 + 88_172_645_463_325_252);
+        let wrong = if faults.crashes || faults.partitions { 10_000 } else { 100 };
+        let members = (0..members).map(|n| Member {
+            book: Book::default(),
+            name: format!("g{n}"),
+            lives: 0,
+            offset: 10 * 1_000_000_000 + random.below(1_000_000_000),
+            pace: i64::try_from(random.below(2 * wrong)).unwrap() - i64::try_from(wrong).unwrap(),
+            cut_off_until: 0,
+        });
+        let members: Vec<_> = members.collect();
+        let set = Arc::new(SharedSet::new(&format!("sim{seed}"), std::slice::from_ref(limit), lease));
+        let key = format!("sim:{}:{seed}:{}", limit.name, members.len());
+        Simulation {
+            redis: connection,
+            script,
+            key,
+            set,
+            members,
+            random,
+            events: BinaryHeap::new(),
+            bodies: Default::default(),
+            number: 0,
+            offered: Vec::new(),
+            admitted: Vec::new(),
+            asked: 0,
+        }
+    }
+
+    fn at(&mut self, time: u64, event: Event) {
+        self.number += 1;
+        self.events.push(Reverse((time, self.number)));
+        self.bodies.insert(self.number, event);
+    }
+
+    /// Requests come with pauses of up to twice `pause` microseconds, or in bursts, until there were `count` of them.
+    fn run(&mut self, count: usize, pause: u64, faults: Faults) {
+        self.at(BEGIN, Event::Request);
+        self.at(BEGIN, Event::Idle);
+        while let Some(Reverse((now, number))) = self.events.pop() {
+            match self.bodies.remove(&number).unwrap() {
+                Event::Request if self.offered.len() < count => {
+                    self.request(now, faults);
+                    let next = if self.random.chance(30) { 0 } else { self.random.below(pause * 3) };
+                    self.at(now + next, Event::Request);
+                }
+                Event::Idle if self.offered.len() < count => {
+                    for member in 0..self.members.len() {
+                        let mut errands = Vec::new();
+                        let clock = self.members[member].clock(now);
+                        self.members[member].book.idle(clock, |_, _, errand| errands.push(errand));
+                        errands.into_iter().for_each(|errand| self.send(now, member, errand, 0, faults));
+                    }
+                    self.at(now + IDLE / 2_000, Event::Idle);
+                }
+                Event::Request | Event::Idle => {}
+                Event::AtRedis(message, reply_lost) => self.at_redis(now, message, reply_lost),
+                Event::Back(message, decision, lease) => self.back(now, &message, &decision, lease),
+                Event::Lost(message) => {
+                    let member = &self.members[message.member];
+                    if member.lives == message.lives {
+                        member.book.lost(&self.set, b"k", &message.errand, true, member.clock(now));
+                    }
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, now: u64, faults: Faults) {
+        self.offered.push(now);
+        // Most come to one gateway for a while, then to another.
+        let count = self.members.len() as u64;
+        let member = if self.random.chance(50) { (now / (3 * SECOND)) % count } else { self.random.below(count) } as usize;
+        if faults.crashes && self.random.below(500) == 0 {
+            let crashed = &mut self.members[member];
+            crashed.book = Book::default();
+            crashed.lives += 1;
+            crashed.name = format!("g{member}/{}", crashed.lives);
+        }
+        if faults.partitions && self.random.below(500) == 0 {
+            let long = self.random.below(9 * SECOND);
+            self.members[member].cut_off_until = now + long;
+        }
+        let clock = self.members[member].clock(now);
+        match self.members[member].book.spend(&self.set, b"k", 1, clock) {
+            Spent::Here(decision, errand) => {
+                if matches!(decision, Decision::Admitted(_)) {
+                    self.admitted.push(now);
+                }
+                if let Some(errand) = errand {
+                    self.send(now, member, *errand, 0, faults);
+                }
+            }
+            Spent::Ask(errand) => self.send(now, member, errand, 1, faults),
+        }
+    }
+
+    fn send(&mut self, now: u64, member: usize, errand: Errand, cost: u64, faults: Faults) {
+        self.asked += 1;
+        let lives = self.members[member].lives;
+        let message = Message { member, lives, errand, cost };
+        let cut_off = now < self.members[member].cut_off_until;
+        let (there, back) = (self.random.chance(faults.lost), self.random.chance(faults.lost));
+        if cut_off || there {
+            return self.at(now + TIMEOUT, Event::Lost(message));
+        }
+        let way = 50 + self.random.below(2_000);
+        self.at(now + way, Event::AtRedis(message, back));
+    }
+
+    fn at_redis(&mut self, now: u64, message: Message, reply_lost: bool) {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("HSET").arg("clock").arg("s").arg(now / SECOND).arg("us").arg(now % SECOND).ignore();
+        let member = &self.members[message.member];
+        // The name of the life that asked: a gateway that starts again is another one.
+        let name =
+            if message.lives == 0 { format!("g{}", message.member) } else { format!("g{}/{}", message.member, message.lives) };
+        let extra = lease_arguments(&name, &message.errand, self.members.len() as u64);
+        let command = pipeline.cmd("EVALSHA").arg(&self.script).arg(1).arg(&self.key).arg("lease").arg(extra.len()).arg(extra);
+        for argument in self.set.arguments(std::iter::once(message.cost)) {
+            command.arg(argument);
+        }
+        let reply: Vec<redis::Value> = pipeline.query(&mut self.redis).unwrap();
+        let (decision, lease) = decision(&self.set, reply.last().unwrap()).unwrap_or_else(|| panic!("{reply:?}"));
+        let gone = member.lives != message.lives;
+        if message.cost > 0 && matches!(decision, Decision::Admitted(_)) && !reply_lost && !gone {
+            self.admitted.push(now);
+        }
+        if reply_lost {
+            self.at(now + TIMEOUT, Event::Lost(message));
+        } else {
+            let way = 50 + self.random.below(2_000);
+            self.at(now + way, Event::Back(message, decision, lease));
+        }
+    }
+
+    fn back(&mut self, now: u64, message: &Message, decision: &Decision, lease: (u64, u64)) {
+        let member = &self.members[message.member];
+        if member.lives == message.lives {
+            let clock = member.clock(now);
+            member.book.answered(&self.set, b"k", &message.errand, decision, lease, clock);
+            member.book.refused(&self.set, b"k", message.cost, decision, clock);
+        }
+    }
+}
+
+/// Whether these times obey the limit; the error says where they do not.
+fn obeys(limit: &Limit, times: &mut [u64]) -> Result<(), String> {
+    times.sort_unstable();
+    match limit.shape {
+        // A leaky bucket in doubles.
+        Shape::TokenBucket { per, capacity } => {
+            let (mut level, mut last) = (0.0_f64, 0_u64);
+            for time in times.iter() {
+                let drained = (time - last) as f64 * 1_000.0 * limit.number as f64 / per as f64;
+                level = (level - drained).max(0.0) + 1.0;
+                last = *time;
+                if level > capacity as f64 + 1e-3 {
+                    return Err(format!("{level} of {capacity} at {time}"));
+                }
+            }
+        }
+        Shape::SlidingWindow { per } => {
+            let number = limit.number as usize;
+            for (first, beyond) in times.iter().zip(times.iter().skip(number)) {
+                if (beyond - first) * 1_000 < per {
+                    return Err(format!("{} within {} us", number + 1, beyond - first));
+                }
+            }
+        }
+        Shape::FixedWindow { .. } => {
+            let mut counts = std::collections::HashMap::new();
+            for time in times.iter() {
+                let count = counts.entry(time / (60 * SECOND)).or_insert(0_u64);
+                *count += 1;
+                if *count > limit.number {
+                    return Err(format!("{count} of {} in a minute", limit.number));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many of the offered requests an exact limit would have admitted.
+fn exact(limit: &Limit, offered: &[u64]) -> usize {
+    let mut admitted: Vec<u64> = Vec::new();
+    let (mut level, mut last) = (0.0_f64, 0_u64);
+    for time in offered {
+        let admits = match limit.shape {
+            Shape::TokenBucket { per, capacity } => {
+                level = (level - (time - last) as f64 * 1_000.0 * limit.number as f64 / per as f64).max(0.0);
+                last = *time;
+                let fits = level + 1.0 <= capacity as f64;
+                level += if fits { 1.0 } else { 0.0 };
+                fits
+            }
+            Shape::SlidingWindow { per } => {
+                let old = admitted.len().checked_sub(limit.number as usize).map(|at| admitted[at]);
+                old.is_none_or(|old| (time - old) * 1_000 >= per)
+            }
+            Shape::FixedWindow { .. } => {
+                let minute = time / (60 * SECOND);
+                let count = admitted.iter().rev().take_while(|other| **other / (60 * SECOND) == minute).count();
+                (count as u64) < limit.number
+            }
+        };
+        if admits {
+            admitted.push(*time);
+        }
+    }
+    admitted.len()
+}
+
+fn limits() -> [Limit; 3] {
+    let second = 1_000_000_000;
+    [
+        Limit { name: "bucket".into(), number: 200, shape: Shape::TokenBucket { per: 10 * second, capacity: 300 } },
+        Limit { name: "sliding".into(), number: 400, shape: Shape::SlidingWindow { per: 20 * second } },
+        Limit { name: "fixed".into(), number: 900, shape: Shape::FixedWindow { period: Period::Minute } },
+    ]
+}
+
+/// Requests of each run; `GATEWRIGHT_FULL=1` runs ten times as many.
+fn requests() -> usize {
+    if std::env::var_os("GATEWRIGHT_FULL").is_some() { 60_000 } else { 6_000 }
+}
+
+#[test]
+fn whatever_happens_leases_never_admit_more_than_the_limit() {
+    let redis = Redis::start();
+    for (seed, members) in (1..).zip([2, 4, 9, 16]) {
+        for limit in limits() {
+            let faults = Faults { lost: 3, crashes: true, partitions: true };
+            let mut simulation = Simulation::new(&redis, &limit, 20, members, seed, faults);
+            simulation.run(requests(), 15_000, faults);
+            obeys(&limit, &mut simulation.admitted).unwrap_or_else(|wrong| panic!("{} of {members}: {wrong}", limit.name));
+            let admitted = simulation.admitted.len();
+            assert!(admitted > 300, "{} of {members}: only {admitted} were admitted", limit.name);
+        }
+    }
+}
+
+/// An oracle that finds nothing proves nothing: a script that forgets leases that nobody brings back is found out.
+#[test]
+fn the_oracle_notices_a_script_that_forgets_leases() {
+    let redis = Redis::start();
+    let forgetful = SCRIPT.replace("      spent = uses\n", "      spent = 0\n");
+    assert_ne!(forgetful, SCRIPT);
+    let faults = Faults { lost: 10, crashes: true, partitions: true };
+    let limits = limits();
+    let found = limits.iter().filter(|limit| {
+        let mut simulation = Simulation::with(&redis, &forgetful, limit, 100, 9, 3, faults);
+        simulation.run(6_000, 15_000, faults);
+        obeys(limit, &mut simulation.admitted).is_err()
+    });
+    assert!(found.count() >= 2);
+}
+
+#[test]
+fn what_leases_withhold_is_at_most_one_for_each_gateway() {
+    let redis = Redis::start();
+    for (seed, members) in (11..).zip([2, 4, 16]) {
+        for limit in limits() {
+            let (lease, faults) = (10, Faults { lost: 0, crashes: false, partitions: false });
+            let mut simulation = Simulation::new(&redis, &limit, lease, members, seed, faults);
+            simulation.run(requests(), 15_000, faults);
+            obeys(&limit, &mut simulation.admitted).unwrap_or_else(|wrong| panic!("{} of {members}: {wrong}", limit.name));
+            let (admitted, expected) = (simulation.admitted.len(), exact(&limit, &simulation.offered));
+            // A sliding window gives back up to a fifteenth late, and a refusal is believed for a tenth of a second.
+            let windows = match limit.shape {
+                Shape::TokenBucket { .. } => 1,
+                _ => 2 + (simulation.offered.last().unwrap() - BEGIN) as usize / (20 * SECOND as usize),
+            };
+            let late = if matches!(limit.shape, Shape::SlidingWindow { .. }) { expected / 14 } else { 0 };
+            let withheld = members * lease as usize * windows + late + expected / 50;
+            assert!(
+                admitted + withheld >= expected,
+                "{} of {members}: {admitted} of {expected}, {withheld} withheld",
+                limit.name
+            );
+            assert!(admitted <= expected + expected / 100, "{} of {members}: {admitted} of {expected}", limit.name);
+        }
+    }
+}
+
+/// The same with 2 % for each gateway, as one would configure it: most requests make no round trip.
+#[test]
+fn with_a_lease_most_requests_make_no_round_trip() {
+    let redis = Redis::start();
+    let shape = Shape::TokenBucket { per: 60_000_000_000, capacity: 100_000 };
+    let limit = Limit { name: "wide".into(), number: 100_000, shape };
+    let faults = Faults { lost: 0, crashes: false, partitions: false };
+    let mut simulation = Simulation::new(&redis, &limit, 2_000, 4, 99, faults);
+    simulation.run(20_000, 1_000, faults);
+    assert_eq!(simulation.admitted.len(), 20_000);
+    assert!(simulation.asked * 100 < 20_000 * 2, "{} round trips for 20000 requests", simulation.asked);
+}
+
+fn config(redis: &Redis, limits: &str, lease: &str) -> String {
+    format!(
+        "[redis]\nurl = \"{}\"\ntimeout = \"1s\"\ngateways = 2\n[routes.a]\nmatch = {{ path = \"/a\" }}\n\
+         filters = [{{ rate_limit = {{ by = 'route', limits = {limits}, store = 'redis', on_error = 'closed', lease = {lease} }} }}, \
+         {{ respond = {{ body = \"hello\" }} }}]\n",
+        redis.url()
+    )
+}
+
+#[test]
+fn a_gateway_that_stops_gives_its_leases_back() {
+    let redis = Redis::start();
+    let config = config(&redis, "[{ quota = '1000/1mo' }]", "500");
+    let mut first = Gateway::start(&config);
+    eventually("redis is up", SOON, || first.metric("gatewright_redis_up", &[]) == 1.0);
+    let mut client = Client::connect(first.http());
+    for _ in 0..10 {
+        assert_eq!(client.exchange(request("GET", "/a", &[], b"")).unwrap().status, 200);
+    }
+    assert!(first.metric("gatewright_redis_lease_uses", &[]) > 100.0);
+    drop(client);
+    first.sigterm();
+    assert!(first.wait_exit(SOON).success());
+    let second = Gateway::start(&config);
+    eventually("redis is up", SOON, || second.metric("gatewright_redis_up", &[]) == 1.0);
+    let shown = run(&["limit", "--admin", &second.admin.argument(), "show", "a"]);
+    assert!(shown.stdout.contains("990 left (limit 1000)"), "{shown:?}");
+}
+
+#[test]
+fn gateways_with_leases_admit_exactly_the_limit_and_give_back_what_they_do_not_use() {
+    let redis = Redis::start();
+    let config = config(&redis, "[{ rate = '200/1h' }, { quota = '10000/1mo' }]", "'10%'");
+    let gateways = [Gateway::start(&config), Gateway::start(&config)];
+    for gateway in &gateways {
+        eventually("redis is up", SOON, || gateway.metric("gatewright_redis_up", &[]) == 1.0);
+    }
+    let mut clients: Vec<Client> = gateways.iter().map(|gateway| Client::connect(gateway.http())).collect();
+    let mut ask = |n: usize| clients[n % 2].exchange(request("GET", "/a", &[], b"")).unwrap().status;
+    let admitted = (0..100).filter(|n| ask(*n) == 200).count();
+    assert_eq!(admitted, 100);
+    let leased = gateways.iter().map(|gateway| gateway.metric("gatewright_redis_leased_total", &[])).sum::<f64>();
+    assert!(leased > 40.0, "{leased} of 100 without a round trip");
+    // The second gateway falls idle and gives back what it has; the first gets all that is left.
+    let begun = std::time::Instant::now();
+    let mut rest = 0;
+    while rest < 100 && begun.elapsed() < SOON {
+        match ask(0) {
+            200 => rest += 1,
+            429 => std::thread::sleep(std::time::Duration::from_millis(50)),
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(rest, 100);
+    assert_eq!(ask(0), 429, "more than the limit");
+    assert_eq!(ask(1), 429, "more than the limit");
+}

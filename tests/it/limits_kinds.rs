@@ -1,0 +1,277 @@
+//! Limits of every kind: failed authentications, costs that are known afterwards, tiers with multipliers and exceptions, shields,
+//! estimates, gRPC; and what operators see and do.
+
+use crate::support::gateway::run;
+use crate::support::h2::{H2Client, H2Origin, grpc};
+use crate::support::raw::{Client, get, request, send};
+use crate::support::redis::Redis;
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, runtime};
+use std::time::Duration;
+
+const PASSWORD: &str = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
+const DIGITS: &str = "8d969eef6ecad3c29a3a629280e686cf0c3f5d5a86aff3ca12020c923adc6c92";
+
+fn consumer(name: &str, digest: &str, more: &str) -> String {
+    format!("[consumers.{name}]\n{more}credentials = [{{ api_key = {{ sha256 = \"{digest}\" }} }}]\n")
+}
+
+fn route(name: &str, filters: &str) -> String {
+    format!("[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nfilters = [{filters}, {{ respond = {{ body = \"hello\" }} }}]\n")
+}
+
+fn failures(redis: &str, store: &str) {
+    let limit = format!(
+        "{{ rate_limit = {{ on = 'auth_failure', by = 'address', limits = [{{ rate = '3/1h' }}]{store} }} }}, {{ api_key = {{}} }}"
+    );
+    let gateway = Gateway::start(&(redis.to_owned() + &consumer("acme", PASSWORD, "") + &route("a", &limit)));
+    if !redis.is_empty() {
+        eventually("redis is up", SOON, || gateway.metric("gatewright_redis_up", &[]) == 1.0);
+    }
+    let ask = |key: &str| send(gateway.http(), "GET", "/a", &[("x-api-key", key)], b"");
+    for _ in 0..6 {
+        assert_eq!(ask("password").status, 200, "what succeeds is not counted");
+        assert_eq!(get(gateway.http(), "/a").status, 401, "nor is what tries nothing");
+    }
+    for n in 0..3 {
+        assert_eq!((n, ask("wrong").status), (n, 401));
+    }
+    eventually("the address is locked out", SOON, || {
+        let refused = ask("password");
+        if refused.status == 200 {
+            return false;
+        }
+        assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limited"));
+        let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((1_000..=1_200).contains(&wait), "{wait}");
+        true
+    });
+}
+
+#[test]
+fn failed_authentications_are_limited_and_good_ones_are_not() {
+    failures("", "");
+}
+
+#[test]
+fn failed_authentications_are_limited_by_all_gateways_together() {
+    let redis = Redis::start();
+    failures(&format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n", redis.url()), ", store = 'redis', on_error = 'closed'");
+}
+
+#[test]
+fn a_login_that_the_upstream_refuses_is_a_failed_authentication() {
+    let origin = Origin::start("app");
+    let mut config = everything_to(&[&origin], "");
+    config.push_str("filters = [{ rate_limit = { on = 'auth_failure', by = 'address', limits = [{ rate = '2/1h' }] } }]\n");
+    let gateway = Gateway::start(&config);
+    assert_eq!((0..4).filter(|_| get(gateway.http(), "/login").status == 200).count(), 4);
+    origin.answer(Answer::Status(401));
+    let statuses: Vec<u16> = (0..4).map(|_| get(gateway.http(), "/login").status).collect();
+    assert_eq!(statuses, [401, 401, 429, 429]);
+}
+
+fn costs(redis: &str, store: &str) {
+    let origin = Origin::start("app");
+    let mut config = redis.to_owned() + &everything_to(&[&origin], "");
+    config.push_str(&format!(
+        "filters = [{{ rate_limit = {{ by = 'route', limits = [{{ rate = '20/1h' }}], cost = {{ POST = 2 }}, cost_header = 'X-Cost'{store} }} }}]\n"
+    ));
+    let gateway = Gateway::start(&config);
+    if !redis.is_empty() {
+        eventually("redis is up", SOON, || gateway.metric("gatewright_redis_up", &[]) == 1.0);
+    }
+    let left = || {
+        let told = run(&["limit", "--admin", &gateway.admin.argument(), "--json", "show", "all"]);
+        let document: serde_json::Value = serde_json::from_str(&told.stdout).unwrap_or_else(|_| panic!("{told:?}"));
+        document["limits"][0]["limits"][0]["remaining"].as_u64().unwrap()
+    };
+    let says = |cost: &str| {
+        origin.answer(Answer::Bytes(format!("HTTP/1.1 200 OK\r\nx-cost: {cost}\r\ncontent-length: 0\r\n\r\n").into_bytes()));
+    };
+    says("7");
+    let response = get(gateway.http(), "/a");
+    assert_eq!((response.status, response.header("x-cost")), (200, None), "the header is the gateway's business");
+    eventually("7 in all are charged", SOON, || left() == 13);
+    says("1");
+    assert_eq!(send(gateway.http(), "POST", "/a", &[], b"").status, 200);
+    eventually("less than it cost is not given back", SOON, || left() == 11);
+    says("nonsense");
+    get(gateway.http(), "/a");
+    eventually("nonsense is the cost that was taken", SOON, || left() == 10);
+    says("1000000");
+    get(gateway.http(), "/a");
+    eventually("no more is charged than there is", SOON, || left() == 0);
+    assert_eq!(get(gateway.http(), "/a").status, 429);
+}
+
+#[test]
+fn the_upstream_says_afterwards_what_a_request_has_cost() {
+    costs("", "");
+}
+
+#[test]
+fn the_upstream_says_afterwards_what_a_request_has_cost_in_redis() {
+    let redis = Redis::start();
+    costs(&format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n", redis.url()), ", store = 'redis', on_error = 'closed'");
+}
+
+#[test]
+fn tiers_are_multiplied_by_route_and_consumers_have_their_own_limits() {
+    let tiered = |more: &str| format!("{{ api_key = {{}} }}, {{ rate_limit = {{ by = 'consumer', limits = 'tier'{more} }} }}");
+    let config = format!(
+        "[tiers.free]\nlimits = [{{ rate = \"4/1h\" }}, {{ quota = \"1000/1mo\" }}]\n{}{}{}{}",
+        consumer("plain", PASSWORD, "tier = \"free\"\n"),
+        consumer("special", DIGITS, "tier = \"free\"\nlimits = [{ rate = \"6/1h\" }]\n"),
+        route("a", &tiered("")),
+        route("b", &tiered(", multiply = 0.5")),
+    );
+    let gateway = Gateway::start(&config);
+    let admitted = |path: &str, key: &str| {
+        (0..10).filter(|_| send(gateway.http(), "GET", path, &[("x-api-key", key)], b"").status == 200).count()
+    };
+    assert_eq!((admitted("/a", "password"), admitted("/b", "password")), (4, 2));
+    assert_eq!((admitted("/a", "123456"), admitted("/b", "123456")), (6, 3));
+}
+
+#[test]
+fn a_listener_has_a_shield_of_its_own() {
+    let config = format!(
+        "[listeners.http]\naddress = \"127.0.0.1:0\"\nmax_requests = \"20/1h\"\n[listeners.other]\naddress = \"127.0.0.1:0\"\n{}",
+        route("a", "{ response_headers = { set = { x-a = '1' } } }")
+    );
+    let gateway = Gateway::start(&config);
+    let mut client = Client::connect(gateway.http());
+    let statuses: Vec<u16> = (0..30).map(|_| client.exchange(request("GET", "/a", &[], b"")).unwrap().status).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 429).count(), 10, "{statuses:?}");
+    assert_eq!(get(gateway.address("other"), "/a").status, 200);
+    assert_eq!(gateway.metric("gatewright_listener_requests_refused_total", &[("listener", "http")]), 10.0);
+}
+
+#[test]
+fn an_estimate_of_requests_under_way_refuses_what_is_too_much() {
+    let origin = Origin::start("app");
+    let mut config = everything_to(&[&origin], "");
+    config.push_str("filters = [{ concurrency = { by = 'route', most = 2, count = 'estimate' } }]\n");
+    let gateway = Gateway::start(&config);
+    origin.answer(Answer::Delay(Duration::from_millis(1_000)));
+    let mut clients: Vec<Client> = (0..2).map(|_| Client::connect(gateway.http())).collect();
+    for client in &mut clients {
+        client.send(request("GET", "/slow", &[], b""));
+    }
+    let under_way = || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]);
+    eventually("two under way", SOON, || under_way() == 2.0);
+    assert_eq!(get(gateway.http(), "/x").code(), "concurrency_limited");
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 200));
+    eventually("places are given back", SOON, || get(gateway.http(), "/x").status == 200);
+}
+
+#[test]
+fn a_request_waits_for_a_place_no_longer_than_it_may_last() {
+    let origin = Origin::start("app");
+    let mut config = everything_to(&[&origin], "");
+    config.push_str("timeouts = { request = \"700ms\" }\n");
+    config.push_str("filters = [{ concurrency = { by = 'route', most = 1, queue = { size = 5, timeout = '30s' } } }]\n");
+    let gateway = Gateway::start(&config);
+    origin.answer(Answer::BlackHole);
+    let mut first = Client::connect(gateway.http());
+    first.send(request("GET", "/slow", &[], b""));
+    eventually("one under way", SOON, || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]) == 1.0);
+    let begun = std::time::Instant::now();
+    let waited = get(gateway.http(), "/x");
+    assert!(begun.elapsed() < Duration::from_secs(15), "it waited {:?}", begun.elapsed());
+    // It may have got the place of the first one, which ends at the same time, and be late with that.
+    assert!(matches!(waited.code().as_str(), "concurrency_limited" | "deadline_exceeded"), "{waited:?}");
+}
+
+#[test]
+fn a_grpc_call_over_its_limit_is_told_when_to_try_again() {
+    let origin = H2Origin::plain();
+    let cleartext = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\n";
+    let limited = origin.everything("protocol = \"h2c\"")
+        + "filters = [{ rate_limit = { by = 'address', limits = [{ rate = '1/1h' }] } }]\n";
+    let gateway = Gateway::start(&(cleartext.to_owned() + &limited));
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        let first = client.call(grpc("Unary"), &[b"\0\0\0\0\x02hi"]).await.unwrap();
+        assert_eq!(first.trailer("grpc-status"), Some("0"));
+        let refused = client.call(grpc("Unary"), &[b"\0\0\0\0\x02hi"]).await.unwrap();
+        assert_eq!((refused.status.as_u16(), refused.header("grpc-status")), (200, Some("8")), "{refused:?}");
+        let details = refused.header("grpc-status-details-bin").expect("details");
+        use base64::Engine as _;
+        let details = base64::engine::general_purpose::STANDARD_NO_PAD.decode(details).unwrap();
+        let text = String::from_utf8_lossy(&details).into_owned();
+        assert!(text.contains("type.googleapis.com/google.rpc.RetryInfo"), "{text:?}");
+        // After the name: field 2, RetryInfo; in it field 1, Duration; in it field 1, seconds, a varint of two bytes.
+        let name = b"google.rpc.RetryInfo";
+        let at = details.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+        let [0x12, _, 0x0a, _, 0x08, low, high, ..] = details[at..] else { panic!("{details:x?}") };
+        let seconds = u64::from(low & 0x7f) | u64::from(high) << 7;
+        assert!((3_500..=3_600).contains(&seconds), "{seconds} of {details:x?}");
+    });
+}
+
+#[test]
+fn operators_see_a_key_reset_it_and_find_who_is_refused_most() {
+    let redis = Redis::start();
+    let limit = |store: &str| {
+        format!("{{ rate_limit = {{ by = ['address', 'header:x-app'], limits = [{{ rate = '3/1h' }}], store = '{store}' }} }}")
+    };
+    let config = format!(
+        "[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n{}{}",
+        redis.url(),
+        route("here", &limit("local")),
+        route("there", &limit("redis"))
+    );
+    let gateway = Gateway::start(&config);
+    eventually("redis is up", SOON, || gateway.metric("gatewright_redis_up", &[]) == 1.0);
+    let admin = gateway.admin.argument();
+    let limit = |words: &[&str]| run(&[&["limit", "--admin", &admin], words].concat());
+    let ask = |path: &str| send(gateway.http(), "GET", path, &[("x-app", "mine")], b"").status;
+    for (route, path) in [("here", "/here"), ("there", "/there")] {
+        assert_eq!((0..8).map(|_| ask(path)).filter(|status| *status == 429).count(), 5);
+        let facts = [route, "address=127.0.0.1", "header:x-app=mine"];
+        let shown = limit(&[&["show"], &facts[..]].concat());
+        assert_eq!(shown.code, Some(0), "{shown:?}");
+        assert!(
+            shown.stdout.contains("a:127.0.0.1|h:mine")
+                && shown.stdout.contains("3/1h")
+                && shown.stdout.contains("0 left (limit 3)"),
+            "{shown:?}"
+        );
+        let reset = limit(&[&["reset"], &facts[..]].concat());
+        assert!(reset.stdout.contains("3 left (limit 3)"), "{reset:?}");
+        assert_eq!(ask(path), 200);
+    }
+    let top = limit(&["top", "--count", "1"]);
+    assert_eq!(top.stdout.lines().count(), 1);
+    let line: Vec<&str> = top.stdout.split_whitespace().collect();
+    assert_eq!((line[0], line[2], line[3]), ("5", "3/1h", "a:127.0.0.1|h:mine"));
+    for (words, why) in [
+        (&["show", "nowhere"][..], "there is no route `nowhere`"),
+        (&["show", "here"][..], "give address="),
+        (&["show", "here", "colour=red"][..], "`colour` is no fact"),
+        (&["show", "here", "address=red"][..], "`red` is not an address"),
+    ] {
+        let said = limit(words);
+        assert!(said.code == Some(1) && said.stderr.contains(why), "{said:?}");
+    }
+}
+
+#[test]
+fn check_tells_what_a_lease_means() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a.toml");
+    let limit = "{ rate_limit = { by = 'route', limits = [{ rate = '600/1m' }], store = 'redis', lease = '2%' } }";
+    let text = format!(
+        "[redis]\nurl = \"redis://127.0.0.1:1\"\ngateways = 4\n[listeners.a]\naddress = \"127.0.0.1:0\"\n{}",
+        route("a", limit)
+    );
+    std::fs::write(&file, text).unwrap();
+    let checked = run(&["check", "-c", file.to_str().unwrap()]);
+    assert!(
+        checked.stdout.contains(
+            "lease: route `a`, limit `600/1m`: overshoot 0; each gateway holds at most 12 of 600, 4 of them at most 48 (8.0 %)"
+        ),
+        "{checked:?}"
+    );
+}
