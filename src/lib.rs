@@ -12,7 +12,7 @@
 //!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
 //!   for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
-//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`tracked`].
+//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.

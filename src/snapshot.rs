@@ -13,7 +13,7 @@ mod split;
 mod upstreams;
 
 pub use compile::{CompileParts, compile};
-pub use consumers::{RedisAddress, redis_address};
+pub use consumers::redis_topology;
 pub use fixed::Fixed;
 pub use split::Split;
 

@@ -13,6 +13,7 @@
 mod worker;
 
 use crate::clock::SharedClock;
+use crate::limit::redis::Topology;
 use crate::telemetry::metrics::Counter;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -37,7 +38,7 @@ pub trait Parse: Send + Sync + Sized + 'static {
 /// Where the facts are, and for how long they are believed.
 pub struct TrackedOptions {
     /// With a password in it, perhaps: never shown.
-    pub info: redis::ConnectionInfo,
+    pub topology: Topology,
     /// What all names begin with in Redis, without the colon.
     pub prefix: String,
     /// The longest that a request waits for an answer.
@@ -297,7 +298,7 @@ mod tests {
     fn tracked(room: usize) -> (Tracked<Text>, Arc<ManualClock>) {
         let clock = ManualClock::new();
         let options = TrackedOptions {
-            info: redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1:1").unwrap(),
+            topology: Topology::One(redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1:1").unwrap()),
             prefix: "p".into(),
             timeout: Duration::from_millis(10),
             fresh: Duration::from_secs(60),

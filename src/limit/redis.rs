@@ -16,8 +16,8 @@ mod node;
 mod options;
 mod worker;
 
-pub use link::{SCRIPT, lease_arguments};
-pub use options::{Pem, Place, RedisOptions};
+pub use link::{SCRIPT, find_master, lease_arguments};
+pub use options::{Pem, Place, RedisOptions, Topology};
 
 use super::{Decision, Limit, Shape, Standing, Standings};
 use crate::telemetry::metrics::RedisMetrics;
@@ -25,7 +25,6 @@ use arc_swap::ArcSwap;
 use debts::Debts;
 use lease::{Book, Errand, Spent};
 use node::{Node, Nodes, slot_of};
-use options::Topology;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

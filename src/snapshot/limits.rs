@@ -11,9 +11,11 @@ use crate::value::{Located, Secret, TextOrSecret};
 use std::path::Path;
 use std::sync::Arc;
 
-pub fn stores(config: &Config, parts: &CompileParts<'_>, files: &mut Files<'_>) -> Stores {
+/// `redis` is what [`redis`] has made of `[redis]`.
+pub fn stores(config: &Config, redis: Option<RedisOptions>, parts: &CompileParts<'_>, files: &mut Files<'_>) -> Stores {
     let memory = &config.limits.local_memory;
-    let mut stores = Stores::new(memory.value.0, redis(&config.redis, parts, files));
+    let store = |options: RedisOptions| parts.state.get_or_create(&options.identity(), || RedisStore::new(options, !parts.dry));
+    let mut stores = Stores::new(memory.value.0, redis.map(store));
     if let Some(known) = stores.live(parts.state)
         && known.bytes() != memory.value.0
     {
@@ -33,7 +35,8 @@ pub fn stores(config: &Config, parts: &CompileParts<'_>, files: &mut Files<'_>) 
     stores
 }
 
-fn redis(config: &RedisConfig, parts: &CompileParts<'_>, files: &mut Files<'_>) -> Option<Arc<RedisStore>> {
+/// Where the shared Redis is; `None` if there is none, or what is written about it is wrong, which is reported.
+pub fn redis(config: &RedisConfig, files: &mut Files<'_>) -> Option<RedisOptions> {
     let mut whole = true;
     let mut resolve = |text: &Located<TextOrSecret>, files: &mut Files<'_>| {
         let source = text.span.as_ref().and_then(|span| files.d.source(span.file));
@@ -77,7 +80,7 @@ fn redis(config: &RedisConfig, parts: &CompileParts<'_>, files: &mut Files<'_>) 
     }
     let pem = Pem { ca: ca.flatten(), client: client.flatten() };
     match RedisOptions::new(&place, &pem, config.timeout.get(), config.gateways.value.into(), &config.prefix.value) {
-        Ok(options) => Some(parts.state.get_or_create(&options.identity(), || RedisStore::new(options, !parts.dry))),
+        Ok(options) => Some(options),
         Err(why) => {
             files.error(span, why);
             None

@@ -1,6 +1,7 @@
 //! The one connection to Redis: asks in pipelines, listens for changes, notices when Redis is away, and comes back.
 
 use super::{Parse, Question, Shared, TrackedOptions};
+use crate::limit::redis::find_master;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, Pipeline, ProtocolVersion, PushInfo, PushKind, Value};
 use std::convert::Infallible;
@@ -51,8 +52,11 @@ impl<T: Parse> Worker<T> {
     async fn run(mut self) {
         let mut pause = PAUSE_MIN;
         let mut told = false;
+        // Which sentinel is asked first: one that is away costs one attempt.
+        let mut turn = 0_usize;
         while !self.questions.is_closed() {
-            let connected = tokio::time::timeout(PATIENCE, self.connect()).await;
+            turn = turn.wrapping_add(1);
+            let connected = tokio::time::timeout(PATIENCE, self.connect(turn)).await;
             let connected = connected.unwrap_or_else(|_| Err(format!("it did not answer within {PATIENCE:?}")));
             let why = match connected {
                 Ok(mut connection) => {
@@ -79,9 +83,10 @@ impl<T: Parse> Worker<T> {
         }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, Broken> {
-        let settings = self.options.info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = Client::open(self.options.info.clone().set_redis_settings(settings)).map_err(|e| e.to_string())?;
+    async fn connect(&self, turn: usize) -> Result<MultiplexedConnection, Broken> {
+        let info = find_master(&self.options.topology, turn).await?;
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let client = Client::open(info.set_redis_settings(settings)).map_err(|e| e.to_string())?;
         let shared = Arc::clone(&self.shared);
         let prefix = format!("{}:", self.options.prefix);
         // Called on the connection's own task, in the order in which Redis speaks.

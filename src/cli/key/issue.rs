@@ -7,10 +7,11 @@ use crate::consumer::issued::{ConsumerRecord, KeyRecord};
 use crate::consumer::{CredentialConfig, KeyDigest, is_role};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
-use crate::snapshot::redis_address;
+use crate::limit::redis::{Topology, find_master};
+use crate::snapshot::redis_topology;
 use crate::telemetry::timestamp::{Precision, push_rfc3339};
 use clap::Args;
-use redis::{Commands, Connection, RedisError};
+use redis::{Commands, Connection, ConnectionInfo, RedisError};
 use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
@@ -54,7 +55,7 @@ impl From<RedisError> for Failed {
 
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
-        Failed(format!("cannot write the output: {error}"), Exit::Failure)
+        Failed(error.to_string(), Exit::Failure)
     }
 }
 
@@ -80,6 +81,12 @@ struct Store {
     redis: Option<Connection>,
 }
 
+/// The one server, or the one that a sentinel names now.
+fn master(topology: &Topology) -> Result<ConnectionInfo, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(find_master(topology, 0)).map_err(|why| Failed(format!("Redis: {why}"), Exit::Failure))
+}
+
 /// A key that was found by its id.
 enum Known {
     /// In the configuration: whose, and where.
@@ -90,16 +97,19 @@ enum Known {
 impl Store {
     fn open(config: &ConfigArgs, registry: &Registry) -> Result<Self, Failed> {
         let loaded = config.load(registry);
-        let (config, diagnostics) = (loaded.config, loaded.diagnostics);
+        let (config, mut diagnostics) = (loaded.config, loaded.diagnostics);
         if diagnostics.has_errors() {
             return Err(Failed(format!("the configuration is not valid\n{}", diagnostics.render(false)), Exit::InvalidConfig));
         }
         let prefix = config.consumer_source.prefix(&config.redis.prefix).to_owned();
-        let redis = match config.consumer_source.source.as_ref().and_then(|_| redis_address(&config, &diagnostics)) {
+        let topology = config.consumer_source.source.as_ref().and_then(|_| redis_topology(&config, &mut diagnostics));
+        if diagnostics.has_errors() {
+            return Err(Failed(format!("the configuration is not valid\n{}", diagnostics.render(false)), Exit::InvalidConfig));
+        }
+        let redis = match topology {
             None => None,
-            Some(Err(why)) => return Err(Failed(why, Exit::InvalidConfig)),
-            Some(Ok(address)) => {
-                let client = redis::Client::open(address.info)?;
+            Some(topology) => {
+                let client = redis::Client::open(master(&topology)?)?;
                 let connection = client.get_connection_with_timeout(PATIENCE)?;
                 connection.set_read_timeout(Some(PATIENCE))?;
                 connection.set_write_timeout(Some(PATIENCE))?;

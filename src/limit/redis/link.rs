@@ -154,8 +154,18 @@ pub fn lease_arguments(name: &str, errand: &super::lease::Errand, gateways: u64)
 
 /// The master that sentinels name, once it says of itself that it is one. `turn` chooses whom to ask first.
 pub async fn open_master(topology: &Topology, turn: usize, timeout: Duration) -> Result<Link, Broken> {
+    let mut link = Link::open(find_master(topology, turn).await?, timeout).await?;
+    // A master that was replaced while it could not be reached believes that it still is one, until it is told.
+    match topology {
+        Topology::Sentinel { .. } if !link.is_master().await? => Err("its sentinel names a replica".to_owned()),
+        _ => Ok(link),
+    }
+}
+
+/// Where it is now: the one server, or the one that a sentinel names. `turn` is the sentinel that is asked first.
+pub async fn find_master(topology: &Topology, turn: usize) -> Result<ConnectionInfo, Broken> {
     let (master, sentinels, node) = match topology {
-        Topology::One(info) => return Link::open(info.clone(), timeout).await,
+        Topology::One(info) => return Ok(info.clone()),
         Topology::Sentinel { master, sentinels, node } => (master, sentinels, node),
         Topology::Cluster { .. } => return Err("a cluster has no one master".to_owned()),
     };
@@ -173,11 +183,7 @@ pub async fn open_master(topology: &Topology, turn: usize, timeout: Duration) ->
             }
         });
         match found.await {
-            Ok(Ok((host, port))) => {
-                let mut link = Link::open(node.at(&host, port)?, timeout).await?;
-                // A master that was replaced while it could not be reached believes that it still is one, until it is told.
-                return if link.is_master().await? { Ok(link) } else { Err("its sentinel names a replica".to_owned()) };
-            }
+            Ok(Ok((host, port))) => return node.at(&host, port),
             Ok(Err(wrong)) => why = wrong,
             Err(_) => why = format!("a sentinel did not answer within {SENTINEL:?}"),
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 const NO_URL: &str = "this is not the URL of a Redis, such as redis://127.0.0.1:6379 or rediss://user:password@host:6379/0";
 
 /// How a Redis is reached, before anything has been looked up.
+#[derive(Clone)]
 pub enum Topology {
     One(ConnectionInfo),
     /// The servers that know the master, and how to log in to it.
@@ -23,6 +24,7 @@ pub enum Topology {
 }
 
 /// What is the same for all nodes that are only known by their address.
+#[derive(Clone)]
 pub struct Template {
     /// Its kind and TLS parameters count, its host and port do not.
     like: ConnectionAddr,
@@ -117,6 +119,11 @@ impl RedisOptions {
         let pems = (pem.ca.as_ref().map(|pem| fingerprint(pem)), pem.client.as_ref().map(|(cert, _)| fingerprint(cert)));
         let identity = format!("{} {pems:x?} {timeout:?} {gateways} {prefix}", place.identity());
         Ok(RedisOptions { topology, identity, timeout, gateways, prefix: prefix.into() })
+    }
+
+    /// Where it is.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     pub fn identity(&self) -> String {
