@@ -1,7 +1,7 @@
 //! `/limits`: how a key stands, forgetting it, and who is refused most. For operators: keys show who is counted.
 
 use super::Admin;
-use crate::identity::Identity;
+use crate::identity::{Identity, Signed};
 use crate::limit::top::Top;
 use crate::request::{RequestCtx, Scheme};
 use crate::snapshot::Route;
@@ -100,10 +100,12 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
             name: consumer.unwrap_or_default(),
             credential: credential.unwrap_or_default(),
             method: "",
+            issuer: None,
             roles: Arc::default(),
             scopes: Arc::default(),
             tier: tier.or(own),
             claims: Some(Arc::new(claims)),
+            signed: Signed::default(),
         }));
     }
     Ok((route, ctx, headers, addressed))

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use percent_encoding::percent_decode_str;
-use serde_json::json;
 
 pub async fn answer(query: &str, admin: &Admin) -> Response<Full<Bytes>> {
     let purge = match read(query) {

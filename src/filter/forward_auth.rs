@@ -295,7 +295,7 @@ impl ForwardAuth {
         headers.insert(uri, HeaderValue::from_str(target).ok()?);
         headers.insert(client, HeaderValue::from_str(&ctx.client.to_string()).ok()?);
         let id = crate::forwarded::id_value(&ctx.id);
-        headers.extend(id.map(|id| (crate::forwarded::X_REQUEST_ID, id)));
+        headers.extend(id.map(|id| (crate::forwarded::X_REQUEST_ID.name.clone(), id)));
         Some(headers)
     }
 

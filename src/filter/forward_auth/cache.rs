@@ -22,7 +22,7 @@ impl Cache {
     /// Tells a question from every other. The id of the request is no part of it.
     pub fn mark(question: &HeaderMap) -> Mark {
         let mut context = sha::Context::new(&sha::SHA256);
-        for (name, value) in question.iter().filter(|(name, _)| **name != crate::forwarded::X_REQUEST_ID) {
+        for (name, value) in question.iter().filter(|(name, _)| **name != crate::forwarded::X_REQUEST_ID.name) {
             // Lengths, so that no two questions read alike.
             for part in [name.as_str().as_bytes(), value.as_bytes()] {
                 context.update(&part.len().to_le_bytes());
