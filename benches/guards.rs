@@ -6,7 +6,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use gatewright::clock::{SharedClock, SystemClock};
 use gatewright::state::StatePool;
-use gatewright::upstream::Upstream;
+use gatewright::upstream::{Beside, Upstream};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ fn guards(criterion: &mut Criterion) {
     let text = "endpoints = ['127.0.0.1:1', '127.0.0.1:2']\noutlier = { error_rate = '50%', latency_factor = 3 }\n\
                 breaker = { scope = 'both', slow = '1s' }\noverload = { min = 1000, max = 1000 }";
     let clock: SharedClock = Arc::new(SystemClock);
-    let upstream = Upstream::build("bench", &toml::from_str(text).unwrap(), None, &StatePool::new(), &clock);
+    let upstream = Upstream::build("bench", &toml::from_str(text).unwrap(), Beside::default(), &StatePool::new(), &clock);
     let guards = upstream.guards();
     let endpoints = upstream.endpoints();
     let endpoint = endpoints.first().unwrap().guards();

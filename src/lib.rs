@@ -7,7 +7,8 @@
 //!   new configurations, [`upgrade`] replaces the binary.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes, [`discovery`]
-//!   which endpoints there are, [`mirror`] who gets copies; [`cache`] keeps answers and [`compress`] codes them; [`consumer`] who may call, [`identity`]
+//!   which endpoints there are, [`mirror`] who gets copies; [`cache`] keeps answers and [`compress`] codes them;
+//!   [`consumer`] who may call, [`identity`]
 //!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
 //!   for both ends.
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],

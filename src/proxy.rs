@@ -119,10 +119,13 @@ impl ProxyHttp for Gateway {
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<Ctx>) -> Result<bool> {
         let Err(refused) = attempt::admit(session, ctx) else { return Ok(true) };
-        if session.cache.enabled() && session.cache.can_serve_stale_error() {
-            // The attempt that is refused then is an error of the upstream, and Pingora answers from the cache.
-            ctx.attempt.guarded.refused = Some(refused);
-            return Ok(true);
+        if ctx.is_fetch() {
+            // Who waits for it has a stale answer, or passes the refusal on.
+            return Err(ctx.fail(refused));
+        }
+        if ctx.is_fetch() {
+            // Those who wait for it answer for themselves, with what is stale if there is something.
+            cache::settle_failure(ctx, Some(refused.clone()));
         }
         // Pingora boxes each hook: what is rare has a box of its own, so that this one stays small.
         Box::pin(attempt::refuse(session, ctx, refused)).await?;

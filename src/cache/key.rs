@@ -6,7 +6,7 @@
 use crate::identity::Identity;
 use crate::request::RequestCtx;
 use http::{HeaderMap, HeaderName, Uri};
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 /// Which parts of a request count, beyond those that always do.
@@ -47,20 +47,12 @@ impl Key {
 }
 
 /// Hashes by a secret of the process, so that nobody can choose keys that collide.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct KeyHasher(foldhash::quality::RandomState);
-
-impl Default for KeyHasher {
-    fn default() -> Self {
-        KeyHasher(foldhash::quality::RandomState::default())
-    }
-}
 
 impl KeyHasher {
     pub fn hash(&self, bytes: &[u8]) -> u64 {
-        let mut hasher = self.0.build_hasher();
-        bytes.hash(&mut hasher);
-        hasher.finish()
+        self.0.hash_one(bytes)
     }
 }
 

@@ -147,6 +147,7 @@ mod tests {
             http2: false,
             resumed: false,
             client: certificate,
+            client_rules: "".into(),
         }));
         decide(&filter, &mut session, &mut ctx).await?;
         let identity = ctx.identity.unwrap();

@@ -43,8 +43,6 @@ const AGAIN: &str = "attempted_again";
 #[derive(Default)]
 pub(super) struct Guarded {
     place: Option<Place>,
-    /// The request was refused before its first attempt, and goes on only to find a stale answer in the cache.
-    pub(super) refused: Option<Rejection>,
     /// What is answered in place of a refusal.
     answer: Option<Arc<FixedAnswer>>,
     upstream: Option<Permit>,
@@ -205,9 +203,6 @@ fn choose_on(session: &Session, ctx: &mut Ctx, route: &Route, now: Instant) -> R
 }
 
 fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
-    if let Some(refused) = ctx.attempt.guarded.refused.take() {
-        return Err(refused);
-    }
     let first = ctx.attempt.count == 0;
     if first {
         target.guards().budget.request(now);
@@ -278,7 +273,7 @@ fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
 pub fn hedge(session: &mut Session, ctx: &mut Ctx, endpoint: &Arc<Endpoint>, peer: &mut HttpPeer) {
     ctx.attempt.guarded.hedged = false;
     let Some(route) = &ctx.route else { return };
-    let Some(target) = &route.upstream else { return };
+    let Some(target) = route.target(ctx.choice) else { return };
     let Some(plan) = &target.guards().hedge else { return };
     let harmless = matches!(session.req_header().method, Method::GET | Method::HEAD) && session.as_mut().is_body_empty();
     if ctx.attempt.count > 0 || !harmless || session.is_upgrade_req() {

@@ -292,6 +292,25 @@ fn a_breaker_of_a_route_has_its_own_counts_and_its_own_answer() {
 }
 
 #[test]
+fn an_open_breaker_is_hidden_by_a_stale_answer_and_told_where_there_is_none() {
+    let origin = Origin::start("a");
+    let more = "breaker = { consecutive_failures = 1, open_for = \"1h\" }\nretry = { attempts = 1 }";
+    let toml = everything_to(&[&origin], more) + "cache = { ttl = \"1s\", stale_if_error = \"1h\" }\n";
+    let gateway = Gateway::start(&toml);
+    assert_eq!(get(gateway.http(), "/kept").status, 200);
+    origin.answer(Answer::Status(500));
+    assert_eq!(get(gateway.http(), "/other").status, 500);
+    assert_eq!(upstream(&gateway)["breaker"]["state"], "open");
+    eventually("a stale answer", SOON, || {
+        let response = get(gateway.http(), "/kept");
+        assert_eq!(response.status, 200);
+        response.header("cache-status").is_some_and(|said| said.contains("stale_if_error"))
+    });
+    assert_eq!(get(gateway.http(), "/other").code(), "circuit_open");
+    assert_eq!(origin.count(), 2, "nothing reaches the upstream while it is open");
+}
+
+#[test]
 fn what_clients_and_the_gateway_do_counts_against_nobody() {
     let (origins, gateway) =
         two("outlier = { consecutive_errors = 2 }\nbreaker = { consecutive_failures = 2, open_for = \"1h\" }");

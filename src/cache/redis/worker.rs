@@ -156,7 +156,7 @@ impl Worker {
             }
             tokio::select! {
                 job = jobs.recv() => {
-                    let Some(job) = job else { return None };
+                    let job = job?;
                     let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
                         self.shared.metrics.dropped.increment();
                         continue;
