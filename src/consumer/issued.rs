@@ -373,7 +373,6 @@ impl ConsumerRecord {
             // A consumer from Redis has the limits of its tier.
             limits: Box::default(),
             enabled: self.enabled,
-            ..Consumer::default()
         }
     }
 }
