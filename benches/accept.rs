@@ -7,6 +7,8 @@
 //! and every accept meets the others at one queue. The bench makes connections of one byte each way, on two workers of their
 //! own; the time is that of the whole exchange.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a benchmark may panic")]
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

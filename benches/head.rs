@@ -1,5 +1,7 @@
 //! What the raw head check costs for each request: a small API call and what a browser sends.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a benchmark may panic")]
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gatewright::listener::head::{HeadLimits, HeadScanner};
 use std::hint::black_box;

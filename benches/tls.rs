@@ -4,6 +4,8 @@
 //! resumed, TLS 1.3 and 1.2. Both sides agree on X25519, so that the two libraries do the same work; the last group shows what
 //! the post-quantum X25519MLKEM768 adds, which only aws-lc-rs has. The client is aws-lc-rs in all of them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a benchmark may panic")]
+
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs, ring};

@@ -3,6 +3,8 @@
 //! `make fuzz` runs the same targets under libFuzzer, which finds what this cannot; this finds at once what a change has
 //! broken. `GATEWRIGHT_FUZZ_EXECUTIONS=10000000 cargo test --release --test fuzz` runs for longer.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
 #[path = "../fuzz/targets.rs"]
 #[allow(clippy::panic, clippy::expect_used, clippy::indexing_slicing, reason = "a finding is a panic")]
 mod targets;

@@ -63,7 +63,9 @@ pub enum Answer {
 
 /// Answers by request. `None`: the connection closes without an answer.
 #[derive(Clone)]
-pub struct Script(pub Arc<dyn Fn(&Recorded) -> Option<Vec<u8>> + Send + Sync>);
+pub struct Script(pub Arc<Scripted>);
+
+type Scripted = dyn Fn(&Recorded) -> Option<Vec<u8>> + Send + Sync;
 
 impl std::fmt::Debug for Script {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
