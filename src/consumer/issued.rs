@@ -372,7 +372,6 @@ impl ConsumerRecord {
             metadata: self.metadata.clone(),
             limits: Box::default(),
             enabled: self.enabled,
-            ..Consumer::default()
         }
     }
 }
