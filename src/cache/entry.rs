@@ -281,7 +281,9 @@ pub mod tests {
     fn a_304_replaces_fields_but_not_those_of_the_body() {
         let build = |pairs: &[(&'static str, &str)]| {
             let mut head = ResponseHeader::build(200, None).unwrap();
-            pairs.iter().for_each(|(name, value)| head.append_header(*name, *value).unwrap().then_some(()).unwrap_or(()));
+            for (name, value) in pairs {
+                head.append_header(*name, *value).unwrap();
+            }
             head
         };
         let stored = build(&[("x-a", "1"), ("x-a", "2"), ("content-length", "5"), ("content-encoding", "gzip"), ("x-keep", "1")]);

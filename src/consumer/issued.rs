@@ -370,6 +370,7 @@ impl ConsumerRecord {
             // What cannot be a role of the configuration cannot be one from here.
             roles: self.roles.iter().filter(|role| is_role(role)).map(|role| role.as_str().into()).collect(),
             metadata: self.metadata.clone(),
+            // A consumer from Redis has the limits of its tier.
             limits: Box::default(),
             enabled: self.enabled,
         }

@@ -161,15 +161,12 @@ async fn pump(mut tasks: mpsc::Receiver<HttpTask>, fill: &Arc<Fill>) -> bool {
                 }
             }
             HttpTask::Trailer(trailers) if stream == Some(true) => {
-                if fill.finish(trailers.map(|trailers| *trailers)).is_err() {
+                let finished = fill.finish(trailers.map(|trailers| *trailers));
+                if finished.is_err() {
                     return false;
                 }
             }
-            HttpTask::Done if stream == Some(true) => {
-                if fill.finish(None).is_err() {
-                    return false;
-                }
-            }
+            HttpTask::Done if stream == Some(true) && fill.finish(None).is_err() => return false,
             _ => {}
         }
     }

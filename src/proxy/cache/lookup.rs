@@ -377,10 +377,11 @@ impl Miss {
         let mut said = Status { forwarded: Some(self.why), collapsed: !leads, ..Status::default() };
         match phase {
             Phase::Streaming(head) => {
-                if head.header.status.is_server_error() && matches!(head.header.status.as_u16(), 500 | 502..=504) {
-                    if let Some(turn) = self.instead_of_error(session, ctx, now, Some(head.header.status.as_u16())).await? {
-                        return Ok(turn);
-                    }
+                let status = head.header.status.as_u16();
+                if matches!(status, 500 | 502..=504)
+                    && let Some(turn) = self.instead_of_error(session, ctx, now, Some(status)).await?
+                {
+                    return Ok(turn);
                 }
                 if !leads {
                     match &head.outcome {
