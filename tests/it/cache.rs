@@ -142,7 +142,8 @@ fn waiters_read_bytes_as_they_arrive_and_outlive_the_one_who_asked_first() {
         assert!(text.ends_with("firstlater"), "{text}");
     }
     assert_eq!(origin.fetches.load(Ordering::SeqCst), 1);
-    let hit = raw::get(address, "/c/x");
+    // The waiters asked for this host.
+    let hit = raw::send(address, "GET", "/c/x", &[("host", "h")], b"");
     assert_eq!(hit.text(), "firstlater");
     assert!(hit.header("cache-status").unwrap().contains("hit"));
 }
@@ -155,7 +156,7 @@ fn a_fetch_that_breaks_off_is_told_and_not_stored() {
     let broken = ask(address, "/c/x");
     origin.go.send(false).unwrap();
     let text = rest(broken);
-    let told = text.is_empty() || text.contains("content-length: 10") && !text.ends_with("later");
+    let told = text.is_empty() || text.to_lowercase().contains("content-length: 10") && !text.ends_with("later");
     assert!(told, "the client can tell: {text}");
     origin.go.send(true).unwrap();
     assert_eq!(raw::get(address, "/c/x").text(), "firstlater");

@@ -274,7 +274,7 @@ fn chaos_loses_nothing_doubles_nothing_and_delays_nothing_for_long() {
     let delivered = deliveries(&origins);
     let lost = gets.ids.iter().filter(|id| !delivered.contains_key(*id)).count();
     assert_eq!(lost, 0, "answered, but by no origin, seed {seed}");
-    gets.assert_failed_at_most(20.0, 300);
+    gets.assert_failed_at_most(60.0, 300);
     for report in [&gets, &posts] {
         // The deadline, and what the backstop and a busy machine add to it.
         assert!(report.slowest < Duration::from_secs(6), "an answer came after {:?}, seed {seed}", report.slowest);

@@ -128,6 +128,9 @@ pub fn decode(bytes: &[u8], key: &Key, generation: u64, since: u64, most: u64, c
     reader.take(bound).read_to_end(&mut plain).map_err(|_| Bad::Corrupt)?;
     let (length, rest) = plain.split_first_chunk::<4>().ok_or_else(corrupt)?;
     let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| Bad::Corrupt)?;
+    if u64::try_from(length).map_or(true, |length| length.saturating_add(4) >= DESCRIPTION_MAX) {
+        return Err(Bad::Corrupt);
+    }
     let (description, body) = rest.split_at_checked(length).ok_or_else(corrupt)?;
     let it: Description = serde_json::from_slice(description).map_err(|_| Bad::Corrupt)?;
     if it.key != hex(&key.bytes) || it.generation != generation || it.at <= since {
@@ -138,6 +141,10 @@ pub fn decode(bytes: &[u8], key: &Key, generation: u64, since: u64, most: u64, c
         head.append_header(name, value).map_err(|_| Bad::Corrupt)?;
     }
     let length = u64::try_from(body.len()).map_err(|_| Bad::Corrupt)?;
+    // Also what was cut at the bound above: it is longer than that, whatever it says of itself.
+    if length > most {
+        return Err(Bad::Other);
+    }
     let said = head.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if said.is_some_and(|said| said != length) {
         return Err(Bad::Corrupt);

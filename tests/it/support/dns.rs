@@ -3,7 +3,7 @@
 use super::{SOON, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -15,11 +15,17 @@ pub struct Dnsmasq {
     options: Vec<String>,
 }
 
+/// A port that is free for both UDP and TCP, which dnsmasq needs, and stays so: the kernel gives none of these to others.
+fn free_port() -> SocketAddr {
+    let free = |address: &SocketAddr| UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok();
+    std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..30_000)))).find(free).unwrap()
+}
+
 impl Dnsmasq {
     /// `options` are further ones of dnsmasq, such as `--srv-host=...` or `--local-ttl=1`.
     #[track_caller]
     pub fn start(options: &[&str]) -> Dnsmasq {
-        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = free_port();
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut dnsmasq = Dnsmasq { child: None, address, directory: tempfile::tempdir().unwrap(), options };
         std::fs::write(dnsmasq.directory.path().join("hosts"), "").unwrap();

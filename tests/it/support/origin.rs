@@ -264,10 +264,19 @@ impl Drop for Origin {
 }
 
 fn bind(address: SocketAddr) -> TcpSocket {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(address).unwrap();
-    socket
+    let end = std::time::Instant::now() + super::SOON;
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        match socket.bind(address) {
+            Ok(()) => return socket,
+            // While an origin was away, a connection of another test may have got its port for a moment.
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && std::time::Instant::now() < end => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(e) => panic!("{address}: {e}"),
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut phase: watch::Receiver<Phase>) {
