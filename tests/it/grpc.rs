@@ -163,9 +163,12 @@ fn http1_and_http2_clients_reach_http1_origins() {
     assert_eq!(get(gateway.http(), "/").status, 200);
     runtime().block_on(async {
         let client = H2Client::plain(gateway.http()).await;
-        assert_eq!(client.get("/").await.unwrap().status, 200);
+        for _ in 0..19 {
+            assert_eq!(client.get("/").await.unwrap().status, 200);
+        }
     });
-    assert_eq!(origin.connections(), 1);
+    // A connection is back in the pool a moment after its answer is: the next request may find none and open one.
+    assert!(origin.connections() <= 4, "{} connections for 20 requests in turn", origin.connections());
 }
 
 /// A call as a browser makes it.

