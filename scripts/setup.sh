@@ -85,6 +85,7 @@ case ${1-} in
     need wrk wrk
     need nginx nginx-light
     need haproxy haproxy
+    need varnishd varnish
     need curl curl
     need pgrep procps
     ;;

@@ -29,7 +29,7 @@ use crate::proxy::Gateway;
 use crate::telemetry::metrics::ListenerMetrics;
 use crate::tls::ServerTls;
 use crate::value::Address;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use async_trait::async_trait;
 use head::HeadLimits;
 use parking_lot::Mutex;
@@ -169,8 +169,14 @@ impl ListenerState {
         })
     }
 
+    /// To be kept.
     pub fn settings(&self) -> Arc<ListenerSettings> {
         self.settings.load_full()
+    }
+
+    /// For a look: counts nothing that other threads count too. Not to be held over an await.
+    pub fn settings_now(&self) -> Guard<Arc<ListenerSettings>> {
+        self.settings.load()
     }
 
     fn accepts_on<S: AsFd + Send + Sync + 'static>(&self, socket: &Arc<S>) {

@@ -123,10 +123,6 @@ impl ProxyHttp for Gateway {
             // Who waits for it has a stale answer, or passes the refusal on.
             return Err(ctx.fail(refused));
         }
-        if ctx.is_fetch() {
-            // Those who wait for it answer for themselves, with what is stale if there is something.
-            cache::settle_failure(ctx, Some(refused.clone()));
-        }
         // Pingora boxes each hook: what is rare has a box of its own, so that this one stays small.
         Box::pin(attempt::refuse(session, ctx, refused)).await?;
         Ok(false)

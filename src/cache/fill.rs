@@ -36,6 +36,8 @@ pub enum Phase {
     Streaming(Arc<Head>),
     /// The upstream has confirmed this stored response.
     Validated(Arc<Entry>),
+    /// There was nothing to fetch: the store has it by now.
+    Stored,
     /// Another gateway had it.
     Shared(Arc<Entry>),
     /// The upstream has confirmed what the client holds, which is not stored here.

@@ -8,7 +8,8 @@
 
 use super::path::problems;
 use crate::request::HOST_MAX;
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -68,13 +69,42 @@ fn class(byte: u8) -> u8 {
     CLASSES.get(usize::from(byte)).copied().unwrap_or(ILLEGAL)
 }
 
+/// A host as it was sent, and what was read from it.
+struct Read {
+    raw: ArrayVec<u8, { HOST_MAX + 8 }>,
+    name: ArrayString<HOST_MAX>,
+    port: Option<u16>,
+}
+
+thread_local! {
+    /// The last good one. Each request asks twice, when its raw head is checked and when its route is looked for, and most
+    /// requests ask for the same few hosts: to compare is much cheaper than to read again.
+    static LAST: RefCell<Read> =
+        const { RefCell::new(Read { raw: ArrayVec::new_const(), name: ArrayString::new_const(), port: None }) };
+}
+
 /// Writes the canonical host to `out`, which is cleared first, and returns the port if there is one. IPv6 addresses stay in
 /// brackets, in the text form of RFC 5952.
 ///
 /// # Errors
 /// Why the host is refused; `out` is empty then.
 pub fn canonical_host(raw: &[u8], out: &mut ArrayString<HOST_MAX>) -> Result<Option<u16>, HostProblem> {
-    out.clear();
+    LAST.with_borrow_mut(|last| {
+        out.clear();
+        if raw.is_empty() || *last.raw != *raw {
+            let mut name = ArrayString::new();
+            let port = read(raw, &mut name)?;
+            last.raw.clear();
+            // One that is longer is read each time: an empty `raw` is never taken for it.
+            let _ = last.raw.try_extend_from_slice(raw);
+            (last.name, last.port) = (name, port);
+        }
+        out.clone_from(&last.name);
+        Ok(last.port)
+    })
+}
+
+fn read(raw: &[u8], out: &mut ArrayString<HOST_MAX>) -> Result<Option<u16>, HostProblem> {
     if let Some(rest) = raw.strip_prefix(b"[") {
         return bracketed(rest, out);
     }

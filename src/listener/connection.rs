@@ -12,6 +12,7 @@ use super::{Edge, Http2Mode, Irregular, ListenerState, h2};
 use crate::rejection::{self, Rejection};
 use crate::request::{Scheme, TlsFacts};
 use crate::respond;
+use arc_swap::Cache;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
@@ -139,18 +140,21 @@ pub async fn serve<T: Transport>(
     shutdown: &ShutdownWatch,
 ) {
     let listener = &Arc::clone(&connection.listener);
-    let settings = listener.settings();
+    let bounds = listener.settings_now().io;
     let faults: Arc<dyn Faults> = connection.clone();
     let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
-    let mut io = EdgeIo::new(transport, digest, connection.tls.clone(), settings.io, faults);
+    let io = EdgeIo::new(transport, digest, connection.tls.clone(), bounds, faults);
     if agreed {
         return Box::pin(h2::serve(io, connection, edge, shutdown)).await;
     }
+    // Pingora takes and gives back a box.
+    let mut io = Box::new(io);
+    let mut settings = Cache::new(&listener.settings);
     let mut backstop = Backstop::default();
     let mut closing = listener.stage.watch(Stage::Closing);
     let mut served = 0_u32;
     loop {
-        let settings = listener.settings();
+        let settings = settings.load();
         // A new connection gets as long for its first byte as a header may take; a kept one may idle for longer.
         let patience = if served == 0 { settings.header_timeout } else { settings.keepalive_timeout };
         let arrived = {
@@ -170,7 +174,7 @@ pub async fn serve<T: Transport>(
         }
         if served == 0 && settings.http2 == Http2Mode::Cleartext {
             match io.starts_with_preface(settings.header_timeout).await {
-                Ok(true) => return Box::pin(h2::serve(io, connection, edge, shutdown)).await,
+                Ok(true) => return Box::pin(h2::serve(*io, connection, edge, shutdown)).await,
                 Ok(false) => {}
                 Err(HeadError::Timeout) => {
                     listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
@@ -186,18 +190,18 @@ pub async fn serve<T: Transport>(
             Err(HeadError::Timeout) => {
                 listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
                 let rejection = Rejection::new(&rejection::REQUEST_TIMEOUT);
-                return Box::pin(refuse(io, &connection, rejection, "header_timeout", edge)).await;
+                return Box::pin(refuse(*io, &connection, rejection, "header_timeout", edge)).await;
             }
             Err(HeadError::Malformed(why)) => {
                 listener.metrics.malformed.count(why as usize);
-                return Box::pin(refuse(io, &connection, Rejection::new(why.rejection()), why.name(), edge)).await;
+                return Box::pin(refuse(*io, &connection, Rejection::new(why.rejection()), why.name(), edge)).await;
             }
         };
         served = served.saturating_add(1);
         if settings.keepalive_requests.is_some_and(|most| served >= most) {
             connection.last.store(true, Ordering::Relaxed);
         }
-        let mut session = ServerSession::new_http1(Box::new(io));
+        let mut session = ServerSession::new_http1(io);
         session.set_pipelined_prefix(bytes);
         let request = Arc::clone(&connection).scope(edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
@@ -206,7 +210,7 @@ pub async fn serve<T: Transport>(
         // closed for a stage that came in the meantime: the client may have sent its next request already.
         let Some((stream, _)) = reusable.map(|stream| stream.consume()) else { return };
         match stream.into_any().downcast::<EdgeIo<T>>() {
-            Ok(same) => io = *same,
+            Ok(same) => io = same,
             Err(_) => return,
         }
     }

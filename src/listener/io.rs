@@ -22,7 +22,7 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use std::cell::Cell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -42,6 +42,8 @@ const LINGER_BYTES: usize = 1 << 20;
 thread_local! {
     /// One read buffer for each worker: what a connection that turned out to have nothing to read gave back.
     static SPARE: Cell<BytesMut> = Cell::default();
+    /// One write buffer for each worker: what a connection gave back when it began to idle.
+    static SPARE_WRITE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// How many bytes of the transport still belong to the request under way.
@@ -198,7 +200,10 @@ impl<T: Transport> EdgeIo<T> {
             return Ok(true);
         }
         self.read = BytesMut::new();
-        self.write = Vec::new();
+        if self.write.capacity() > 0 {
+            self.write.clear();
+            SPARE_WRITE.set(std::mem::take(&mut self.write));
+        }
         std::future::poll_fn(|cx| {
             ready!(self.transport.poll_readable(cx))?;
             let mut spare = SPARE.take();
@@ -463,6 +468,32 @@ impl<T: Transport> EdgeIo<T> {
 }
 
 impl<T: Transport> EdgeIo<T> {
+    /// Writes what is not worth collecting, in one system call with what has been collected before it: a head and its body are
+    /// one segment more often, and wake the client once.
+    fn poll_write_large(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let collected = self.write.len();
+            let done = if collected == 0 {
+                Pin::new(&mut self.transport).poll_write(cx, data)
+            } else {
+                let both = [IoSlice::new(&self.write), IoSlice::new(data)];
+                Pin::new(&mut self.transport).poll_write_vectored(cx, &both)
+            };
+            let written = match done {
+                Poll::Pending => return self.poll_reader_too_slow(cx),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Ready(Ok(written)) => written,
+            };
+            self.wrote(written);
+            self.write.drain(..written.min(collected));
+            let of_data = written.saturating_sub(collected);
+            // Nothing of a transport that takes nothing is an error to whoever writes.
+            if of_data > 0 || written == 0 {
+                return Poll::Ready(Ok(of_data));
+            }
+        }
+    }
+
     /// The session writes a head. With a 101 the connection becomes a tunnel.
     fn see_upgrade(&mut self, data: &[u8]) {
         if data.starts_with(b"HTTP/1.1 101") {
@@ -481,17 +512,14 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
         if this.remaining == Remaining::Upgrade {
             this.see_upgrade(data);
         }
+        if data.len() >= WRITE_BUFFER {
+            return this.poll_write_large(cx, data);
+        }
         if this.write.len().saturating_add(data.len()) > WRITE_BUFFER {
             ready!(this.poll_drain(cx))?;
-            if data.len() >= WRITE_BUFFER {
-                return match Pin::new(&mut this.transport).poll_write(cx, data) {
-                    Poll::Pending => this.poll_reader_too_slow(cx),
-                    Poll::Ready(done) => {
-                        this.wrote(*done.as_ref().unwrap_or(&0));
-                        Poll::Ready(done)
-                    }
-                };
-            }
+        }
+        if this.write.capacity() == 0 {
+            this.write = SPARE_WRITE.take();
         }
         this.write.extend_from_slice(data);
         Poll::Ready(Ok(data.len()))

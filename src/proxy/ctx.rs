@@ -30,6 +30,8 @@ pub struct Ctx {
     /// The rejection that was answered, or that is about to be: a hook that can only fail leaves the reason here.
     pub rejection: Option<Rejection>,
     pub(super) body: BodyCount,
+    /// Whether the client asks for another protocol on its connection. Looked up once: every hook wants to know.
+    pub(super) upgrade: bool,
     /// Which of its route's upstreams it goes to.
     pub(super) choice: Choice,
     /// What makes the client keep to it.
@@ -45,7 +47,7 @@ pub struct Ctx {
     /// Codes the body on its way to the client.
     pub(super) encoder: Option<Box<Encoder>>,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
-    pub(super) head: Option<(http::Method, http::Uri)>,
+    pub(super) head: Option<(http::Method, Option<http::uri::PathAndQuery>)>,
 }
 
 /// The request body as far as it has been seen.
@@ -90,6 +92,7 @@ impl Ctx {
             route: None,
             rejection: None,
             body: BodyCount::default(),
+            upgrade: false,
             choice: Choice::Primary,
             cookie: None,
             mirror: None,

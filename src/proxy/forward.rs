@@ -1,7 +1,7 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
 use super::{Ctx, attempt, deadline};
-use crate::fields;
+use crate::fields::{self, Fields};
 use crate::forwarded::{self, ForwardedFacts};
 use crate::identity;
 use crate::rejection::{self, Rejection};
@@ -23,11 +23,13 @@ static HOP_BY_HOP: [HeaderName; 4] =
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     let now = ctx.gateway.clock().now();
     let left = ctx.check_deadline_at(now)?;
-    keep_upgrade_open(session)?;
+    if ctx.upgrade {
+        keep_upgrade_open(session)?;
+    }
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
     let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
-    let mut peer = if session.is_upgrade_req() {
+    let mut peer = if ctx.upgrade {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
     } else {
@@ -52,10 +54,7 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
 /// task ends the tunnel. With a body that is said to come, there is no such task: the transport delivers none of it
 /// (`listener::io`), and with the 101 or a refusal Pingora begins the client's side anew. The upstream hears of no body.
 fn keep_upgrade_open(session: &mut Session) -> Result<()> {
-    if session.is_upgrade_req() {
-        session.req_header_mut().insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("1"))?;
-    }
-    Ok(())
+    session.req_header_mut().insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("1"))
 }
 
 /// The peer of a tunnel reads without a timeout, which could not be lifted when the tunnel begins. So the client's side knows
@@ -128,7 +127,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     }
     deadline::forward(asked, head, ctx);
     ctx.grpc_web.request_head(head)?;
-    if session.is_upgrade_req() {
+    if ctx.upgrade {
         // See `keep_upgrade_open`. Without a length Pingora would announce a chunked body.
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
         // Pingora passes WebSocket on and removes the header of every other protocol. Which ones there are is the upstream's to
@@ -139,7 +138,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         }
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
-    let http1 = head.version != Version::HTTP_2 && !session.is_upgrade_req();
+    let http1 = head.version != Version::HTTP_2 && !ctx.upgrade;
     let keep = !ctx.attempt.guarded.hedged && ctx.attempt.endpoint.as_ref().is_none_or(|endpoint| endpoint.may_pool());
     if http1 && !keep {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
@@ -151,7 +150,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     }
     if let Some(mirror) = ctx.route.as_ref().and_then(|route| route.mirror.as_ref())
         && ctx.attempt.count == 1
-        && !session.is_upgrade_req()
+        && !ctx.upgrade
     {
         ctx.mirror = mirror.begin(head);
     }
@@ -179,9 +178,17 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
         target.metrics.response_time.observe(elapsed.unwrap_or_default());
     }
     attempt::answered(session, head, ctx)?;
-    remove_hop_by_hop(head);
-    if !ctx.snapshot.preserve_header_case {
-        fields::forget_response_spelling(head);
+    let switches = head.status == 101;
+    let edit = |fields: &mut dyn Fields| {
+        // The headers of a switch belong to it; Pingora checks them.
+        if !switches {
+            remove_hop_by_hop(fields);
+        }
+    };
+    if ctx.snapshot.preserve_header_case {
+        fields::edit_response(head, edit);
+    } else {
+        fields::edit_unspelled_response(head, edit);
     }
     // Not on what is fetched for the cache, and so for more than one client.
     for cookie in [ctx.attempt.cookie.take(), ctx.cookie.take()].into_iter().flatten().filter(|_| !ctx.is_fetch()) {
@@ -205,25 +212,23 @@ fn check_framing(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
 }
 
 /// RFC 9110 §7.6.1: what belongs to the connection with the upstream ends there. Pingora does this for requests only.
-fn remove_hop_by_hop(head: &mut ResponseHeader) {
-    if head.status == 101 {
-        // The headers of the switch itself; Pingora checks them.
-        return;
-    }
+fn remove_hop_by_hop(fields: &mut dyn Fields) {
     // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
-    if !head.headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+    if !fields.map().keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;
     }
+    // These two name nothing, or what is removed anyway; to parse them as names would allocate.
+    let plain = |option: &[u8]| option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close");
     // What frames the message is not the connection's to remove.
     let framing = |name: &HeaderName| name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING;
-    let lines = head.headers.get_all(header::CONNECTION);
-    let options = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    let named = options.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).filter(|name| !framing(name));
-    for name in named.collect::<Vec<_>>() {
-        head.remove_header(&name);
+    let lines = fields.map().get_all(header::CONNECTION);
+    let options = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let named = options.filter(|option| !plain(option)).filter_map(|option| HeaderName::from_bytes(option).ok());
+    for name in named.filter(|name| !framing(name)).collect::<Vec<_>>() {
+        fields.remove(&name);
     }
     for name in &HOP_BY_HOP {
-        head.remove_header(name);
+        fields.remove(name);
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Ctx, deadline};
 use crate::canonical::{self, PathForm, PathRules};
 use crate::fields;
 use crate::forwarded;
+use crate::listener::ListenerSettings;
 use crate::rejection::{self, Rejection};
 use crate::respond::LocalResponse;
 use crate::route::{Found, Query};
@@ -32,8 +33,11 @@ pub enum Admitted {
 /// Finds the route of a request or the reason to refuse it. What it learns on the way stays in `ctx` even then, so that
 /// refused requests are logged with all that is known.
 pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection> {
-    set_connection_bounds(session, ctx);
+    let settings = ctx.connection.as_ref().map(|connection| connection.listener.settings_now());
+    let settings = settings.as_deref().map(|settings| &**settings);
+    set_connection_bounds(session, settings);
     ignore_h2c(session);
+    ctx.upgrade = session.is_upgrade_req();
     identify(session, ctx);
     if !ctx.snapshot.preserve_header_case {
         fields::forget_request_spelling(session.req_header_mut());
@@ -43,16 +47,15 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
         return Err(Rejection::new(malformed.rejection()));
     }
     canonicalise(session, ctx)?;
-    check_client_rules(ctx)?;
-    if let Some(redirect) = https_redirect(session, ctx) {
+    check_client_rules(settings, ctx)?;
+    if let Some(redirect) = https_redirect(session, settings, ctx) {
         return Ok(Admitted::Redirect(Box::new(redirect)));
     }
     let head = session.req_header();
     if ctx.snapshot.via.hops(&head.headers) > forwarded::VIA_HOPS_MAX {
         return Err(Rejection::new(&rejection::LOOP_DETECTED));
     }
-    let listener = ctx.connection.as_ref().map(|connection| connection.listener.settings());
-    let own = listener.as_ref().and_then(|settings| settings.shield.as_ref());
+    let own = settings.and_then(|settings| settings.shield.as_ref());
     for shield in own.into_iter().chain(&ctx.snapshot.shield) {
         shield.admit().map_err(|wait| Rejection::new(&rejection::RATE_LIMITED).retry_after(wait))?;
     }
@@ -82,9 +85,8 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
 }
 
 /// Refuses a request for a host that asks other certificates of clients than the connection was made by (`tls::hosts`).
-fn check_client_rules(ctx: &Ctx) -> Result<(), Rejection> {
-    let (Some(connection), Some(facts)) = (&ctx.connection, &ctx.request.tls) else { return Ok(()) };
-    let settings = connection.listener.settings();
+fn check_client_rules(settings: Option<&ListenerSettings>, ctx: &Ctx) -> Result<(), Rejection> {
+    let (Some(settings), Some(facts)) = (settings, &ctx.request.tls) else { return Ok(()) };
     let Some(tls) = settings.tls.as_ref().filter(|tls| tls.hosts.is_some()) else { return Ok(()) };
     if tls.for_name(Some(ctx.request.host.as_str())).rules == facts.client_rules {
         return Ok(());
@@ -94,8 +96,8 @@ fn check_client_rules(ctx: &Ctx) -> Result<(), Rejection> {
 
 /// Where a listener that only redirects sends this request: the same URL over https. 308 keeps the method and the body (RFC
 /// 9110 §15.4.9), so that an API client that got the scheme wrong finds out without losing anything.
-fn https_redirect(session: &Session, ctx: &Ctx) -> Option<LocalResponse> {
-    let port = ctx.connection.as_ref()?.listener.settings().redirect_to_https?;
+fn https_redirect(session: &Session, settings: Option<&ListenerSettings>, ctx: &Ctx) -> Option<LocalResponse> {
+    let port = settings?.redirect_to_https?;
     let head = session.req_header();
     let already = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"https");
     if ctx.request.peer_trusted && head.headers.get("x-forwarded-proto").is_some_and(already) {
@@ -114,9 +116,8 @@ fn https_redirect(session: &Session, ctx: &Ctx) -> Option<LocalResponse> {
 }
 
 /// Keep-alive, which Pingora leaves unbounded.
-fn set_connection_bounds(session: &mut Session, ctx: &Ctx) {
-    let Some(connection) = &ctx.connection else { return };
-    let settings = connection.listener.settings();
+fn set_connection_bounds(session: &mut Session, settings: Option<&ListenerSettings>) {
+    let Some(settings) = settings else { return };
     // Only bound it where the client wants it at all: HTTP/1.0 without `keep-alive`, and `close`, stay as they are.
     if session.get_keepalive().is_some() {
         let seconds = settings.keepalive_timeout.as_secs_f64().ceil() as u64;
@@ -142,7 +143,7 @@ fn ignore_h2c(session: &mut Session) {
 /// Who is calling, from which address, under which id.
 fn identify(session: &Session, ctx: &mut Ctx) {
     let head = session.req_header();
-    ctx.head = Some((head.method.clone(), head.uri.clone()));
+    ctx.head = Some((head.method.clone(), head.uri.path_and_query().cloned()));
     let peer = ctx.request.peer;
     let trusted = ctx.snapshot.trusted_proxies.contains(peer);
     ctx.request.peer_trusted = trusted;
@@ -206,14 +207,16 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
 /// Refuses a body that says it is too long; one that does not say is counted as it arrives.
 fn bound_body(session: &Session, ctx: &mut Ctx, limit: u64) -> Result<(), Rejection> {
     // What flows through an upgraded connection is no request body.
-    ctx.body.limit = if session.is_upgrade_req() { u64::MAX } else { limit };
-    let headers = &session.req_header().headers;
-    // Over HTTP/1 the transport sees who waits for whom. A gRPC stream may be silent for as long as its service likes.
-    let streams = headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-    if session.req_header().version == Version::HTTP_2 && !streams {
-        ctx.body.tolerance = ctx.connection.as_ref().map(|connection| connection.listener.settings().io.body);
+    ctx.body.limit = if ctx.upgrade { u64::MAX } else { limit };
+    let head = session.req_header();
+    if head.version == Version::HTTP_2 {
+        // Over HTTP/1 the transport sees who waits for whom. A gRPC stream may be silent for as long as its service likes.
+        let grpc = |value: &http::HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+        if !head.headers.get(header::CONTENT_TYPE).is_some_and(grpc) {
+            ctx.body.tolerance = ctx.connection.as_ref().map(|connection| connection.listener.settings_now().io.body);
+        }
     }
-    let declared = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let declared = head.headers.get(header::CONTENT_LENGTH);
     match declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()) {
         Some(length) if length > ctx.body.limit => Err(Rejection::new(&rejection::BODY_TOO_LARGE)),
         _ => Ok(()),

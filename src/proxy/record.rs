@@ -49,14 +49,14 @@ pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
 pub fn dropped(ctx: &mut Ctx) {
     ctx.recorded = true;
     let head = ctx.head.take();
-    let Some((method, uri)) = &head else { return };
+    let Some((method, target)) = &head else { return };
     let code = if ctx.in_time() { DROPPED } else { crate::rejection::DEADLINE_EXCEEDED.code };
     finish(
         ctx,
         &Ends {
             status: None,
             method: method.as_str(),
-            path: uri.path().as_bytes(),
+            path: target.as_ref().map_or("", |target| target.path()).as_bytes(),
             // As it came: a filter may have taken a key out of it since.
             query: None,
             protocol: "",

@@ -298,9 +298,15 @@ impl Miss {
                     Joined::Follower(fill) => (fill, false),
                 }
             };
+            // The fetch before this one may have ended between the look into the store and here.
+            if leads && !own_conditions && self.stored(session, ctx).is_some() {
+                fill.settle(Phase::Stored);
+                fill.close();
+                self.cache.flights.leave(&id, hash, &fill);
+            }
             // Before it can begin to run away.
             let Some(reader) = fill.read() else { continue };
-            if leads {
+            if leads && fill.is_waiting() {
                 let flight = (!own_conditions).then_some((id, hash));
                 let plan = Plan {
                     fill: Arc::clone(&fill),
@@ -328,15 +334,18 @@ impl Miss {
         Ok(Outcome::Forward)
     }
 
-    /// What another's fetch has brought may be there now.
-    async fn look_again(&mut self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let found = look_up(session, ctx, &self.cache, &self.policy);
-        let now = ctx.gateway.clock().now();
-        let Some(entry) = found.entry.filter(|entry| entry.is_complete()) else { return Ok(false) };
+    /// What another's fetch has brought since, if it will do for this request.
+    fn stored(&self, session: &Session, ctx: &Ctx) -> Option<Arc<Entry>> {
+        let entry = look_up(session, ctx, &self.cache, &self.policy).entry.filter(|entry| entry.is_complete())?;
         let control = RequestControl::of(&session.req_header().headers);
-        if decide::decide(&entry, &control, &self.policy, now) == Use::Validate {
-            return Ok(false);
-        }
+        let decision = decide::decide(&entry, &control, &self.policy, ctx.gateway.clock().now());
+        (decision != Use::Validate).then_some(entry)
+    }
+
+    /// Answers with what another's fetch has brought since.
+    async fn look_again(&mut self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        let Some(entry) = self.stored(session, ctx) else { return Ok(false) };
+        let now = ctx.gateway.clock().now();
         let said = Status { forwarded: Some(self.why), collapsed: true, ttl: Some(ttl(&entry, now)), ..Status::default() };
         self.policy.metrics.answered(CacheResult::Collapsed);
         let bytes = serve::entry(session, ctx, &entry, said).await?;
@@ -435,7 +444,7 @@ impl Miss {
                 serve::not_modified(session, ctx, head).await?;
                 Ok(Turn::Answered)
             }
-            Phase::NotModified(_) | Phase::Waiting => Ok(Turn::Again),
+            Phase::NotModified(_) | Phase::Stored | Phase::Waiting => Ok(Turn::Again),
             Phase::Failed(rejection) => {
                 if let Some(turn) = self.instead_of_error(session, ctx, now, None).await? {
                     return Ok(turn);
