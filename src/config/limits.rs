@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// The memory of the local store, from 1MiB to 1TiB; 68 bytes for each key and limit. When it is full, idle keys are
+    /// The memory of the local store, from 1MiB to 1TiB; 69 bytes for each key and limit. When it is full, idle keys are
     /// forgotten first, then those that will be idle soonest, never one that is being limited; metric
     /// `gatewright_limit_local_forgotten_total`. A change takes effect at the next start.
     pub local_memory: Located<ByteSize>,

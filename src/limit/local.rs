@@ -68,8 +68,8 @@ impl std::fmt::Debug for LocalStore {
 }
 
 impl LocalStore {
-    /// A store of at most `bytes`, which are within [`MEMORY_MIN`] and [`MEMORY_MAX`]. The memory is asked for at once, but the
-    /// system gives it page by page as keys come.
+    /// A store of at most `bytes`, which are within [`MEMORY_MIN`] and [`MEMORY_MAX`]. The tags, a sixteenth of it, are there from
+    /// the beginning; the rest is taken as keys come, and not given back.
     pub fn new(bytes: u64, clock: SharedClock) -> Self {
         let bytes = bytes.clamp(MEMORY_MIN, MEMORY_MAX);
         let each = usize::try_from(bytes).unwrap_or(usize::MAX).checked_div(SHARDS).unwrap_or(0);

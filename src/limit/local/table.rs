@@ -1,4 +1,5 @@
-//! One shard's entries: two candidate sets of eight places for each key, no pointers, no growth.
+//! One shard's entries: two candidate sets of eight places for each key. How many there are is settled when the table is made;
+//! memory is taken in blocks when a place in them is first written, so that a gateway of few keys is small.
 
 use crate::limit::State;
 use arrayvec::ArrayVec;
@@ -8,10 +9,12 @@ const WAYS: usize = 8;
 /// Times are kept in sixteenths of a second, so that two of them fit into one word: over eight years of uptime.
 const TICK: u64 = 62_500_000;
 
-/// Hash (two words), times, state: one line of the processor's cache. Plain words, so that a table of zeros costs no memory
-/// before it is used: the system gives pages when they are first written. The word of times holds when the key is as if
-/// never seen (lower half) and until when it is being limited (upper half), both in ticks, rounded up.
+/// Hash (two words), times, state: one line of the processor's cache. The word of times holds when the key is as if never seen
+/// (lower half) and until when it is being limited (upper half), both in ticks, rounded up.
 type Entry = [u64; 8];
+
+/// The places of a block: one page of the system's, and a whole number of sets.
+const BLOCK: usize = 64;
 
 fn hash_of([low, high, ..]: &Entry) -> u128 {
     u128::from(*high) << 64 | u128::from(*low)
@@ -28,8 +31,8 @@ fn times([_, _, times, ..]: &Entry) -> (u32, u32) {
     (half(*times), half(*times >> 32))
 }
 
-/// What an entry takes, with its tag.
-pub const ENTRY_BYTES: usize = size_of::<Entry>() + size_of::<u32>();
+/// What an entry takes, with its tag and its share of the pointer to its block.
+pub const ENTRY_BYTES: usize = size_of::<Entry>() + size_of::<u32>() + size_of::<usize>().div_ceil(BLOCK);
 
 /// Where a key is or can be put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +56,26 @@ impl Place {
     }
 }
 
+/// The entries of a table; those that were never written are zeros.
+struct Blocks(Box<[Option<Box<[Entry; BLOCK]>>]>);
+
+impl Blocks {
+    fn get(&self, at: usize) -> Option<&Entry> {
+        match self.0.get(at / BLOCK)? {
+            Some(block) => block.get(at % BLOCK),
+            None => Some(&[0; 8]),
+        }
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut Entry> {
+        self.0.get_mut(at / BLOCK)?.get_or_insert_with(|| Box::new([[0; 8]; BLOCK])).get_mut(at % BLOCK)
+    }
+}
+
 pub struct Table {
     /// 32 bits of each entry's hash, so that a look-up touches two cache lines and not sixteen; 0 is empty.
     tags: Box<[u32]>,
-    entries: Box<[Entry]>,
+    entries: Blocks,
     sets: u64,
 }
 
@@ -74,7 +93,7 @@ impl Table {
         let places = sets.saturating_mul(WAYS);
         Table {
             tags: vec![0; places].into(),
-            entries: vec![[0; 8]; places].into(),
+            entries: Blocks((0..places.div_ceil(BLOCK)).map(|_| None).collect()),
             sets: u64::try_from(sets).unwrap_or(u64::MAX),
         }
     }
