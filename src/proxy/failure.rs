@@ -30,6 +30,7 @@ pub async fn conclude(session: &mut Session, error: &Error, ctx: &mut Ctx) -> Fa
         // complete one; the record keeps the reason.
         ctx.rejection = Some(rejection);
     } else {
+        // Pingora ends the connection of a request that failed on its way, whatever we say here.
         let close = rejection.clone().close();
         if let Err(e) = respond::reject(session, ctx, close).await {
             log::debug!("the client is gone: {e}");
