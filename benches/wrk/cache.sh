@@ -202,19 +202,8 @@ report() {
 
 report
 if [[ $save ]]; then
-  run=$here/runs/$(date -u +%Y-%m-%d)-cache
-  rm -rf "$run"
-  mkdir -p "$run"
+  keep_run cache "$rounds rounds of $seconds s, $connections connections, $threads threads for each server"
   cp "$work"/data-*.tsv "$run/"
-  {
-    echo "CPU: $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores"
-    echo "Kernel: $(uname -sr)"
-    echo "nginx: $(nginx -v 2>&1 | sed 's,.*/,,')"
-    if command -v varnishd >/dev/null; then echo "Varnish: $(varnishd -V 2>&1 | head -n 1)"; fi
-    echo "Commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src Cargo.lock benches || echo ' with changes')"
-    echo "Options: $rounds rounds of $seconds s, $connections connections, $threads threads for each server"
-  } >"$run/machine.txt"
   report >"$run/table.md"
   cat "$work"/wrk.* >"$run/wrk.txt"
-  echo "kept in ${run#"$PWD/"}" >&2
 fi

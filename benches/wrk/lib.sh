@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Helpers of run.sh: processes, what they cost, and free ports. Sourced, not run.
+# Helpers of the scripts here: processes, what they cost, free ports, and where runs are kept. Sourced, not run; $here is the
+# directory of the script.
 
 started=()
 
@@ -95,4 +96,28 @@ read_wrk() {
     /Socket errors:/ { gsub(",", ""); errors += $4 + $6 + $8 + $10 }
     END { printf "%d %.0f %.0f %.0f %d\n", requests, rps, p50, p99, errors }
   ' "$1"
+}
+
+# What a run was made on and with. machine OPTIONS
+machine() {
+  echo "CPU: $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores"
+  echo "Memory: $(awk '/^MemTotal/ { printf "%.1f GiB", $2 / 1048576 }' /proc/meminfo)"
+  echo "Kernel: $(uname -sr)"
+  echo "System: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release)"
+  echo "nginx: $(nginx -v 2>&1 | sed 's,.*/,,')"
+  if command -v haproxy >/dev/null; then echo "HAProxy: $(haproxy -v | awk 'NR == 1 { print $3 }')"; fi
+  if command -v varnishd >/dev/null; then echo "Varnish: $(varnishd -V 2>&1 | sed -n '1s/.*(varnish-\([0-9.]*\).*/\1/p')"; fi
+  if command -v wrk >/dev/null; then echo "wrk: $(wrk -v 2>&1 | awk 'NR == 1 { print $2 }')"; fi
+  echo "rustc: $(rustc --version | awk '{ print $2 }')"
+  echo "Commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src Cargo.lock benches/*.rs || echo ' with changes')"
+  echo "Options: $1"
+}
+
+# Begins the directory of today's run with the machine note; it is left in $run. keep_run NAME OPTIONS
+keep_run() {
+  run=$here/runs/$(date -u +%Y-%m-%d)-$1
+  rm -rf "$run"
+  mkdir -p "$run"
+  machine "$2" >"$run/machine.txt"
+  echo "kept in ${run#"$PWD/"}" >&2
 }

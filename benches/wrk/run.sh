@@ -139,19 +139,6 @@ for ((round = 1; round <= rounds; round++)); do
   done
 done
 
-machine() {
-  echo "CPU: $(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -n 1), $(nproc) cores"
-  echo "Memory: $(awk '/^MemTotal/ { printf "%.1f GiB", $2 / 1048576 }' /proc/meminfo)"
-  echo "Kernel: $(uname -sr)"
-  echo "System: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release)"
-  echo "nginx: $(nginx -v 2>&1 | sed 's,.*/,,')"
-  echo "HAProxy: $(haproxy -v | awk 'NR == 1 { print $3 }')"
-  echo "wrk: $(wrk -v 2>&1 | awk 'NR == 1 { print $2 }')"
-  echo "rustc: $(rustc --version | awk '{ print $2 }')"
-  echo "Commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src Cargo.lock benches || echo ' with changes')"
-  echo "Options: $rounds rounds of $seconds s, $connections connections, $threads threads for each proxy, $origin_count origins"
-}
-
 report() {
   echo "| proxy | CPU µs/request | ratio | user + system | req/s | p50 | p99 | peak memory | errors |"
   echo "|---|---|---|---|---|---|---|---|---|"
@@ -173,12 +160,8 @@ if [[ $limits ]]; then
   done
 fi
 if [[ $save ]]; then
-  run=$here/runs/$(date -u +%Y-%m-%d)-$name
-  rm -rf "$run"
-  mkdir -p "$run"
+  keep_run "$name" "$rounds rounds of $seconds s, $connections connections, $threads threads for each proxy, $origin_count origins"
   cp "$data" "$run/data.tsv"
-  machine >"$run/machine.txt"
   report >"$run/table.md"
   cat "$work"/wrk.[0-9]* >"$run/wrk.txt"
-  echo "kept in ${run#"$PWD/"}" >&2
 fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Handshakes for each second of CPU, full and resumed, of Gatewright and of nginx with the same certificate in one run, round
-# by round in turn. The load is `openssl s_time`; only what the servers spend is counted. Prints a table.
+# by round in turn. The load is `openssl s_time`; only what the servers spend is counted. Prints a table and keeps raw data
+# and a machine note in benches/wrk/runs/DATE-tls/.
 set -euo pipefail
 
 usage() {
@@ -11,10 +12,11 @@ usage: benches/wrk/tls.sh [options]
   --threads N   worker threads or processes of each server (default: one per core)
   --key KIND    rsa (2048) or ec (P-256) (default ec)
   --no-build    use the release binary as it is
+  --no-save     print the table only
 EOF
 }
 
-rounds=5 seconds=5 threads=$(nproc) key=ec build=1
+rounds=5 seconds=5 threads=$(nproc) key=ec build=1 save=1
 while (($#)); do
   case $1 in
     --rounds) rounds=$2; shift ;;
@@ -22,6 +24,7 @@ while (($#)); do
     --threads) threads=$2; shift ;;
     --key) key=$2; shift ;;
     --no-build) build='' ;;
+    --no-save) save='' ;;
     -h | --help) usage; exit ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -132,18 +135,31 @@ measure() {
   awk -v n="$count" -v t="$((after - before))" -v hz="$(getconf CLK_TCK)" 'BEGIN { printf "%.0f\n", t ? n * hz / t : 0 }'
 }
 
+data=$work/data.tsv
+printf 'round\tserver\tmode\thandshakes_per_cpu_s\n' >"$data"
 for ((round = 1; round <= rounds; round++)); do
   for mode in -new -reuse; do
     for server in gatewright nginx; do
       rate=$(measure "$server" "$mode")
-      echo "round $round $server $mode: $rate handshakes for each second of CPU" >&2
+      printf '%s\t%s\t%s\t%s\n' "$round" "$server" "${mode#-}" "$rate" | tee -a "$data" >&2
       sums[$server$mode]="${sums[$server$mode]:-} $rate"
     done
   done
 done
 
-printf '\n| %s key, %s threads | full, TLS 1.3 | resumed, TLS 1.2 |\n|---|---|---|\n' "$key" "$threads"
+# What is in the middle of a list.
 median() { tr ' ' '\n' <<<"$1" | grep . | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
-for server in gatewright nginx; do
-  printf '| %s | %s | %s |\n' "$server" "$(median "${sums[$server-new]}")" "$(median "${sums[$server-reuse]}")"
-done
+
+report() {
+  printf '\n| %s key, %s threads | full, TLS 1.3 | resumed, TLS 1.2 |\n|---|---|---|\n' "$key" "$threads"
+  for server in gatewright nginx; do
+    printf '| %s | %s | %s |\n' "$server" "$(median "${sums[$server-new]}")" "$(median "${sums[$server-reuse]}")"
+  done
+}
+
+report
+if [[ $save ]]; then
+  keep_run tls "$rounds rounds of $seconds s, $threads threads for each server"
+  cp "$data" "$run/data.tsv"
+  report >"$run/table.md"
+fi
