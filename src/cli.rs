@@ -1,5 +1,6 @@
 //! The command line. One file a verb: each has its arguments and a `run` that returns an [`Exit`].
 
+mod admin;
 mod check;
 mod demo;
 mod drain;

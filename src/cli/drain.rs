@@ -1,8 +1,7 @@
 //! `gatewright drain` and `undrain`: takes an endpoint out of a running gateway, and back in.
 
 use super::Exit;
-use super::reload::AdminArgs;
-use crate::admin::client;
+use super::admin::{AdminArgs, Answer};
 use clap::Args;
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -23,20 +22,13 @@ pub(super) struct DrainArgs {
 }
 
 pub(super) fn run(args: &DrainArgs, drained: bool) -> io::Result<Exit> {
-    let address = args.admin.address();
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let verb = if drained { "drain" } else { "undrain" };
     let path = format!("/{verb}?upstream={}&endpoint={}", encode(&args.upstream), encode(&args.endpoint));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut err = io::stderr().lock();
-    let (status, body) = match runtime.block_on(client::call(&address, Method::POST, &path, PATIENCE)) {
-        Ok(answer) => answer,
-        Err(e) => {
-            writeln!(err, "error: no gateway answers on {address}: {e}")?;
-            return Ok(Exit::Failure);
-        }
+    let Some(Answer { status, body, document }) = args.admin.ask(Method::POST, &path, PATIENCE)? else {
+        return Ok(Exit::Failure);
     };
-    let document: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut err = io::stderr().lock();
     if status != StatusCode::OK {
         match document.get("error").and_then(|error| error.as_str()) {
             Some(why) => writeln!(err, "error: {why}")?,

@@ -1,8 +1,7 @@
 //! `gatewright limit`: how a key stands with the limits of a route, forgetting it, and who is refused most.
 
 use super::Exit;
-use super::reload::AdminArgs;
-use crate::admin::client;
+use super::admin::{AdminArgs, Answer};
 use clap::{Args, Subcommand};
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -62,21 +61,14 @@ impl KeyArgs {
 }
 
 pub(super) fn run(args: &LimitArgs) -> io::Result<Exit> {
-    let address = args.admin.address();
     let (method, path) = match &args.verb {
         LimitVerb::Show(key) => (Method::GET, format!("/limits?{}", key.query())),
         LimitVerb::Reset(key) => (Method::POST, format!("/limits/reset?{}", key.query())),
         LimitVerb::Top { count } => (Method::GET, format!("/limits/top?count={count}")),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (status, body) = match runtime.block_on(client::call(&address, method, &path, PATIENCE)) {
-        Ok(answer) => answer,
-        Err(e) => {
-            writeln!(io::stderr(), "error: no gateway answers on {address}: {e}")?;
-            return Ok(Exit::Failure);
-        }
+    let Some(Answer { status, document, .. }) = args.admin.ask(method, &path, PATIENCE)? else {
+        return Ok(Exit::Failure);
     };
-    let document: Value = serde_json::from_slice(&body).unwrap_or_default();
     if status != StatusCode::OK {
         let why = document.get("error").and_then(Value::as_str).unwrap_or("the gateway does not know this");
         writeln!(io::stderr(), "error: {why}")?;

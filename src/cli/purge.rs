@@ -1,8 +1,7 @@
 //! `gatewright purge`: has the caches of all gateways that share a Redis, or of this one, forget.
 
 use super::Exit;
-use super::reload::AdminArgs;
-use crate::admin::client;
+use super::admin::{AdminArgs, Answer};
 use clap::Args;
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -53,19 +52,12 @@ impl What {
 }
 
 pub(super) fn run(args: &PurgeArgs) -> io::Result<Exit> {
-    let address = args.admin.address();
     let path = format!("/purge?{}{}", args.what.query(), if args.soft { "&soft" } else { "" });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(client::call(&address, Method::POST, &path, Duration::from_secs(args.timeout)));
-    let mut err = io::stderr().lock();
-    let (status, body) = match answer {
-        Ok(answer) => answer,
-        Err(e) => {
-            writeln!(err, "error: no gateway answers on {address}: {e}")?;
-            return Ok(Exit::Failure);
-        }
+    let timeout = Duration::from_secs(args.timeout);
+    let Some(Answer { status, document, .. }) = args.admin.ask(Method::POST, &path, timeout)? else {
+        return Ok(Exit::Failure);
     };
-    let document: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut err = io::stderr().lock();
     if status != StatusCode::OK {
         let why = document.get("error").and_then(|why| why.as_str()).unwrap_or("it does not say why");
         writeln!(err, "error: the gateway answered {status}: {why}")?;

@@ -1,8 +1,7 @@
 //! `gatewright upgrade`: asks a running gateway to let a new process, from the binary that is installed now, take its place.
 
 use super::Exit;
-use super::reload::AdminArgs;
-use crate::admin::client;
+use super::admin::{AdminArgs, Answer};
 use clap::Args;
 use http::{Method, StatusCode};
 use std::io::{self, Write};
@@ -19,18 +18,11 @@ pub(super) struct UpgradeArgs {
 }
 
 pub(super) fn run(args: &UpgradeArgs) -> io::Result<Exit> {
-    let address = args.admin.address();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(client::call(&address, Method::POST, "/upgrade", Duration::from_secs(args.timeout)));
-    let mut err = io::stderr().lock();
-    let (status, body) = match answer {
-        Ok(answer) => answer,
-        Err(e) => {
-            writeln!(err, "error: no gateway answers on {address}: {e}")?;
-            return Ok(Exit::Failure);
-        }
+    let timeout = Duration::from_secs(args.timeout);
+    let Some(Answer { status, body, document }) = args.admin.ask(Method::POST, "/upgrade", timeout)? else {
+        return Ok(Exit::Failure);
     };
-    let document: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    let mut err = io::stderr().lock();
     let number = |key: &str| document.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
     if status == StatusCode::OK {
         writeln!(io::stdout(), "upgraded: process {} serves in place of {}", number("pid"), number("previous_pid"))?;
