@@ -43,7 +43,7 @@ build() {
 
 # promtool checks the metrics page. Its package also brings a server that Debian would start at once, so only the one
 # program is taken out of it.
-promtool() {
+unpack_promtool() {
   PATH=$PATH:$tools command -v promtool >/dev/null && return
   local there
   there=$(mktemp -d)
@@ -71,7 +71,7 @@ case ${1-} in
   build) build ;;
   test)
     build
-    promtool
+    unpack_promtool
     need systemd-analyze systemd
     need shellcheck shellcheck
     # Tests start their own on a free port; the one that Debian starts on 6379 is not used.
