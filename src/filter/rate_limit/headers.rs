@@ -2,19 +2,20 @@
 //! draft-ietf-httpapi-ratelimit-headers-11, and the `X-RateLimit-*` that came before it.
 
 use crate::arena::with_arena;
+use crate::fields::{self, Name};
 use crate::limit::{Limit, Seen};
-use bytes::BytesMut;
+use crate::text::put_number;
+use bytes::{BufMut, BytesMut};
 use http::{HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::fmt::Write as _;
 
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const X_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const X_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+static POLICY: Name = Name { name: HeaderName::from_static("ratelimit-policy"), spelled: "RateLimit-Policy" };
+static RATELIMIT: Name = Name { name: HeaderName::from_static("ratelimit"), spelled: "RateLimit" };
+static X_LIMIT: Name = Name { name: HeaderName::from_static("x-ratelimit-limit"), spelled: "X-RateLimit-Limit" };
+static X_REMAINING: Name = Name { name: HeaderName::from_static("x-ratelimit-remaining"), spelled: "X-RateLimit-Remaining" };
+static X_RESET: Name = Name { name: HeaderName::from_static("x-ratelimit-reset"), spelled: "X-RateLimit-Reset" };
 
 /// Which headers are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
@@ -48,31 +49,37 @@ impl Told {
         seen: impl Iterator<Item = &'a Seen> + Clone,
         head: &mut ResponseHeader,
     ) {
-        let known = |seen: &&'a Seen| limits.get(usize::from(seen.limit)).map(|limit| (limit, seen.standing));
-        if matches!(style, Style::Standard | Style::Both) {
-            if let Some(policy) = &self.policy {
-                let _ = head.append_header(POLICY, policy.clone());
-            }
-            let value = value(|out| {
-                for (number, (limit, standing)) in seen.clone().filter_map(|seen| known(&seen)).enumerate() {
-                    let comma = if number > 0 { ", " } else { "" };
-                    let (r, t) = (standing.remaining, seconds(standing.more_in));
-                    let _ = write!(out, "{comma}\"{}\";r={r};t={t}", limit.name);
+        let known = |seen: &'a Seen| limits.get(usize::from(seen.limit)).map(|limit| (limit, seen.standing));
+        fields::edit_response(head, |fields| {
+            if matches!(style, Style::Standard | Style::Both) {
+                if let Some(policy) = &self.policy {
+                    fields.add(&POLICY, policy.clone());
                 }
-            });
-            if let Some(value) = value {
-                let _ = head.append_header(RATELIMIT, value);
+                // Without `std::fmt`, which costs more than the limit itself.
+                let value = value(|out| {
+                    for (number, (limit, standing)) in seen.clone().filter_map(known).enumerate() {
+                        out.put_slice(if number > 0 { b", \"" } else { b"\"" });
+                        out.put_slice(limit.name.as_bytes());
+                        out.put_slice(b"\";r=");
+                        put_number(out, standing.remaining);
+                        out.put_slice(b";t=");
+                        put_number(out, seconds(standing.more_in));
+                    }
+                });
+                if let Some(value) = value {
+                    fields.add(&RATELIMIT, value);
+                }
             }
-        }
-        if matches!(style, Style::Legacy | Style::Both) {
-            // They have room for one limit: the one that is nearest to its end.
-            let tightest = seen.filter_map(|seen| known(&seen)).min_by_key(|(_, standing)| standing.remaining);
-            let Some((limit, standing)) = tightest else { return };
-            let number = |number: u64| HeaderValue::from(number);
-            let _ = head.insert_header(X_LIMIT, number(limit.number));
-            let _ = head.insert_header(X_REMAINING, number(standing.remaining));
-            let _ = head.insert_header(X_RESET, number(seconds(standing.more_in)));
-        }
+            if matches!(style, Style::Legacy | Style::Both) {
+                // They have room for one limit: the one that is nearest to its end.
+                let tightest = seen.filter_map(known).min_by_key(|(_, standing)| standing.remaining);
+                let Some((limit, standing)) = tightest else { return };
+                let number = |number: u64| HeaderValue::from(number);
+                fields.set(&X_LIMIT, number(limit.number));
+                fields.set(&X_REMAINING, number(standing.remaining));
+                fields.set(&X_RESET, number(seconds(standing.more_in)));
+            }
+        });
     }
 }
 
