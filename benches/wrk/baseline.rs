@@ -4,7 +4,6 @@
 //! `baseline LISTEN THREADS ENDPOINT...`
 
 use async_trait::async_trait;
-use mimalloc::MiMalloc;
 use pingora::prelude::{HttpPeer, Result, Server, Session};
 use pingora::proxy::{ProxyHttp, http_proxy_service};
 use pingora::server::configuration::ServerConf;
@@ -13,8 +12,13 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 // The same allocator as the gateway's, so that the comparison is about the proxies.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+#[cfg(all(feature = "mimalloc", not(feature = "jemalloc")))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 struct Baseline {
     endpoints: Vec<SocketAddr>,

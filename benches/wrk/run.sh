@@ -15,6 +15,7 @@ usage: benches/wrk/run.sh [options]
   --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
   --limits          instead: Gatewright without a limit against one that is local, leased from Redis, and exact in Redis
   --auth            instead: Gatewright without authentication against Gatewright with keys and tokens
+  --allocators      instead: Gatewright with mimalloc against Gatewright with jemalloc and with the system's allocator
   --proxies LIST    default gatewright,baseline,nginx,haproxy
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
@@ -22,7 +23,7 @@ usage: benches/wrk/run.sh [options]
 EOF
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' name='' build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' allocators='' name='' build=1 save=1
 proxies=gatewright,baseline,nginx,haproxy
 while (($#)); do
   case $1 in
@@ -34,6 +35,7 @@ while (($#)); do
     --routes) routes=$2; shift ;;
     --limits) limits=1 ;;
     --auth) auth=1 ;;
+    --allocators) allocators=1 ;;
     --proxies) proxies=$2; shift ;;
     --name) name=$2; shift ;;
     --no-build) build='' ;;
@@ -56,7 +58,7 @@ source "$here/auth.sh"
 for tool in wrk nginx haproxy curl pgrep; do
   command -v "$tool" >/dev/null || { echo "run.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
 done
-if [[ $build ]]; then cargo build --release --bin gatewright --example baseline; fi
+if [[ $build && ! $allocators ]]; then cargo build --release --bin gatewright --example baseline; fi
 binaries=${CARGO_TARGET_DIR:-target}/release
 [[ $binaries == /* ]] || binaries=$PWD/$binaries
 
@@ -81,6 +83,17 @@ elif [[ $auth ]]; then
   reference="auth-none"
   : "${name:=auth}"
   auth_setup
+elif [[ $allocators ]]; then
+  proxies="mimalloc,jemalloc,system"
+  reference="mimalloc"
+  : "${name:=allocators}"
+  # Each is linked in, so that each is inlined where it can be. The last one is what the other measurements use.
+  cargo build --release --bin gatewright --no-default-features
+  cp "$binaries/gatewright" "$work/gatewright-system"
+  cargo build --release --bin gatewright --no-default-features --features jemalloc
+  cp "$binaries/gatewright" "$work/gatewright-jemalloc"
+  cargo build --release --bin gatewright
+  cp "$binaries/gatewright" "$work/gatewright-mimalloc"
 else
   reference=baseline
 fi
@@ -93,6 +106,7 @@ for proxy in "${order[@]}"; do
   case $proxy in
     gatewright) gatewright "$proxy" 10 ;;
     auth-*) gatewright "$proxy" 10 "$(auth_filters "$proxy")" "$(auth_sections)" ;;
+    mimalloc | jemalloc | system) binary=$work/gatewright-$proxy gatewright "$proxy" 10 ;;
     routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
     limit-none | limit-local) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" ;;
     limit-*) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" "[redis]

@@ -50,7 +50,8 @@ limit_filter() {
   esac
 }
 
-# Gatewright with routing, round-robin, metrics and an access log to a file. gatewright NAME ROUTES [FILTERS [SECTIONS]]
+# Gatewright with routing, round-robin, metrics and an access log to a file; $binary is another build of it.
+# gatewright NAME ROUTES [FILTERS [SECTIONS]]
 gatewright() {
   local name=$1 routes=$2 filters=${3-} sections=${4-} endpoints
   free_port
@@ -79,7 +80,7 @@ EOF
         printf "\n[routes.r%05d]\nmatch = { path = \"/service-%05d/{*rest}\" }\nupstream = \"app\"\n%s\n", i, i, filters
     }'
   } >"$work/$name.toml"
-  start "$name" "$binaries/gatewright" run -c "$work/$name.toml"
+  start "$name" "${binary:-$binaries/gatewright}" run -c "$work/$name.toml"
 }
 
 # The do-nothing Pingora proxy.
