@@ -46,11 +46,11 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Consumers::build(consumers, tiers, d);
-    let redis = super::limits::redis(&config.redis, &mut Files { d, read: &mut files });
+    let redis = super::redis::topology(&config.redis, &mut Files { d, read: &mut files });
     let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, redis.as_ref(), parts)));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
-    let limits = super::limits::stores(config, redis, parts, &mut Files { d, read: &mut files });
+    let limits = super::limits::stores(config, redis.as_ref(), parts, d);
     let builder =
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();

@@ -7,7 +7,7 @@ use crate::consumer::issued::{ConsumerRecord, KeyRecord};
 use crate::consumer::{CredentialConfig, KeyDigest, is_role};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
-use crate::limit::redis::{Topology, find_master};
+use crate::redis_link::{Topology, find};
 use crate::snapshot::redis_topology;
 use crate::telemetry::timestamp::{Precision, push_rfc3339};
 use clap::Args;
@@ -84,7 +84,7 @@ struct Store {
 /// The one server, or the one that a sentinel names now.
 fn master(topology: &Topology) -> Result<ConnectionInfo, Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(find_master(topology, 0)).map_err(|why| Failed(format!("Redis: {why}"), Exit::Failure))
+    runtime.block_on(find(topology, "", 0)).map_err(|why| Failed(format!("Redis: {why}"), Exit::Failure))
 }
 
 /// A key that was found by its id.
