@@ -105,6 +105,11 @@ impl Default for RedisConfig {
 }
 
 impl RedisConfig {
+    /// Whether it says where Redis is.
+    pub fn is_somewhere(&self) -> bool {
+        self.url.is_some() || self.sentinel.is_some() || !self.cluster.is_empty()
+    }
+
     pub fn check(&self, d: &mut Diagnostics) {
         let cluster = self.cluster.first().map(|first| &first.span);
         let sentinel = self.sentinel.as_ref().map(|sentinel| &sentinel.span);

@@ -55,7 +55,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
-    let cache = super::cache::store(config, parts, d);
+    let cache = super::cache::store(config, redis.as_ref(), parts, d);
     let access_log = access_log(config, parts, d);
     let signer = IdentitySigner::build(&config.identity, d).map(Arc::new);
     if d.has_errors() {
