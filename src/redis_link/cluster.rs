@@ -3,7 +3,8 @@
 //! Asked for every few seconds, and at once when a server is away or says that a slot has moved. A server that answers may
 //! itself be behind; then the next one is asked. Servers that stay keep their workers, connections and state.
 
-use super::link::{Broken, Link, find};
+use super::broken::{Broken, Fault};
+use super::link::{Link, find};
 use super::node::{Node, Nodes};
 use super::slots::{Range, read, split};
 use super::topology::Kind;
@@ -61,7 +62,7 @@ async fn ask<W: Work>(work: &Arc<W>, turn: usize) -> Result<(), Broken> {
     }
     candidates.extend(seeds.iter().cloned());
     let at = turn.checked_rem(candidates.len()).unwrap_or_default();
-    let Some(info) = candidates.into_iter().nth(at) else { return Err("there is none".to_owned()) };
+    let Some(info) = candidates.into_iter().nth(at) else { return Err("there is none".into()) };
     apply(work, &known, &slots(info).await?);
     Ok(())
 }
@@ -71,8 +72,9 @@ pub async fn slots(info: ConnectionInfo) -> Result<Vec<Range>, Broken> {
     let address = info.addr().to_string();
     let (host, _) = split(&address).ok_or("its address makes no sense")?;
     let slots = async { Link::open(info, PATIENCE).await?.ask(&["CLUSTER", "SLOTS"]).await };
-    let slots = tokio::time::timeout(PATIENCE, slots).await.map_err(|_| format!("no answer within {PATIENCE:?}"))??;
-    read(&slots, host).ok_or_else(|| "its answer to CLUSTER SLOTS makes no sense".to_owned())
+    let slots = tokio::time::timeout(PATIENCE, slots).await;
+    let slots = slots.map_err(|_| Broken::new(Fault::Timeout, format!("no answer within {PATIENCE:?}")))??;
+    read(&slots, host).ok_or_else(|| "its answer to CLUSTER SLOTS makes no sense".into())
 }
 
 fn apply<W: Work>(work: &Arc<W>, known: &Nodes<W>, ranges: &[Range]) {

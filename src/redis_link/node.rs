@@ -187,9 +187,9 @@ impl<W: Work> Servers<W> {
 
 /// Where a server says that a question belongs.
 pub struct Redirection {
-    address: String,
+    pub(super) address: String,
     /// It is to be asked there without being believed to know.
-    asking: bool,
+    pub(super) asking: bool,
 }
 
 impl Redirection {
@@ -224,7 +224,7 @@ impl Redirection {
 
 #[cfg(test)]
 mod tests {
-    use super::super::link::Broken;
+    use super::super::broken::Broken;
     use super::super::topology::{Pem, Place};
     use super::*;
 

@@ -1,7 +1,7 @@
 //! What one use of Redis does with each of its servers, and the thread on which it does so.
 
+use super::broken::Broken;
 use super::cluster;
-use super::link::Broken;
 use super::node::{Node, Nodes, Sent, Server, Servers};
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,7 +140,7 @@ async fn keep<W: Work>(work: Arc<W>, server: Arc<Server<W::State>>, mut question
         work.servers().suspect();
         if !told {
             told = true;
-            work.away(Some(&server), &why);
+            work.away(Some(&server), &why.to_string());
         }
         // Whoever has asked before it was known gets no answer, and decides alone.
         while questions.try_recv().is_ok() {}

@@ -1,7 +1,7 @@
 //! What is done with each server: asks in pipelines, listens for changes, and notices when it is away.
 
 use super::{Parse, Question, Shared, Watch, Watched};
-use crate::redis_link::{Broken, Link, NONSENSE, Redirection, Sent, Server, Servers, Work, find};
+use crate::redis_link::{Broken, Fault, Link, Redirection, Sent, Server, Servers, Work, find};
 use redis::{Pipeline, PushInfo, PushKind, Value};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ impl<T: Parse> Work for Shared<T> {
         let prefix = format!("{}:", self.prefix);
         match link.ask(&["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", &prefix]).await? {
             Value::Okay => {}
-            _ => return Err(NONSENSE.to_owned()),
+            _ => return Err(Broken::nonsense()),
         }
         self.watch(server, Arc::clone(&watch));
         Ok((link, watch))
@@ -64,7 +64,7 @@ impl<T: Parse> Work for Shared<T> {
                     }
                     self.ask(server, link, watch, &mut batch).await?;
                 }
-                () = watch.gone.notified() => return Err("the connection was closed".to_owned()),
+                () = watch.gone.notified() => return Err(Broken::new(Fault::Unreachable, "the connection was closed")),
                 () = tokio::time::sleep_until(next_check) => {
                     link.check(&self.servers.topology).await?;
                     next_check = Instant::now() + CHECK_EVERY;
@@ -141,11 +141,11 @@ impl<T: Parse> Shared<T> {
                 Some(Value::ServerError(error)) => {
                     match Redirection::of(&error, server.address()) {
                         Some(to) => to.follow(self, sent),
-                        None => failed = Some(format!("it answered {}", error.code())),
+                        None => failed = Some(Broken::answered(&error, "")),
                     }
                     continue;
                 }
-                _ => return Err(NONSENSE.to_owned()),
+                _ => return Err(Broken::nonsense()),
             };
             let Question { name, answer } = sent.question;
             self.learn(name, value.clone(), watch, changes);

@@ -163,9 +163,9 @@ impl Listener {
         pipeline.cmd("EVAL").arg(CATCH_UP).arg(2);
         pipeline.arg(self.shared.name_of("sequence")).arg(self.shared.name_of("generation")).arg(known.saturating_sub(1));
         let reply = self.send(&pipeline, 1).await?.pop();
-        let Some(Value::Array(numbers)) = reply else { return Err(NONSENSE.to_owned()) };
+        let Some(Value::Array(numbers)) = reply else { return Err(Broken::nonsense()) };
         let numbers: Option<Vec<u64>> = numbers.iter().map(number).collect();
-        let Some([found, sequence, generation]) = numbers.as_deref() else { return Err(NONSENSE.to_owned()) };
+        let Some([found, sequence, generation]) = numbers.as_deref() else { return Err(Broken::nonsense()) };
         self.shared.generation.store(*generation, Ordering::Relaxed);
         shared.hub.known.store(sequence.saturating_add(1), Ordering::Relaxed);
         if known != 0 && known != found.saturating_add(1) {
@@ -196,7 +196,7 @@ impl Listener {
                     None => return Ok(()),
                 },
                 message = self.heard.recv() => {
-                    let Some(message) = message else { return Err("the subscription ended".to_owned()) };
+                    let Some(message) = message else { return Err("the subscription ended".into()) };
                     if let Ok(message) = serde_json::from_slice::<Message>(&message) {
                         self.shared.hub.known.fetch_max(message.sequence.saturating_add(1), Ordering::Relaxed);
                         tokio::spawn(heed(Arc::clone(&self.shared), self.link.clone(), message));
@@ -207,7 +207,7 @@ impl Listener {
                     let nodes = self.shared.servers.nodes();
                     let at = nodes.of_slot(|| self.shared.hub_slot()).map(|node| node.server.address());
                     if at != Some(self.address.as_str()) {
-                        return Err("another server has the counters".to_owned());
+                        return Err("another server has the counters".into());
                     }
                 }
             }
@@ -220,7 +220,7 @@ impl Listener {
         for reply in &replies {
             if let Value::ServerError(error) = reply {
                 self.shared.servers.suspect();
-                return Err(format!("it answered {}", error.code()));
+                return Err(Broken::answered(error, ""));
             }
         }
         Ok(replies)

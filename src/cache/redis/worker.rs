@@ -8,7 +8,7 @@ use super::super::key::Key;
 use super::super::vary::normalised;
 use super::codec::{self, Bad};
 use super::{Job, PATIENCE, Shared, UrlHash};
-use crate::redis_link::{Broken, Link, Redirection, Sent, Server, Servers, Work, text};
+use crate::redis_link::{Broken, Fault, Link, Redirection, Sent, Server, Servers, Work, text};
 use http::HeaderMap;
 use redis::{Pipeline, Value};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Work for Shared {
         let mut pulse = tokio::time::interval(CHECK_EVERY);
         loop {
             if failures.load(Ordering::Relaxed) >= FAILURES {
-                return Err("it does not answer in time".to_owned());
+                return Err(Broken::new(Fault::Timeout, "it does not answer in time"));
             }
             let commands = || Commands {
                 link: link.clone(),

@@ -2,7 +2,7 @@
 
 use super::lease::LIFE;
 use super::{Question, Shared, SharedSet, What};
-use crate::redis_link::{Broken, Link, NONSENSE, Sent};
+use crate::redis_link::{Broken, Link, Sent};
 use redis::{Pipeline, Value};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
@@ -47,10 +47,10 @@ impl ScriptLink {
     pub async fn load(&mut self) -> Result<(), Broken> {
         match self.ask(&["SCRIPT", "LOAD", SCRIPT]).await? {
             Value::BulkString(sha) => {
-                self.script = String::from_utf8(sha).map_err(|_| NONSENSE.to_owned())?;
+                self.script = String::from_utf8(sha).map_err(|_| Broken::nonsense())?;
                 Ok(())
             }
-            _ => Err(NONSENSE.to_owned()),
+            _ => Err(Broken::nonsense()),
         }
     }
 
@@ -58,7 +58,7 @@ impl ScriptLink {
     pub async fn heartbeat(&mut self, key: &str, name: &str) -> Result<u64, Broken> {
         match self.ask(&["EVAL", HEARTBEAT, "1", key, name]).await? {
             Value::Int(count) => Ok(u64::try_from(count).unwrap_or(1)),
-            _ => Err(NONSENSE.to_owned()),
+            _ => Err(Broken::nonsense()),
         }
     }
 

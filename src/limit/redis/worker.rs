@@ -2,7 +2,7 @@
 
 use super::script::ScriptLink;
 use super::{Question, Shared, What, decision, lease};
-use crate::redis_link::{Broken, Link, Redirection, Sent, Server, Servers, Work, jittered, slot_of};
+use crate::redis_link::{Broken, Fault, Link, Redirection, Sent, Server, Servers, Work, jittered, slot_of};
 use redis::{Pipeline, Value};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -131,14 +131,14 @@ impl Shared {
                 match reply {
                     Value::ServerError(error) => match error.code() {
                         "NOSCRIPT" | "TRYAGAIN" => again.push(sent),
-                        code => match Redirection::of(&error, server.address()) {
+                        _ => match Redirection::of(&error, server.address()) {
                             Some(to) => to.follow(self, not_done(sent)),
-                            None => failed = Some(format!("it answered {code}")),
+                            None => failed = Some(Broken::answered(&error, "")),
                         },
                     },
                     reply => {
                         if !self.answer(sent.question, &reply) {
-                            failed = Some("its answer makes no sense".to_owned());
+                            failed = Some(Broken::nonsense());
                         }
                     }
                 }
@@ -193,7 +193,7 @@ impl Shared {
                 Ok(())
             }
             // The slot has moved; who has it now is asked at the next beat.
-            Err(why) if cluster && (why.contains("MOVED") || why.contains("ASK")) => {
+            Err(why) if why.fault == Fault::Elsewhere => {
                 self.servers.suspect();
                 Ok(())
             }
