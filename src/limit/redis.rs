@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Where Redis is and how it is used.
+#[derive(Clone)]
 pub struct RedisOptions {
     pub topology: Topology,
     /// The longest that a request waits.
