@@ -74,7 +74,7 @@ impl Cache {
     /// An unsafe request has changed what a URL stands for (RFC 9111 §4.4).
     pub fn invalidate(&self, url: &str) -> u64 {
         if let Some(tier) = &self.redis {
-            tier.tell(Purge::invalidation(url));
+            tier.invalidate(url);
         }
         self.memory.invalidate(url)
     }

@@ -11,6 +11,7 @@
 //!   [`consumer`] who may call, [`identity`]
 //!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
 //!   for both ends.
+//! - [`limit`], [`cache`], [`consumer`] (through [`tracked`]), [`signature`] and [`discovery`] reach a Redis by [`redis_link`].
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
 //!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
@@ -40,6 +41,7 @@ pub mod listener;
 pub mod mirror;
 pub mod proxy;
 pub mod readiness;
+pub mod redis_link;
 pub mod rejection;
 pub mod reload;
 pub mod request;

@@ -177,7 +177,7 @@ impl Process {
         log::info!("gatewright {} starts, config {}", crate::VERSION, self.gateway.snapshot().hash);
         // Unlike `run_forever`, this returns.
         self.server.run(RunArgs { shutdown_signal: Box::new(self.signals) });
-        if let Some(redis) = &self.gateway.snapshot().limits.redis {
+        if let Some(redis) = self.gateway.snapshot().limits.live_redis() {
             redis.close();
         }
         match self.upgrader.fate() {

@@ -9,12 +9,13 @@ mod compile;
 mod consumers;
 mod fixed;
 mod limits;
+mod redis;
 mod split;
 mod upstreams;
 
 pub use compile::{CompileParts, compile};
-pub use consumers::redis_topology;
 pub use fixed::Fixed;
+pub use redis::redis_topology;
 pub use split::Split;
 
 use crate::cache::Cache;

@@ -6,6 +6,9 @@
 //! is revoked ceases to count within the time that a message takes. Whatever is remembered also ends by itself after `fresh`,
 //! so that a lost message costs a bounded time.
 //!
+//! In a cluster each master tells of its own keys only, so each has a connection of its own ([`Watch`]); one that is lost takes
+//! only its keys with it.
+//!
 //! While Redis is away, what was known goes on for `stale`, counted from the moment at which it was last known to be right;
 //! what was not known cannot be told, which is [`Fact::Unavailable`] and never a pass. The memory is bounded: when a shard is
 //! full, what has ended makes room, else any one.
@@ -13,17 +16,18 @@
 mod worker;
 
 use crate::clock::SharedClock;
-use crate::limit::redis::Topology;
+use crate::redis_link::{Alive, Server, Servers, Topology, slot_of, start, tag_of};
 use crate::telemetry::metrics::Counter;
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
-/// Questions that wait for the worker. Further ones are answered as if Redis were away.
+/// Questions that wait for a server. Further ones are answered as if Redis were away.
 const QUEUE: usize = 4_096;
 const SHARDS: usize = 16;
 /// The longest name of a fact, in bytes.
@@ -71,10 +75,10 @@ pub struct TrackedMetrics {
 }
 
 /// Facts of one kind under one prefix.
-pub struct Tracked<T> {
-    questions: mpsc::Sender<Question<T>>,
+pub struct Tracked<T: Parse> {
     shared: Arc<Shared<T>>,
     timeout: Duration,
+    _alive: Alive,
 }
 
 struct Question<T> {
@@ -82,7 +86,36 @@ struct Question<T> {
     answer: oneshot::Sender<Option<Arc<T>>>,
 }
 
-struct Shared<T> {
+/// One connection over which a server tells what changes.
+#[derive(Default)]
+struct Watch {
+    /// When it was lost, in milliseconds since `started` and at least 1; 0: it lives.
+    lost: AtomicU64,
+    /// Told when it is lost.
+    gone: Notify,
+}
+
+impl Watch {
+    fn lost(&self) -> Option<u64> {
+        Some(self.lost.load(Ordering::Acquire)).filter(|lost| *lost != 0)
+    }
+}
+
+/// What is known of a server: the connection that it has, or had last.
+#[derive(Default)]
+struct Watched {
+    watch: ArcSwapOption<Watch>,
+}
+
+impl Watched {
+    fn living(&self) -> Option<Arc<Watch>> {
+        self.watch.load_full().filter(|watch| watch.lost().is_none())
+    }
+}
+
+struct Shared<T: Parse> {
+    servers: Servers<Shared<T>>,
+    prefix: String,
     clock: SharedClock,
     started: Instant,
     fresh: u64,
@@ -90,15 +123,8 @@ struct Shared<T> {
     room: usize,
     hasher: foldhash::quality::RandomState,
     shards: [Shard<T>; SHARDS],
-    /// Whether Redis can be asked, and tells what changes.
-    up: AtomicBool,
-    /// Which connection it is, from 1: what an earlier one told may have changed unnoticed.
-    link: AtomicU64,
-    /// When the last connection was lost, in milliseconds since `started`.
-    lost: AtomicU64,
     /// Counts messages about changes: an answer that was under way meanwhile is not remembered.
     changes: AtomicU64,
-    lost_link: tokio::sync::Notify,
     metrics: TrackedMetrics,
 }
 
@@ -108,14 +134,17 @@ struct Known<T> {
     value: Option<Arc<T>>,
     /// In milliseconds since `started`.
     confirmed: u64,
-    link: u64,
+    /// What would have told of a change.
+    watch: Arc<Watch>,
 }
 
 impl<T: Parse> Tracked<T> {
     /// Begins to connect, unless it is only made to see whether a configuration is right.
     pub fn new(options: TrackedOptions, clock: SharedClock, connect: bool) -> Self {
-        let (questions, asked) = mpsc::channel(QUEUE);
+        let timeout = options.timeout;
         let shared = Arc::new(Shared {
+            servers: Servers::new(options.topology),
+            prefix: options.prefix,
             started: clock.now(),
             clock,
             fresh: millis(options.fresh),
@@ -123,22 +152,16 @@ impl<T: Parse> Tracked<T> {
             room: options.room.div_ceil(SHARDS).max(1),
             hasher: foldhash::quality::RandomState::default(),
             shards: std::array::from_fn(|_| Mutex::default()),
-            up: AtomicBool::new(false),
-            link: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
             changes: AtomicU64::new(0),
-            lost_link: tokio::sync::Notify::new(),
             metrics: TrackedMetrics::default(),
         });
-        let timeout = options.timeout;
-        if connect {
-            worker::start(options, asked, Arc::clone(&shared));
-        }
-        Tracked { questions, shared, timeout }
+        let alive = if connect { start(Arc::clone(&shared), "redis-facts") } else { Alive::not() };
+        Tracked { shared, timeout, _alive: alive }
     }
 
+    /// Whether all facts can be asked for.
     pub fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Acquire)
+        self.shared.servers.nodes().all_up()
     }
 
     pub fn metrics(&self) -> &TrackedMetrics {
@@ -156,10 +179,12 @@ impl<T: Parse> Tracked<T> {
 
     /// What can be told without asking; `None`: ask.
     pub fn known(&self, name: &str) -> Option<Fact<T>> {
-        if !self.is_up() {
-            return Some(self.shared.away(name));
+        let nodes = self.shared.servers.nodes();
+        let watch = nodes.of_slot(|| self.shared.slot(name)).and_then(|node| node.server.state.living());
+        match watch {
+            Some(watch) => self.shared.current(name, &watch),
+            None => Some(self.shared.away(name)),
         }
-        self.shared.current(name)
     }
 
     /// Asks Redis, and waits at most for the budget.
@@ -170,9 +195,10 @@ impl<T: Parse> Tracked<T> {
         let (answer, answered) = oneshot::channel();
         let question = Question { name: name.into(), answer };
         self.shared.metrics.asked.increment();
-        let answer = match self.questions.try_send(question) {
-            Ok(()) => tokio::time::timeout(self.timeout, answered).await.ok().and_then(Result::ok),
-            Err(_) => None,
+        let node = self.shared.servers.reachable(|| self.shared.slot(name));
+        let answer = match node.is_some_and(|node| node.ask(question)) {
+            true => tokio::time::timeout(self.timeout, answered).await.ok().and_then(Result::ok),
+            false => None,
         };
         match answer {
             Some(Some(value)) => Fact::Is(value),
@@ -182,9 +208,17 @@ impl<T: Parse> Tracked<T> {
     }
 }
 
-impl<T> Shared<T> {
+impl<T: Parse> Shared<T> {
     fn now(&self) -> u64 {
         millis(self.clock.now().saturating_duration_since(self.started))
+    }
+
+    /// The slot of a name. The prefix has no braces.
+    fn slot(&self, name: &str) -> u16 {
+        match tag_of(name.as_bytes()) {
+            Some(tag) => slot_of(&[tag]),
+            None => slot_of(&[self.prefix.as_bytes(), b":", name.as_bytes()]),
+        }
     }
 
     fn shard(&self, name: &str) -> Option<&Shard<T>> {
@@ -193,24 +227,23 @@ impl<T> Shared<T> {
         self.shards.get(usize::try_from(hash >> 60).unwrap_or(0) % SHARDS)
     }
 
-    fn current(&self, name: &str) -> Option<Fact<T>> {
+    fn current(&self, name: &str, watch: &Arc<Watch>) -> Option<Fact<T>> {
         let shard = self.shard(name)?.lock();
         let known = shard.get(name)?;
         let young = self.now().saturating_sub(known.confirmed) < self.fresh;
-        (young && known.link == self.link.load(Ordering::Acquire)).then(|| match &known.value {
+        (young && Arc::ptr_eq(&known.watch, watch)).then(|| match &known.value {
             Some(value) => Fact::Is(Arc::clone(value)),
             None => Fact::Absent,
         })
     }
 
-    /// What is known of it while Redis cannot be asked.
+    /// What is known of it while its server cannot be asked.
     fn away(&self, name: &str) -> Fact<T> {
         let fact = self.shard(name).and_then(|shard| {
             let shard = shard.lock();
             let known = shard.get(name)?;
             // While its connection lived, a change would have been told.
-            let told = known.link == self.link.load(Ordering::Acquire);
-            let until = if told { known.confirmed.max(self.lost.load(Ordering::Acquire)) } else { known.confirmed };
+            let until = known.watch.lost().map_or(known.confirmed, |lost| lost.max(known.confirmed));
             (self.now().saturating_sub(until) < self.stale).then(|| known.value.clone())
         });
         match fact {
@@ -224,9 +257,8 @@ impl<T> Shared<T> {
     }
 
     /// Remembers an answer that was asked for when `changes` messages had come.
-    fn learn(&self, name: Box<str>, value: Option<Arc<T>>, changes: u64) {
+    fn learn(&self, name: Box<str>, value: Option<Arc<T>>, watch: &Arc<Watch>, changes: u64) {
         let now = self.now();
-        let link = self.link.load(Ordering::Acquire);
         let Some(shard) = self.shard(&name) else { return };
         let mut shard = shard.lock();
         if self.changes.load(Ordering::Acquire) != changes {
@@ -241,7 +273,7 @@ impl<T> Shared<T> {
                 shard.remove(&any);
             }
         }
-        shard.insert(name, Known { value, confirmed: now, link });
+        shard.insert(name, Known { value, confirmed: now, watch: Arc::clone(watch) });
     }
 
     /// Forgets a name, because somebody has changed it.
@@ -254,27 +286,27 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Forgets everything: Redis was flushed.
-    fn forget_all(&self) {
+    /// Forgets everything that a server has: it was flushed.
+    fn forget_all(&self, server: &Server<Watched>) {
         self.metrics.invalidated.increment();
         self.changes.fetch_add(1, Ordering::AcqRel);
-        self.shards.iter().for_each(|shard| shard.lock().clear());
-    }
-
-    fn went_up(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
-        self.link.fetch_add(1, Ordering::AcqRel);
-        self.up.store(true, Ordering::Release);
-    }
-
-    /// Returns whether it was up.
-    fn went_down(&self) -> bool {
-        let was = self.up.swap(false, Ordering::AcqRel);
-        if was {
-            self.lost.store(self.now(), Ordering::Release);
-            self.metrics.outages.increment();
+        for shard in &self.shards {
+            shard.lock().retain(|name, _| !self.servers.has(server, || self.slot(name)));
         }
-        was
+    }
+
+    /// A server has a new connection: what an earlier one told may have changed unnoticed.
+    fn watch(&self, server: &Server<Watched>, watch: Arc<Watch>) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        server.state.watch.store(Some(watch));
+    }
+
+    fn lose(&self, watch: &Watch) {
+        let lives = watch.lost.compare_exchange(0, self.now().max(1), Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if lives {
+            self.metrics.outages.increment();
+            watch.gone.notify_one();
+        }
     }
 }
 
@@ -286,6 +318,7 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::clock::ManualClock;
+    use crate::redis_link::{Pem, Place};
 
     struct Text(String);
 
@@ -298,7 +331,7 @@ mod tests {
     fn tracked(room: usize) -> (Tracked<Text>, Arc<ManualClock>) {
         let clock = ManualClock::new();
         let options = TrackedOptions {
-            topology: Topology::One(redis::IntoConnectionInfo::into_connection_info("redis://127.0.0.1:1").unwrap()),
+            topology: Topology::new(&Place::Url("redis://127.0.0.1:1"), &Pem::default()).unwrap(),
             prefix: "p".into(),
             timeout: Duration::from_millis(10),
             fresh: Duration::from_secs(60),
@@ -306,6 +339,14 @@ mod tests {
             room,
         };
         (Tracked::new(options, clock.clone(), false), clock)
+    }
+
+    /// Its one server has a connection.
+    fn up(tracked: &Tracked<Text>) -> Arc<Watch> {
+        let server = tracked.shared.servers.only();
+        let watch = Arc::new(Watch::default());
+        tracked.shared.watch(&server, Arc::clone(&watch));
+        watch
     }
 
     fn shown(fact: Option<Fact<Text>>) -> String {
@@ -320,13 +361,14 @@ mod tests {
 
     fn learn(tracked: &Tracked<Text>, name: &str, value: Option<&str>) {
         let changes = tracked.shared.changes.load(Ordering::Acquire);
-        tracked.shared.learn(name.into(), value.map(|text| Arc::new(Text(text.to_owned()))), changes);
+        let watch = tracked.shared.servers.only().state.living().unwrap();
+        tracked.shared.learn(name.into(), value.map(|text| Arc::new(Text(text.to_owned()))), &watch, changes);
     }
 
     #[test]
     fn what_is_known_counts_until_it_is_old_or_changed() {
         let (tracked, clock) = tracked(100);
-        tracked.shared.went_up();
+        up(&tracked);
         assert_eq!(shown(tracked.known("a")), "ask");
         learn(&tracked, "a", Some("1"));
         learn(&tracked, "b", None);
@@ -336,17 +378,18 @@ mod tests {
         clock.advance(Duration::from_secs(60));
         assert_eq!(shown(tracked.known("a")), "ask");
         learn(&tracked, "a", Some("2"));
-        tracked.shared.forget_all();
+        tracked.shared.forget_all(&tracked.shared.servers.only());
         assert_eq!(shown(tracked.known("a")), "ask");
     }
 
     #[test]
     fn an_answer_that_a_change_overtook_is_not_remembered() {
         let (tracked, _clock) = tracked(100);
-        tracked.shared.went_up();
+        up(&tracked);
+        let watch = tracked.shared.servers.only().state.living().unwrap();
         let changes = tracked.shared.changes.load(Ordering::Acquire);
         tracked.shared.forget("a");
-        tracked.shared.learn("a".into(), Some(Arc::new(Text("old".into()))), changes);
+        tracked.shared.learn("a".into(), Some(Arc::new(Text("old".into()))), &watch, changes);
         assert_eq!(shown(tracked.known("a")), "ask");
     }
 
@@ -354,27 +397,27 @@ mod tests {
     fn while_redis_is_away_the_known_goes_on_for_a_time_and_the_unknown_never_does() {
         let (tracked, clock) = tracked(100);
         assert_eq!(shown(tracked.known("a")), "unavailable", "before the first connection");
-        tracked.shared.went_up();
+        let first = up(&tracked);
         learn(&tracked, "a", Some("1"));
         learn(&tracked, "b", None);
         clock.advance(Duration::from_secs(50));
-        tracked.shared.went_down();
+        tracked.shared.lose(&first);
         clock.advance(Duration::from_secs(599));
         assert_eq!((shown(tracked.known("a")), shown(tracked.known("b"))), ("1".into(), "was absent".into()));
         assert_eq!(shown(tracked.known("c")), "unavailable");
         clock.advance(Duration::from_secs(1));
         assert_eq!(shown(tracked.known("a")), "unavailable");
         // What was told by an earlier connection is asked for again.
-        tracked.shared.went_up();
+        let second = up(&tracked);
         assert_eq!(shown(tracked.known("a")), "ask");
-        tracked.shared.went_down();
+        tracked.shared.lose(&second);
         assert_eq!(shown(tracked.known("a")), "unavailable", "the second connection has not told it");
     }
 
     #[test]
     fn no_number_of_names_grows_it() {
         let (tracked, _clock) = tracked(160);
-        tracked.shared.went_up();
+        up(&tracked);
         for number in 0..10_000 {
             learn(&tracked, &number.to_string(), None);
             assert_eq!(shown(tracked.known(&number.to_string())), "absent", "the newest is always there");

@@ -108,9 +108,9 @@ fn limits(admin: &Admin) -> LimitsSample {
     LimitsSample {
         limits,
         local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
-        redis: snapshot.limits.redis.as_ref().map(|redis| Arc::clone(redis.metrics())),
-        redis_held: snapshot.limits.redis.as_ref().map_or(0, |redis| redis.held()),
-        redis_leased: snapshot.limits.redis.as_ref().map_or(0, |redis| redis.leased()),
+        redis: snapshot.limits.live_redis().map(|redis| Arc::clone(redis.metrics())),
+        redis_held: snapshot.limits.live_redis().map_or(0, |redis| redis.held()),
+        redis_leased: snapshot.limits.live_redis().map_or(0, |redis| redis.leased()),
         listener_shields: shields.collect(),
         shield_refused: snapshot.shield.as_ref().map(|shield| shield.refused.get()),
     }

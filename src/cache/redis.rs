@@ -4,45 +4,46 @@
 //! handed to a thread of its own through a bounded queue. Whatever goes wrong (away, slow, flushed, bytes that are not what they
 //! were) is a miss.
 //!
-//! What stands in Redis, below the prefix of `[redis]`:
+//! What stands in Redis, below the prefix of `[redis]`; the braces keep together in a cluster what is asked for together:
 //!
-//! - `cache:u:HASH`: a hash for each URL, with one field for each answer, in pieces of 256 KiB ([`codec`]);
-//! - `cache:i:HASH`: when the URL was last invalidated; what is older does not count;
-//! - `cache:generation`: raised by each purge that names more than one URL; what was fetched in an earlier one does not count;
-//! - `cache:sequence`: raised by every purge, so that a gateway that was away knows that it has missed one, and forgets all.
+//! - `cache:u:{HASH}`: a hash for each URL, with one field for each answer, in pieces of 256 KiB ([`codec`]);
+//! - `cache:i:{HASH}`: when the URL was last invalidated; what is older does not count;
+//! - `cache:{PREFIX}:generation`: raised by each purge that names more than one URL; what was fetched in an earlier one does not
+//!   count;
+//! - `cache:{PREFIX}:sequence`: raised by every purge, so that a gateway that was away knows that it has missed one, and forgets all.
+//!
+//! Each server has its own worker ([`worker`]), and one of them the counters: over a connection to that one the gateways tell
+//! each other what is purged ([`hub`]).
 
 mod codec;
+mod hub;
 mod worker;
 
 use super::entry::Entry;
-use super::key::Key;
+use super::key::{Key, base};
 use super::memory::MemoryStore;
 use super::purge::Purge;
 use crate::clock::SharedClock;
+use crate::redis_link::{Alive, Servers, Topology, slot_of, start};
 use crate::telemetry::metrics::Counter;
 use http::HeaderMap;
-use redis::IntoConnectionInfo;
+use hub::{Announcement, Hub};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-/// Look-ups and answers that wait for the worker; more are dropped.
+/// Look-ups and answers that wait for a server, and purges that wait to be told; more are dropped.
 const QUEUE: usize = 1_024;
+/// The longest that whatever no request waits for may take to be answered.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a purge waits for the other gateways.
 const ACKNOWLEDGE: Duration = Duration::from_secs(2);
 
 pub struct TierOptions {
-    pub info: redis::ConnectionInfo,
+    pub topology: Topology,
     pub timeout: Duration,
     pub prefix: String,
-}
-
-impl TierOptions {
-    /// `None` for what is no URL of a Redis, which is reported where it is read.
-    pub fn new(url: &str, timeout: Duration, prefix: &str) -> Option<Self> {
-        Some(TierOptions { info: url.into_connection_info().ok()?, timeout, prefix: prefix.to_owned() })
-    }
 }
 
 /// What a scrape shows.
@@ -63,62 +64,96 @@ pub struct TierMetrics {
 
 enum Job {
     Get {
+        url: UrlHash,
         key: Arc<Key>,
         request: Box<HeaderMap>,
         most: u64,
         answer: oneshot::Sender<Option<Entry>>,
     },
     Put {
+        url: UrlHash,
         key: Arc<Key>,
         entry: Arc<Entry>,
         generation: u64,
     },
-    /// The second part: gateways that have heard of it and gateways that have done it.
-    Purge {
-        purge: Purge,
-        answer: Option<oneshot::Sender<(u64, u64)>>,
-    },
+    /// What the current generation is.
+    Generation(oneshot::Sender<u64>),
+    /// Forgets a URL.
+    Forget(UrlHash, Option<oneshot::Sender<()>>),
 }
 
-#[derive(Debug)]
+/// Stands for a URL without its query: the hash tag of what is stored of it.
+struct UrlHash(String);
+
+impl UrlHash {
+    fn of(url: &str) -> Self {
+        let mut sum = codec::sum(base(url).as_bytes());
+        sum.truncate(32);
+        UrlHash(sum)
+    }
+
+    fn slot(&self) -> u16 {
+        slot_of(&[self.0.as_bytes()])
+    }
+}
+
 struct Shared {
-    up: AtomicBool,
+    servers: Servers<Shared>,
+    prefix: String,
+    timeout: Duration,
+    memory: Arc<MemoryStore>,
+    clock: SharedClock,
+    hub: Hub,
+    /// Whether all of it can be asked, and purges are heard.
+    whole: AtomicBool,
     generation: AtomicU64,
     metrics: TierMetrics,
 }
 
-#[derive(Debug)]
-pub struct RedisTier {
-    jobs: mpsc::Sender<Job>,
-    shared: Arc<Shared>,
-    timeout: Duration,
+impl Shared {
+    fn name_of(&self, what: &str) -> String {
+        format!("{}:cache:{{{}}}:{what}", self.prefix, self.prefix)
+    }
+
+    /// The slot of the counters.
+    fn hub_slot(&self) -> u16 {
+        slot_of(&[self.prefix.as_bytes()])
+    }
 }
 
-impl std::fmt::Debug for Job {
+pub struct RedisTier {
+    announcements: mpsc::Sender<Announcement>,
+    shared: Arc<Shared>,
+    _alive: Alive,
+}
+
+impl std::fmt::Debug for RedisTier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Job")
+        f.write_str("RedisTier")
     }
 }
 
 impl RedisTier {
     /// `connect`: begin to; else it is only made to see whether a configuration is right.
     pub fn new(options: TierOptions, memory: Arc<MemoryStore>, clock: SharedClock, connect: bool) -> Self {
-        let (jobs, queue) = mpsc::channel(QUEUE);
-        let shared =
-            Arc::new(Shared { up: AtomicBool::new(false), generation: AtomicU64::new(0), metrics: TierMetrics::default() });
-        let timeout = options.timeout;
-        if connect {
-            worker::start(options, memory, clock, queue, Arc::clone(&shared));
-        }
-        RedisTier { jobs, shared, timeout }
+        let (announcements, waiting) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Shared {
+            servers: Servers::new(options.topology),
+            prefix: options.prefix,
+            timeout: options.timeout,
+            memory,
+            clock,
+            hub: Hub::new(waiting),
+            whole: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            metrics: TierMetrics::default(),
+        });
+        let alive = if connect { start(Arc::clone(&shared), "cache-redis") } else { Alive::not() };
+        RedisTier { announcements, shared, _alive: alive }
     }
 
     pub fn metrics(&self) -> &TierMetrics {
         &self.shared.metrics
-    }
-
-    pub fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Relaxed)
     }
 
     /// What is fetched from now on belongs to this generation.
@@ -129,21 +164,16 @@ impl RedisTier {
     /// The shared answer to a request with these fields; waits no longer than the budget.
     pub async fn get(&self, key: &Arc<Key>, request: &HeaderMap, most: u64) -> Option<Entry> {
         let metrics = &self.shared.metrics;
-        if !self.is_up() {
-            metrics.failures.increment();
-            return None;
-        }
         let begun = std::time::Instant::now();
         let (answer, answered) = oneshot::channel();
-        let job = Job::Get { key: Arc::clone(key), request: Box::new(request.clone()), most, answer };
-        let found = match self.jobs.try_send(job) {
-            Ok(()) => tokio::time::timeout(self.timeout, answered).await,
-            Err(_) => {
-                metrics.failures.increment();
-                return None;
-            }
+        let url = UrlHash::of(&key.url);
+        let node = self.shared.servers.reachable(|| url.slot());
+        let job = Job::Get { url, key: Arc::clone(key), request: Box::new(request.clone()), most, answer };
+        let found = match node.is_some_and(|node| node.ask(job)) {
+            true => tokio::time::timeout(self.shared.timeout, answered).await.ok().and_then(Result::ok),
+            false => None,
         };
-        let Ok(Ok(found)) = found else {
+        let Some(found) = found else {
             metrics.failures.increment();
             return None;
         };
@@ -158,22 +188,46 @@ impl RedisTier {
 
     /// Hands an answer over, if there is room for it in the queue.
     pub fn put(&self, key: &Arc<Key>, entry: &Arc<Entry>, generation: u64) {
-        let job = Job::Put { key: Arc::clone(key), entry: Arc::clone(entry), generation };
-        if !self.is_up() || self.jobs.try_send(job).is_err() {
+        let url = UrlHash::of(&key.url);
+        let node = self.shared.servers.reachable(|| url.slot());
+        let job = Job::Put { url, key: Arc::clone(key), entry: Arc::clone(entry), generation };
+        if !node.is_some_and(|node| node.ask(job)) {
             self.shared.metrics.dropped.increment();
         }
     }
 
-    /// Tells the other gateways. Returns how many have heard of it, and how many have done it.
+    /// Takes effect in Redis first, then everywhere. Returns how many gateways have heard of it, and how many have done it.
     pub async fn purge(&self, purge: &Purge) -> Option<(u64, u64)> {
+        let told = async {
+            // A URL whose server is away may be there again with what it had: then all that is stored ceases to count.
+            let raise = match purge.url() {
+                Some(url) => !self.forget(url).await,
+                None => true,
+            };
+            let (answer, answered) = oneshot::channel();
+            let announcement = Announcement { purge: purge.clone(), raise, answer: Some(answer) };
+            self.announcements.try_send(announcement).ok()?;
+            answered.await.ok()
+        };
+        tokio::time::timeout(ACKNOWLEDGE.saturating_mul(2), told).await.ok()?
+    }
+
+    /// Whether it is forgotten.
+    async fn forget(&self, url: &str) -> bool {
+        let url = UrlHash::of(url);
         let (answer, answered) = oneshot::channel();
-        self.jobs.try_send(Job::Purge { purge: purge.clone(), answer: Some(answer) }).ok()?;
-        tokio::time::timeout(ACKNOWLEDGE.saturating_mul(2), answered).await.ok()?.ok()
+        let node = self.shared.servers.reachable(|| url.slot());
+        let sent = node.is_some_and(|node| node.ask(Job::Forget(url, Some(answer))));
+        sent && matches!(tokio::time::timeout(PATIENCE, answered).await, Ok(Ok(())))
     }
 
     /// The same without waiting, for what unsafe requests invalidate.
-    pub fn tell(&self, purge: Purge) {
-        if self.jobs.try_send(Job::Purge { purge, answer: None }).is_err() {
+    pub fn invalidate(&self, url: &str) {
+        let hash = UrlHash::of(url);
+        let node = self.shared.servers.reachable(|| hash.slot());
+        let forgotten = node.is_some_and(|node| node.ask(Job::Forget(hash, None)));
+        let announcement = Announcement { purge: Purge::invalidation(url), raise: false, answer: None };
+        if !(self.announcements.try_send(announcement).is_ok() && forgotten) {
             self.shared.metrics.dropped.increment();
         }
     }

@@ -1,5 +1,6 @@
 //! `gatewright key`: API keys that are made at random and told apart from other text.
 
+mod at_redis;
 mod issue;
 mod make;
 

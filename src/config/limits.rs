@@ -34,18 +34,19 @@ impl LimitsConfig {
     }
 }
 
-/// The Redis that gateways share, for limits with `store = "redis"`. The request path never waits for it longer than
-/// `timeout`; when it is away each limit does what its `on_error` says.
+/// The Redis that gateways share: for limits and caches with `store` in Redis, `[consumer_source]`, and upstreams that are
+/// discovered there. One of `url`, `sentinel` and `cluster` says where it is; all uses follow failovers and moved slots. The request path never
+/// waits for it longer than `timeout`; when it is away each limit does what its `on_error` says, and caches only miss.
 #[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisConfig {
     /// A single Redis: `"redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"`, `"rediss://..."` for TLS, or `"redis+unix:///PATH"`; a
-    /// secret where it has a password. Filters with `store = "redis"` need one of `url`, `sentinel` and `cluster`.
+    /// secret where it has a password.
     pub url: Option<Located<TextOrSecret>>,
     /// A master that sentinels watch over. After a failover the gateway follows as soon as they name the new one.
     pub sentinel: Option<Located<SentinelConfig>>,
     /// A Redis Cluster: URLs of 1 to 64 of its nodes, from which the others are learnt. User, password and TLS of the first are
-    /// used for all. Moved slots and new masters are followed; a master that is away takes only the limits of its own keys with it.
+    /// used for all. Moved slots and new masters are followed; a master that is away takes only its own keys with it.
     pub cluster: Vec<Located<TextOrSecret>>,
     /// PEM file of the authorities that a Redis with TLS is verified by. Default: those of the system.
     pub ca: Option<Located<PathBuf>>,
@@ -53,7 +54,7 @@ pub struct RedisConfig {
     pub cert: Option<Located<PathBuf>>,
     /// PEM file of its private key.
     pub key: Option<Located<PathBuf>>,
-    /// The longest that a request waits for a decision, from 1ms to 1s.
+    /// The longest that a request waits for an answer, from 1ms to 1s.
     pub timeout: Located<Duration>,
     /// The least number of gateways that share it, 1 to 10000: while Redis is away each gateway admits its share of a limit.
     /// While Redis is reachable the gateways count each other, and if they are more, more it is.
@@ -105,6 +106,11 @@ impl Default for RedisConfig {
 }
 
 impl RedisConfig {
+    /// Whether it says where Redis is.
+    pub fn is_somewhere(&self) -> bool {
+        self.url.is_some() || self.sentinel.is_some() || !self.cluster.is_empty()
+    }
+
     pub fn check(&self, d: &mut Diagnostics) {
         let cluster = self.cluster.first().map(|first| &first.span);
         let sentinel = self.sentinel.as_ref().map(|sentinel| &sentinel.span);

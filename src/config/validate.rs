@@ -30,9 +30,7 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         config.redis.check(d);
     }
     if intact("consumer_source", "") {
-        let cluster = !config.redis.cluster.is_empty();
-        let has_redis = cluster || config.redis.url.is_some() || config.redis.sentinel.is_some();
-        config.consumer_source.check(has_redis, cluster, d);
+        config.consumer_source.check(config.redis.is_somewhere(), d);
     }
     if intact("identity", "") {
         config.identity.check(d);

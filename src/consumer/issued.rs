@@ -38,7 +38,7 @@ const EARLIEST: u64 = 1_000_000_000;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsumerSourceConfig {
-    /// Where else consumers are, `"redis"`: the one that `[redis]` names, by `url` or by `sentinel`; not a `cluster`. Default: nowhere.
+    /// Where else consumers are, `"redis"`: the one that `[redis]` names. Default: nowhere.
     pub source: Option<Located<SourceKind>>,
     /// What the keys in Redis begin with, up to 64 letters, digits and `_-.:`. Default: the `prefix` of `[redis]`.
     pub prefix: Option<Located<String>>,
@@ -77,14 +77,9 @@ impl Default for ConsumerSourceConfig {
 }
 
 impl ConsumerSourceConfig {
-    /// Checks what serde cannot. `has_redis`: `[redis]` says where it is; `is_cluster`: and that it is a cluster.
-    pub fn check(&self, has_redis: bool, is_cluster: bool, d: &mut Diagnostics) {
+    /// Checks what serde cannot. `has_redis`: `[redis]` says where it is.
+    pub fn check(&self, has_redis: bool, d: &mut Diagnostics) {
         if let Some(source) = &self.source
-            && is_cluster
-        {
-            d.error(source.span.clone(), "consumers cannot be in a Redis Cluster, whose nodes tell of their own changes only")
-                .help("use one Redis, or one behind sentinels");
-        } else if let Some(source) = &self.source
             && !has_redis
         {
             d.error(source.span.clone(), "consumers are in Redis, and there is none")

@@ -136,7 +136,7 @@ pub struct ConsulConfig {
 #[serde(deny_unknown_fields)]
 pub struct RedisConfig {
     /// `"redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"`, `"rediss://..."` or `"redis+unix:///PATH"`; a secret where it has a
-    /// password. Default: `redis.url`.
+    /// password. Default: the Redis of `[redis]`, one server, behind sentinels or a cluster, with its TLS.
     pub url: Option<Located<TextOrSecret>>,
     /// The key of the set. 1 to 512 characters.
     pub key: Located<String>,

@@ -7,65 +7,58 @@
 
 use super::config::RedisConfig;
 use super::{Answer, Discovery, Failure, Found, PRIORITY_MAX, Reason, WEIGHT_MAX};
+use crate::redis_link::{Broken, Fault, OnDemand, Topology, text};
 use async_trait::async_trait;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, ServerErrorKind};
+use redis::{Cmd, Value};
 use std::time::Duration;
+
+/// Finding out who has the set: which master it is, or which server of a cluster.
+const LOOKING: Duration = Duration::from_secs(2);
 
 /// Reads one set at intervals.
 pub struct RedisSource {
-    client: Client,
-    /// Without its password.
+    redis: OnDemand,
     key: String,
     interval: Duration,
     timeout: Duration,
     most: usize,
-    connection: Option<MultiplexedConnection>,
 }
 
 impl RedisSource {
-    pub fn new(config: &RedisConfig, client: Client, most: usize) -> Self {
+    pub fn new(config: &RedisConfig, topology: Topology, most: usize) -> Self {
         RedisSource {
-            client,
+            redis: OnDemand::new(topology, config.timeout.get()),
             key: config.key.value.clone(),
             interval: config.interval.get(),
             timeout: config.timeout.get(),
             most,
-            connection: None,
         }
     }
 
-    async fn members(&mut self) -> Result<Vec<String>, RedisError> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let limit = Some(self.timeout);
-                let config = AsyncConnectionConfig::new().set_connection_timeout(limit).set_response_timeout(limit);
-                self.client.get_multiplexed_async_connection_with_config(&config).await?
-            }
-        };
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
-        let now = format!("({seconds}.{micros:06}");
-        let mut range = redis::cmd("ZRANGEBYSCORE");
-        range.arg(&self.key).arg(now).arg("+inf").arg("LIMIT").arg(0).arg(self.most.saturating_add(1));
-        let members = range.query_async(&mut connection).await?;
-        self.connection = Some(connection);
-        Ok(members)
+    async fn members(&mut self) -> Result<Vec<String>, Broken> {
+        let time = self.redis.ask(self.key.as_bytes(), &redis::cmd("TIME")).await?;
+        let Value::Array(time) = time else { return Err(Broken::nonsense()) };
+        let time: Option<Vec<u64>> = time.iter().map(|value| text(value)?.parse().ok()).collect();
+        let Some([seconds, micros]) = time.as_deref() else { return Err(Broken::nonsense()) };
+        let mut range = Cmd::new();
+        range.arg("ZRANGEBYSCORE").arg(&self.key).arg(format!("({seconds}.{micros:06}")).arg("+inf");
+        range.arg("LIMIT").arg(0).arg(self.most.saturating_add(1));
+        let Value::Array(members) = self.redis.ask(self.key.as_bytes(), &range).await? else { return Err(Broken::nonsense()) };
+        members.iter().map(text).collect::<Option<_>>().ok_or_else(Broken::nonsense)
     }
 }
 
 #[async_trait]
 impl Discovery for RedisSource {
     async fn ask(&mut self) -> Result<Answer, Failure> {
-        let members = self.members().await.map_err(|error| {
-            let reason = match error.kind() {
-                ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => Reason::Denied,
-                ErrorKind::UnexpectedReturnType | ErrorKind::Server(_) => Reason::Invalid,
-                _ if error.is_timeout() => Reason::Timeout,
-                _ => Reason::Unreachable,
+        let members = self.members().await.map_err(|broken| {
+            let reason = match broken.fault {
+                Fault::Timeout => Reason::Timeout,
+                Fault::Unreachable | Fault::Elsewhere => Reason::Unreachable,
+                Fault::Denied => Reason::Denied,
+                Fault::Invalid => Reason::Invalid,
             };
-            // Without the URL, which may have a password.
-            Failure::new(reason, format!("Redis: {}", error.category()))
+            Failure::new(reason, format!("Redis: {broken}"))
         })?;
         let unreadable = members.iter().find(|member| read(member).is_none());
         if let Some(member) = unreadable {
@@ -75,8 +68,8 @@ impl Discovery for RedisSource {
     }
 
     fn patience(&self) -> Duration {
-        // Connecting, and two questions.
-        self.timeout.saturating_mul(3)
+        // Connecting, seeing that it is the right one, and two questions.
+        self.timeout.saturating_mul(4).saturating_add(LOOKING)
     }
 }
 

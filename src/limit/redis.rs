@@ -8,27 +8,41 @@
 //! While a server is away nothing is asked of it: its worker alone tries to reach it, with growing and jittered pauses. What
 //! this gateway admits meanwhile is noted ([`Debts`]) and charged before the first question after it is back.
 
-mod cluster;
 mod debts;
 pub mod lease;
-mod link;
-mod node;
-mod options;
+mod script;
 mod worker;
 
-pub use link::{SCRIPT, find_master, lease_arguments};
-pub use options::{Pem, Place, RedisOptions, Topology};
+pub use script::{SCRIPT, lease_arguments};
 
 use super::{Decision, Limit, Shape, Standing, Standings};
+use crate::redis_link::{Alive, Node, Servers, Topology, slot_of, start};
 use crate::telemetry::metrics::RedisMetrics;
-use arc_swap::ArcSwap;
 use debts::Debts;
 use lease::{Book, Errand, Spent};
-use node::{Node, Nodes, slot_of};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::oneshot;
+
+/// Where Redis is and how it is used.
+#[derive(Clone)]
+pub struct RedisOptions {
+    pub topology: Topology,
+    /// The longest that a request waits.
+    pub timeout: Duration,
+    /// At least so many gateways there are.
+    pub gateways: u64,
+    /// What all keys begin with.
+    pub prefix: Arc<str>,
+}
+
+impl RedisOptions {
+    /// Distinguishes stores in the state pool; holds secrets, so it is never shown.
+    pub fn identity(&self) -> String {
+        format!("{} {:?} {} {}", self.topology.identity(), self.timeout, self.gateways, self.prefix)
+    }
+}
 
 /// Questions that wait for a worker. More are answered as if Redis were away.
 const QUEUE: usize = 8_192;
@@ -130,10 +144,6 @@ pub struct Question {
     key: Arc<[u8]>,
     cost: u64,
     what: What,
-    /// Another server said that this one is to be asked, and that it would not know (`ASK`).
-    asking: bool,
-    /// How often it was sent on to another server.
-    hops: u8,
     /// `None`: nobody waits.
     answer: Option<oneshot::Sender<Decision>>,
 }
@@ -147,21 +157,18 @@ impl Question {
 
 /// What the store and its workers see.
 struct Shared {
-    topology: Topology,
+    servers: Servers<Shared>,
     timeout: Duration,
     prefix: Arc<str>,
     /// At least so many gateways there are.
     least: u64,
     metrics: Arc<RedisMetrics>,
-    nodes: ArcSwap<Nodes>,
     gateways: AtomicU64,
     debts: Debts,
     book: Book,
     epoch: Instant,
     /// What the others know this gateway by.
     name: String,
-    /// The slots may have moved.
-    moved: Notify,
 }
 
 impl Shared {
@@ -170,45 +177,32 @@ impl Shared {
         u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// To be called when a server comes or goes.
-    fn note(&self) {
-        self.metrics.set_up(self.nodes.load().all_up());
-    }
-
-    fn node(&self, set: &SharedSet, key: &[u8]) -> Option<Arc<Node>> {
-        let nodes = self.nodes.load();
-        let slot = if nodes.is_cluster() { set.slot(key) } else { 0 };
-        nodes.of_slot(slot).filter(|node| node.state.is_up()).cloned()
+    fn node(&self, set: &SharedSet, key: &[u8]) -> Option<Arc<Node<Shared>>> {
+        self.servers.reachable(|| set.slot(key))
     }
 }
 
 pub struct RedisStore {
     shared: Arc<Shared>,
-    /// The workers end when this is dropped.
-    _alive: watch::Sender<()>,
+    _alive: Alive,
 }
 
 impl RedisStore {
     /// Begins to connect, unless it is only made to see whether a configuration is right.
     pub fn new(options: RedisOptions, connect: bool) -> Self {
-        let (alive, ended) = watch::channel(());
         let shared = Arc::new(Shared {
             gateways: AtomicU64::new(options.gateways.max(1)),
             least: options.gateways.max(1),
-            topology: options.topology,
+            servers: Servers::new(options.topology),
             timeout: options.timeout,
             prefix: options.prefix,
             metrics: Arc::default(),
-            nodes: ArcSwap::default(),
             debts: Debts::default(),
             book: Book::default(),
             epoch: Instant::now(),
             name: uuid::Uuid::now_v7().to_string(),
-            moved: Notify::new(),
         });
-        if connect {
-            worker::start(Arc::clone(&shared), ended);
-        }
+        let alive = if connect { start(Arc::clone(&shared), "redis") } else { Alive::not() };
         RedisStore { shared, _alive: alive }
     }
 
@@ -253,7 +247,7 @@ impl RedisStore {
             return;
         }
         let begun = Instant::now();
-        let waiting = || self.shared.nodes.load().list().iter().any(|node| node.questions.capacity() < QUEUE);
+        let waiting = || self.shared.servers.nodes().list().iter().any(|node| node.is_busy());
         while waiting() && begun.elapsed() < CLOSING {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -313,8 +307,10 @@ impl RedisStore {
         let what = what(&key);
         let node = self.shared.node(set, &key)?;
         let set = Arc::clone(set);
-        let question = Question { set, key, cost, what, asking: false, hops: 0, answer: Some(answer) };
-        node.questions.try_send(question).ok()?;
+        let question = Question { set, key, cost, what, answer: Some(answer) };
+        if !node.ask(question) {
+            return None;
+        }
         tokio::time::timeout(patience, answered).await.ok()?.ok()
     }
 
@@ -323,8 +319,8 @@ impl RedisStore {
     pub fn charge(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
         let Some(node) = self.shared.node(set, key) else { return self.owe(set, key, cost) };
         let set = Arc::clone(set);
-        let question = Question { set, key: key.into(), cost, what: What::Charge, asking: false, hops: 0, answer: None };
-        let _ = node.questions.try_send(question);
+        let question = Question { set, key: key.into(), cost, what: What::Charge, answer: None };
+        node.ask(question);
     }
 
     /// Notes what was admitted without Redis.
@@ -344,9 +340,9 @@ impl Shared {
         let key: Arc<[u8]> = key.into();
         let what = self.pending(set, &key, errand);
         let Some(node) = self.node(set, &key) else { return };
-        let question = Question { set: Arc::clone(set), key, cost: 0, what, asking: false, hops: 0, answer: None };
+        let question = Question { set: Arc::clone(set), key, cost: 0, what, answer: None };
         // A full queue loses it, of which the book hears.
-        let _ = node.questions.try_send(question);
+        node.ask(question);
     }
 }
 

@@ -2,19 +2,21 @@
 
 use super::Limit;
 use super::local::LocalStore;
-use super::redis::RedisStore;
+use super::redis::{RedisOptions, RedisStore};
 use crate::clock::SharedClock;
 use crate::state::StatePool;
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What filters count with.
 #[derive(Default)]
 pub struct Stores {
     /// Bytes of the local store; the one of a running process keeps the size that it began with.
     pub local_memory: u64,
-    pub redis: Option<Arc<RedisStore>>,
+    /// Where the shared store would be, and whether only to see that it is right.
+    place: Option<(RedisOptions, bool)>,
+    redis: OnceLock<Arc<RedisStore>>,
     tiers: Vec<(Arc<str>, Vec<Limit>)>,
     /// What `check` tells of the bounds that leases keep.
     promises: Mutex<Vec<String>>,
@@ -26,8 +28,21 @@ pub struct Stores {
 const LOCAL: &str = "limits";
 
 impl Stores {
-    pub fn new(local_memory: u64, redis: Option<Arc<RedisStore>>) -> Self {
-        Stores { local_memory, redis, ..Stores::default() }
+    /// `dry`: nothing is connected to.
+    pub fn new(local_memory: u64, redis: Option<RedisOptions>, dry: bool) -> Self {
+        Stores { local_memory, place: redis.map(|options| (options, dry)), ..Stores::default() }
+    }
+
+    /// The shared store; `None` if there is no place for it. No connection is made for filters that do without.
+    pub fn redis(&self, state: &StatePool) -> Option<&Arc<RedisStore>> {
+        let (options, dry) = self.place.as_ref()?;
+        let make = || state.get_or_create(&options.identity(), || RedisStore::new(options.clone(), !dry));
+        Some(self.redis.get_or_init(make))
+    }
+
+    /// The shared store, if anything has asked for it.
+    pub fn live_redis(&self) -> Option<&Arc<RedisStore>> {
+        self.redis.get()
     }
 
     pub fn local(&self, state: &StatePool, clock: &SharedClock) -> Arc<LocalStore> {

@@ -9,15 +9,15 @@ use crate::cache::policy::Policy;
 use crate::cache::redis::{RedisTier, TierOptions};
 use crate::config::{Config, Entry, RouteConfig};
 use crate::diagnostic::Diagnostics;
+use crate::redis_link::Topology;
 use crate::telemetry::metrics::CacheMetrics;
-use std::path::Path;
 use std::sync::Arc;
 
 /// The key of the cache in the state pool.
 const CACHE: &str = "cache";
 
-/// The cache, if any route has one.
-pub fn store(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<Cache>> {
+/// The cache, if any route has one. `redis` is where the shared one is, if there is one.
+pub fn store(config: &Config, redis: Option<&Topology>, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<Cache>> {
     if !config.routes.values().any(|route| route.cache.is_some()) {
         return None;
     }
@@ -28,28 +28,28 @@ pub fn store(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) -> 
             .help("restart the service; everything else of this configuration is applied now");
     }
     let flights = parts.state.get_or_create(CACHE, Flights::default);
-    let redis = tier(config, parts, &memory, d);
+    let redis = tier(config, redis, parts, &memory, d);
     Some(Arc::new(Cache { memory, flights, redis }))
 }
 
 /// The second tier, if a route asks for it.
-fn tier(config: &Config, parts: &CompileParts<'_>, memory: &Arc<MemoryStore>, d: &mut Diagnostics) -> Option<Arc<RedisTier>> {
+fn tier(
+    config: &Config,
+    redis: Option<&Topology>,
+    parts: &CompileParts<'_>,
+    memory: &Arc<MemoryStore>,
+    d: &mut Diagnostics,
+) -> Option<Arc<RedisTier>> {
     let shared =
         |route: &&Entry<RouteConfig>| route.cache.as_ref().is_some_and(|cache| cache.store.value == Store::MemoryAndRedis);
     let first = config.routes.values().find(shared)?;
-    let Some(url) = &config.redis.url else {
+    if !config.redis.is_somewhere() {
         let span = first.cache.as_ref().and_then(|cache| cache.store.span.clone());
         d.error(span, "a cache cannot be shared without a Redis").help("add [redis] with url = \"redis://127.0.0.1:6379\"");
-        return None;
-    };
-    let source = url.span.as_ref().and_then(|span| d.source(span.file));
-    let directory = source.and_then(|source| source.path.parent()).unwrap_or(Path::new("")).to_owned();
-    // What is wrong with the URL is told where limits read it.
-    let url = url.value.resolve(&directory).ok()?;
-    let prefix = &config.redis.prefix.value;
-    let timeout = config.redis.timeout.get();
-    let identity = format!("{} {timeout:?} {prefix}", url.expose());
-    let options = TierOptions::new(url.expose(), timeout, prefix)?;
+    }
+    let options =
+        TierOptions { topology: redis?.clone(), timeout: config.redis.timeout.get(), prefix: config.redis.prefix.value.clone() };
+    let identity = format!("{} {:?} {}", options.topology.identity(), options.timeout, options.prefix);
     let make = || RedisTier::new(options, Arc::clone(memory), Arc::clone(parts.clock), !parts.dry);
     Some(parts.state.get_or_create(&identity, make))
 }
@@ -66,5 +66,5 @@ pub fn policy(
     let name = entry.name.value.as_str();
     cache.announce(name, authenticated, d);
     let metrics = parts.state.get_or_create(name, CacheMetrics::default);
-    Some(Arc::new(cache.policy(name, authenticated, config.redis.url.is_some(), metrics)))
+    Some(Arc::new(cache.policy(name, authenticated, config.redis.is_somewhere(), metrics)))
 }

@@ -15,6 +15,7 @@ use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
+use crate::redis_link::Topology;
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
@@ -42,20 +43,21 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
         config.listeners.values().map(|entry| listener(entry, in_all, parts, &mut files, d)).collect()
     };
-    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(config, entry, parts, &mut files, d)).collect();
+    let redis = super::redis::topology(&config.redis, &mut Files { d, read: &mut files });
+    let upstreams: Upstreams =
+        config.upstreams.values().map(|entry| upstream(config, redis.as_ref(), entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Consumers::build(consumers, tiers, d);
-    let redis = super::limits::redis(&config.redis, &mut Files { d, read: &mut files });
     let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, redis.as_ref(), parts)));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
-    let limits = super::limits::stores(config, redis, parts, &mut Files { d, read: &mut files });
+    let limits = super::limits::stores(config, redis.as_ref(), parts, d);
     let builder =
         RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
-    let cache = super::cache::store(config, parts, d);
+    let cache = super::cache::store(config, redis.as_ref(), parts, d);
     let access_log = access_log(config, parts, d);
     let signer = IdentitySigner::build(&config.identity, d).map(Arc::new);
     if d.has_errors() {
@@ -92,6 +94,7 @@ type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
 fn upstream(
     config: &Config,
+    redis: Option<&Topology>,
     entry: &Entry<UpstreamConfig>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
@@ -101,7 +104,7 @@ fn upstream(
     // `None` where it should be something has left an error behind, so that nothing of this is ever used.
     let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
     let sticky = super::upstreams::sticky(&entry.value, d);
-    let discover = super::upstreams::discover(config, &entry.value, read, d);
+    let discover = super::upstreams::discover(config, redis, &entry.value, read, d);
     let beside = Beside { tls, sticky, discover };
     (name.into(), Upstream::build(name, &entry.value, beside, parts.state, parts.clock))
 }

@@ -3,25 +3,17 @@
 use super::CompileParts;
 use crate::config::Config;
 use crate::consumer::Issued;
-use crate::diagnostic::Diagnostics;
-use crate::limit::redis::{RedisOptions, Topology};
-use crate::tls::Files;
+use crate::redis_link::Topology;
 use crate::tracked::{Tracked, TrackedOptions};
 use std::sync::Arc;
 
-/// Where the shared Redis is, for commands that write to it; `None` if there is none, or it is wrong, which is reported.
-pub fn redis_topology(config: &Config, d: &mut Diagnostics) -> Option<Topology> {
-    let options = super::limits::redis(&config.redis, &mut Files { d, read: &mut Vec::new() });
-    options.map(|options| options.topology().clone())
-}
-
 /// `None` without a source, or when it is wrong, which was reported.
-pub fn issued(config: &Config, redis: Option<&RedisOptions>, parts: &CompileParts<'_>) -> Option<Issued> {
+pub fn issued(config: &Config, redis: Option<&Topology>, parts: &CompileParts<'_>) -> Option<Issued> {
     let source = &config.consumer_source;
     source.source.as_ref()?;
     let redis = redis?;
     let options = TrackedOptions {
-        topology: redis.topology().clone(),
+        topology: redis.clone(),
         prefix: source.prefix(&config.redis.prefix).to_owned(),
         timeout: source.timeout.get(),
         fresh: source.fresh.get(),

@@ -4,11 +4,11 @@ use crate::config::Config;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::discovery::config::{DiscoverConfig, RedisConfig};
 use crate::discovery::{Bounds, ConsulSource, DnsSource, FileSource, Plan, RedisSource};
+use crate::redis_link::{Pem, Place, Topology};
 use crate::tls::{ClientTls, Files};
 use crate::upstream::UpstreamConfig;
 use crate::upstream::balance::sticky::SECRET_MIN;
 use crate::upstream::balance::{Balance, Sticky};
-use crate::value::Secret;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,8 +32,15 @@ pub fn sticky(config: &UpstreamConfig, d: &mut Diagnostics) -> Option<Arc<Sticky
     }
 }
 
-/// How the endpoints of an upstream are found. `None` where something is wrong has left an error behind.
-pub fn discover(all: &Config, config: &UpstreamConfig, read: &mut Vec<PathBuf>, d: &mut Diagnostics) -> Option<Arc<Plan>> {
+/// How the endpoints of an upstream are found. `None` where something is wrong has left an error behind. `shared` is the Redis of
+/// `[redis]`, if there is one.
+pub fn discover(
+    all: &Config,
+    shared: Option<&Topology>,
+    config: &UpstreamConfig,
+    read: &mut Vec<PathBuf>,
+    d: &mut Diagnostics,
+) -> Option<Arc<Plan>> {
     let config = config.discover.as_ref()?;
     let bounds = Bounds {
         allow: config.allow.iter().map(|network| network.value).collect(),
@@ -69,45 +76,51 @@ pub fn discover(all: &Config, config: &UpstreamConfig, read: &mut Vec<PathBuf>, 
             },
         };
         let what = format!("consul {} {:?} {:?}", consul.service.value, consul.tags.value, consul.datacenter.as_deref());
-        let settings = format!("{consul:?} {built:?} {}", token.as_ref().map_or_else(String::new, digest));
+        let settings =
+            format!("{consul:?} {built:?} {}", token.as_ref().map_or_else(String::new, |token| digest(token.expose())));
         let config = consul.value.clone();
         Plan::new(what, &settings, bounds, move || ConsulSource::new(&config, token.as_ref(), built.clone()))
     } else {
-        redis_plan(all, redis.as_ref()?, bounds, d)?
+        redis_plan(all, shared, redis.as_ref()?, bounds, d)?
     };
     Some(Arc::new(plan))
 }
 
-fn redis_plan(all: &Config, config: &RedisConfig, bounds: Bounds, d: &mut Diagnostics) -> Option<Plan> {
-    let Some(url) = config.url.as_ref().or(all.redis.url.as_ref()) else {
-        d.error(config.key.span.clone(), "there is no Redis to ask")
-            .help("write `url` here, or [redis] url = \"redis://127.0.0.1:6379\"");
-        return None;
+fn redis_plan(
+    all: &Config,
+    shared: Option<&Topology>,
+    config: &RedisConfig,
+    bounds: Bounds,
+    d: &mut Diagnostics,
+) -> Option<Plan> {
+    let topology = match &config.url {
+        Some(url) => {
+            let secret = url.value.resolve(&base(&url.span, d));
+            match secret.and_then(|url| Topology::new(&Place::Url(url.expose()), &Pem::default())) {
+                Ok(topology) => topology,
+                Err(why) => {
+                    d.error(url.span.clone(), why);
+                    return None;
+                }
+            }
+        }
+        None => {
+            if !all.redis.is_somewhere() {
+                d.error(config.key.span.clone(), "there is no Redis to ask")
+                    .help("write `url` here, or [redis] url = \"redis://127.0.0.1:6379\"");
+            }
+            shared?.clone()
+        }
     };
-    // The error of the library could hold the URL, which may have a password.
-    let opened = url.value.resolve(&base(&url.span, d)).and_then(|url| {
-        let client = redis::Client::open(url.expose()).map_err(|_| {
-            "this is not the URL of a Redis, such as redis://127.0.0.1:6379 or rediss://user:password@host:6379/0".to_owned()
-        });
-        Ok((client?, digest(&url)))
-    });
-    match opened {
-        Ok((client, identity)) => {
-            let (config, most) = (config.clone(), bounds.max_endpoints);
-            let settings = format!("{identity} {:?} {:?}", config.interval, config.timeout);
-            let what = format!("redis {}", config.key.value);
-            Some(Plan::new(what, &settings, bounds, move || RedisSource::new(&config, client.clone(), most)))
-        }
-        Err(why) => {
-            d.error(url.span.clone(), why);
-            None
-        }
-    }
+    let (config, most) = (config.clone(), bounds.max_endpoints);
+    let settings = format!("{} {:?} {:?}", digest(topology.identity()), config.interval, config.timeout);
+    let what = format!("redis {}", config.key.value);
+    Some(Plan::new(what, &settings, bounds, move || RedisSource::new(&config, topology.clone(), most)))
 }
 
 /// Stands for a secret where two must be told apart.
-fn digest(secret: &Secret) -> String {
-    let digest = ring::digest::digest(&ring::digest::SHA256, secret.expose().as_bytes());
+fn digest(secret: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, secret.as_bytes());
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

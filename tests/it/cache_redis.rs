@@ -6,14 +6,15 @@ use crate::support::{self, Answer, Gateway, Origin, SOON, Script, eventually, ra
 use std::sync::Arc;
 use std::time::Duration;
 
-fn config(origin: &Origin, redis: &Redis) -> String {
+/// `redis` is what [redis] says about where it is.
+pub fn config(origin: &Origin, redis: &str) -> String {
     let upstream = support::upstream("app", &[origin], "");
     let route = "[routes.c]\nmatch = { path = \"/c/{*rest}\" }\nupstream = \"app\"\ncache = { store = \"memory+redis\" }\n";
-    format!("{upstream}{route}[redis]\nurl = \"{}\"\ntimeout = \"500ms\"\n", redis.url())
+    format!("{upstream}{route}{redis}timeout = \"500ms\"\n")
 }
 
 /// An origin whose answers can be told from anything else.
-fn origin() -> Origin {
+pub fn origin() -> Origin {
     let origin = Origin::start("app");
     origin.answer(Answer::Script(Script(Arc::new(|request| {
         let line = request.request_line();
@@ -38,18 +39,18 @@ fn content(target: &str, accept: &str, size: usize) -> Vec<u8> {
     (0..size.max(1)).map(|_| random.u8(..)).collect()
 }
 
-fn connected(gateway: &Gateway) {
+pub fn connected(gateway: &Gateway) {
     eventually("the cache is shared", SOON, || gateway.stderr().contains("the cache is shared"));
 }
 
-fn status(gateway: &Gateway, target: &str) -> String {
+pub fn status(gateway: &Gateway, target: &str) -> String {
     let answer = raw::get(gateway.address("http"), target);
     let size = target.rsplit('/').next().and_then(|size| size.parse().ok()).unwrap_or(10);
     assert_eq!((answer.status, answer.body == content(target, "", size)), (200, true), "{target}");
     answer.header("cache-status").unwrap_or_default().to_owned()
 }
 
-fn stored(gateway: &Gateway, count: f64) {
+pub fn stored(gateway: &Gateway, count: f64) {
     eventually("what was fetched is in Redis", SOON, || {
         gateway.metric("gatewright_cache_redis_total", &[("result", "stored")]) >= count
     });
@@ -58,7 +59,7 @@ fn stored(gateway: &Gateway, count: f64) {
 #[test]
 fn what_one_gateway_has_fetched_the_others_need_not() {
     let (origin, redis) = (origin(), Redis::start());
-    let config = config(&origin, &redis);
+    let config = config(&origin, &redis.config());
     let (a, b) = (Gateway::start(&config), Gateway::start(&config));
     connected(&a);
     connected(&b);
@@ -83,7 +84,7 @@ fn what_one_gateway_has_fetched_the_others_need_not() {
 #[test]
 fn purges_and_unsafe_requests_reach_every_gateway() {
     let (origin, redis) = (origin(), Redis::start());
-    let config = config(&origin, &redis);
+    let config = config(&origin, &redis.config());
     let (a, b) = (Gateway::start(&config), Gateway::start(&config));
     connected(&a);
     connected(&b);
@@ -114,7 +115,7 @@ fn purges_and_unsafe_requests_reach_every_gateway() {
 #[test]
 fn whatever_happens_to_redis_is_only_a_miss() {
     let (origin, mut redis) = (origin(), Redis::start());
-    let config = config(&origin, &redis);
+    let config = config(&origin, &redis.config());
     let (a, b) = (Gateway::start(&config), Gateway::start(&config));
     connected(&a);
     connected(&b);

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 /// One upstream that finds its endpoints, for everything.
-fn discovering(discover: &str, more: &str) -> String {
+pub fn discovering(discover: &str, more: &str) -> String {
     format!(
         "[upstreams.app]\ndiscover = {{ {discover} }}\n{more}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
     )
@@ -49,7 +49,7 @@ fn sorted(origins: &[&Origin]) -> Vec<String> {
 }
 
 #[track_caller]
-fn becomes_origins(gateway: &Gateway, origins: &[&Origin]) {
+pub fn becomes_origins(gateway: &Gateway, origins: &[&Origin]) {
     let list = sorted(origins);
     becomes(gateway, &list.iter().map(String::as_str).collect::<Vec<_>>());
 }

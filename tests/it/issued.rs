@@ -10,46 +10,46 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-fn toml(redis: &Redis, origin: &Origin, more: &str) -> String {
+/// `redis` is what [redis] says about where it is.
+pub fn toml(redis: &str, origin: &Origin, more: &str) -> String {
     format!(
-        "[redis]\nurl = \"{}\"\nprefix = \"t\"\n[consumer_source]\nsource = \"redis\"\n{more}\n\
+        "{redis}prefix = \"t\"\n[consumer_source]\nsource = \"redis\"\n{more}\n\
          [tiers.gold]\n[consumers.acme]\nroles = [\"orders:read\"]\n\
          [jwt.main]\nalgorithms = ['HS256']\nsecret = {{ env = 'SECRET' }}\ndeny_list = true\n{}\
          [routes.key]\nmatch = {{ path = \"/key/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ api_key = {{}} }}]\n\
          [routes.role]\nmatch = {{ path = \"/role/{{*rest}}\" }}\nupstream = \"app\"\n\
          filters = [{{ api_key = {{}} }}, {{ require = {{ roles = [\"partner\"], tiers = [\"gold\"] }} }}]\n\
          [routes.token]\nmatch = {{ path = \"/token\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\" }} }}]\n",
-        redis.url(),
         upstream("app", &[origin], "")
     )
 }
 
-fn start(toml: &str) -> Gateway {
+pub fn start(toml: &str) -> Gateway {
     let gateway = Gateway::start_with_environment(toml, &[("SECRET", SECRET)]);
     eventually("the source is reachable", SOON, || gateway.metric("gatewright_consumer_source_up", &[]) == 1.0);
     gateway
 }
 
-fn key(gateway: &Gateway, arguments: &[&str]) -> Ended {
+pub fn key(gateway: &Gateway, arguments: &[&str]) -> Ended {
     let config = gateway.config();
     run(&[&["key"], arguments, &["-c", config.to_str().unwrap()]].concat())
 }
 
 /// Issues a key and gives it back.
 #[track_caller]
-fn issue(gateway: &Gateway, arguments: &[&str]) -> String {
+pub fn issue(gateway: &Gateway, arguments: &[&str]) -> String {
     let made = key(gateway, &[&["new", "--redis"], arguments].concat());
     assert_eq!(made.code, Some(0), "{}", made.stderr);
     made.stdout.trim_end().to_owned()
 }
 
-fn ask(gateway: &Gateway, path: &str, key: &str) -> (u16, String) {
+pub fn ask(gateway: &Gateway, path: &str, key: &str) -> (u16, String) {
     let response = send(gateway.http(), "GET", path, &[("x-api-key", key)], b"");
     let code = serde_json::from_str::<Value>(&response.text()).ok().and_then(|body| body["code"].as_str().map(str::to_owned));
     (response.status, code.unwrap_or_default())
 }
 
-fn id(key: &str) -> String {
+pub fn id(key: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
     digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -57,7 +57,7 @@ fn id(key: &str) -> String {
 #[test]
 fn keys_are_issued_rotated_and_revoked_without_a_reload() {
     let (redis, origin) = (Redis::start(), Origin::start("a"));
-    let gateway = start(&toml(&redis, &origin, "fresh = \"1h\""));
+    let gateway = start(&toml(&redis.config(), &origin, "fresh = \"1h\""));
     assert_eq!(ask(&gateway, "/key/x", "gw_unknown"), (401, "credential_invalid".into()));
 
     let first = issue(&gateway, &["acme"]);
@@ -113,7 +113,7 @@ fn keys_are_issued_rotated_and_revoked_without_a_reload() {
 #[test]
 fn a_reload_keeps_what_was_learnt_and_takes_the_roles_of_the_new_configuration() {
     let (redis, origin) = (Redis::start(), Origin::start("a"));
-    let text = toml(&redis, &origin, "");
+    let text = toml(&redis.config(), &origin, "");
     let gateway = start(&text);
     let issued = issue(&gateway, &["acme"]);
     assert_eq!(ask(&gateway, "/key/x", &issued).0, 200);
@@ -127,7 +127,7 @@ fn a_reload_keeps_what_was_learnt_and_takes_the_roles_of_the_new_configuration()
 #[test]
 fn without_redis_known_keys_go_on_for_a_time_and_unknown_ones_never_pass() {
     let (mut redis, origin) = (Redis::start(), Origin::start("a"));
-    let gateway = start(&toml(&redis, &origin, "stale = \"4s\"\ntimeout = \"100ms\""));
+    let gateway = start(&toml(&redis.config(), &origin, "stale = \"4s\"\ntimeout = \"100ms\""));
     let (known, unknown) = (issue(&gateway, &["acme"]), issue(&gateway, &["acme"]));
     assert_eq!(ask(&gateway, "/key/x", &known).0, 200);
     assert_eq!(ask(&gateway, "/key/x", "gw_refused").0, 401);
@@ -157,7 +157,7 @@ fn without_redis_known_keys_go_on_for_a_time_and_unknown_ones_never_pass() {
 #[test]
 fn a_token_is_withdrawn_by_its_id_or_its_subject() {
     let (mut redis, origin) = (Redis::start(), Origin::start("a"));
-    let gateway = start(&toml(&redis, &origin, "stale = \"1h\"\ntimeout = \"100ms\""));
+    let gateway = start(&toml(&redis.config(), &origin, "stale = \"1h\"\ntimeout = \"100ms\""));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let signer = Signer::hs256("k", SECRET.as_bytes());
     let token = |subject: &str, id: &str, issued: u64| {

@@ -38,6 +38,7 @@ mod oauth;
 mod problem;
 mod proxy_protocol;
 mod redis_topologies;
+mod redis_uses;
 mod reload;
 mod resilience;
 mod rolling;

@@ -31,19 +31,24 @@ fn admitted(client: &mut Client, key: &str, count: usize) -> usize {
     statuses.iter().filter(|status| **status == 200).count()
 }
 
+/// A Redis with the user that the documentation makes for one use, and its URL.
+pub fn documented_user(name: &str, more: &str) -> (Redis, String) {
+    let documented = include_str!("../../docs/redis.md");
+    let begin = format!("ACL SETUSER {name} on >PASSWORD ");
+    let rights = documented.lines().find_map(|line| line.trim().strip_prefix(&begin)).expect("documented");
+    let redis = Redis::start();
+    let mut command = redis::cmd("ACL");
+    let words: Vec<&str> = rights.split(' ').chain(more.split(' ').filter(|word| !word.is_empty())).collect();
+    command.arg("SETUSER").arg(name).arg("on").arg(">hunter2").arg(words);
+    command.exec(&mut redis.connection()).unwrap();
+    let url = redis.url().replace("redis://", &format!("redis://{name}:hunter2@"));
+    (redis, format!("[redis]\nurl = \"{url}\"\n"))
+}
+
 #[test]
 fn a_user_with_no_more_rights_than_the_documentation_says_is_enough() {
-    let documented = include_str!("../../docs/limits.md");
-    let rights =
-        documented.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER gatewright on >PASSWORD ")).expect("documented");
-    let redis = Redis::start();
-    let mut connection = redis.connection();
-    let mut command = redis::cmd("ACL");
-    command.arg("SETUSER").arg("gatewright").arg("on").arg(">hunter2").arg(rights.split(' ').collect::<Vec<_>>());
-    command.exec(&mut connection).unwrap();
-    let url = redis.url().replace("redis://", "redis://gatewright:hunter2@");
-    let text =
-        config(&format!("[redis]\nurl = \"{url}\"\ntimeout = \"1s\""), "closed").replace("on_error =", "lease = 4, on_error =");
+    let (_redis, place) = documented_user("limits", "");
+    let text = config(&format!("{place}timeout = \"1s\""), "closed").replace("on_error =", "lease = 4, on_error =");
     let gateway = Gateway::start(&text);
     up(&gateway);
     assert_eq!(admitted(&mut Client::connect(gateway.http()), "k", 60), 50);
@@ -118,23 +123,13 @@ fn moved_slots_are_followed(cluster: &Cluster, clients: &mut [Client]) {
         (0..6).find(|server| !keys(&cluster.servers[*server], "*moving*").is_empty() && is_master(&cluster.servers[*server]));
     let from = from.unwrap();
     let name = keys(&cluster.servers[from], "*moving*").remove(0);
-    let slot: u16 = redis::cmd("CLUSTER").arg("KEYSLOT").arg(&name).query(&mut cluster.servers[from].connection()).unwrap();
+    let slot = cluster.slot(&name);
     let to = (0..6).find(|server| *server != from && is_master(&cluster.servers[*server])).unwrap();
-    let run = |server: usize, words: &[&str]| {
-        redis::cmd("CLUSTER").arg(words).exec(&mut cluster.servers[server].connection()).unwrap();
-    };
-    let slot_text = slot.to_string();
-    run(to, &["SETSLOT", &slot_text, "IMPORTING", &cluster.id(from)]);
-    run(from, &["SETSLOT", &slot_text, "MIGRATING", &cluster.id(to)]);
+    cluster.begin_move(slot, from, to);
     assert_eq!(admitted(&mut clients[1], "moving", 10), 10, "a key that is still there");
-    let address = cluster.servers[to].address();
-    let mut migrate = redis::cmd("MIGRATE");
-    migrate.arg(address.ip().to_string()).arg(address.port()).arg(&name).arg(0).arg(1_000);
-    migrate.exec(&mut cluster.servers[from].connection()).unwrap();
+    cluster.move_key(&name, from, to);
     assert_eq!(admitted(&mut clients[0], "moving", 10), 10, "a key that has gone ahead");
-    for server in [to, from] {
-        run(server, &["SETSLOT", &slot_text, "NODE", &cluster.id(to)]);
-    }
+    cluster.end_move(slot, from, to);
     assert_eq!(admitted(&mut clients[0], "moving", 10), 10, "a slot that has moved");
     assert_eq!(admitted(&mut clients[1], "moving", 20), 10, "nothing was forgotten on the way");
 }

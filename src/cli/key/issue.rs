@@ -1,5 +1,6 @@
 //! Keys in Redis: issued, listed, revoked and rotated without a reload. Every gateway hears of it from Redis.
 
+use super::at_redis::Redis;
 use super::make::generate;
 use crate::cli::{ConfigArgs, Exit};
 use crate::config::Config;
@@ -7,16 +8,14 @@ use crate::consumer::issued::{ConsumerRecord, KeyRecord};
 use crate::consumer::{CredentialConfig, KeyDigest, is_role};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Registry;
-use crate::limit::redis::{Topology, find_master};
+use crate::redis_link::Broken;
 use crate::snapshot::redis_topology;
 use crate::telemetry::timestamp::{Precision, push_rfc3339};
 use clap::Args;
-use redis::{Commands, Connection, ConnectionInfo, RedisError};
+use redis::cmd;
 use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime};
 
-/// To connect, and for each answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The most keys in Redis that are listed.
 const LIST_MAX: usize = 1_000_000;
 /// The shortest part of a hash that names a key: what logs show.
@@ -45,11 +44,9 @@ impl IssueArgs {
 /// Why nothing was done: a sentence for people, and how the process ends.
 struct Failed(String, Exit);
 
-impl From<RedisError> for Failed {
-    /// Without what the library quotes: it may be a value.
-    fn from(error: RedisError) -> Self {
-        let why = error.code().map_or_else(|| error.category().to_owned(), str::to_owned);
-        Failed(format!("Redis: {why}"), Exit::Failure)
+impl From<Broken> for Failed {
+    fn from(broken: Broken) -> Self {
+        Failed(format!("Redis: {broken}"), Exit::Failure)
     }
 }
 
@@ -78,13 +75,7 @@ struct Store {
     config: Config,
     diagnostics: Diagnostics,
     prefix: String,
-    redis: Option<Connection>,
-}
-
-/// The one server, or the one that a sentinel names now.
-fn master(topology: &Topology) -> Result<ConnectionInfo, Failed> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(find_master(topology, 0)).map_err(|why| Failed(format!("Redis: {why}"), Exit::Failure))
+    redis: Option<Redis>,
 }
 
 /// A key that was found by its id.
@@ -108,18 +99,12 @@ impl Store {
         }
         let redis = match topology {
             None => None,
-            Some(topology) => {
-                let client = redis::Client::open(master(&topology)?)?;
-                let connection = client.get_connection_with_timeout(PATIENCE)?;
-                connection.set_read_timeout(Some(PATIENCE))?;
-                connection.set_write_timeout(Some(PATIENCE))?;
-                Some(connection)
-            }
+            Some(topology) => Some(Redis::new(topology)?),
         };
         Ok(Store { config, diagnostics, prefix, redis })
     }
 
-    fn redis(&mut self) -> Result<&mut Connection, Failed> {
+    fn redis(&mut self) -> Result<&mut Redis, Failed> {
         match &mut self.redis {
             Some(redis) => Ok(redis),
             None => fail("the configuration names no Redis for keys: write [consumer_source] with source = \"redis\""),
@@ -148,19 +133,13 @@ impl Store {
     fn in_redis(&mut self, pattern: &str) -> Result<Vec<(String, KeyRecord)>, Failed> {
         let (prefix, pattern) = (self.name("key", ""), self.name("key", pattern));
         let Some(redis) = &mut self.redis else { return Ok(Vec::new()) };
-        let mut names: Vec<String> = Vec::new();
-        for name in redis.scan_match::<_, String>(pattern)? {
-            names.push(name?);
-            if names.len() >= LIST_MAX {
-                return fail(format!("there are more than {LIST_MAX} keys"));
-            }
-        }
-        // A scan may show a key twice.
-        names.sort();
-        names.dedup();
         let mut keys = Vec::new();
+        let names = redis.scan(&pattern, LIST_MAX)?;
+        if names.len() > LIST_MAX {
+            return fail(format!("there are more than {LIST_MAX} keys"));
+        }
         for name in names {
-            let value: Option<String> = redis.get(&name)?;
+            let value = redis.get(&name)?;
             let record = value.and_then(|value| serde_json::from_str::<KeyRecord>(&value).ok());
             if let (Some(hash), Some(record)) = (name.strip_prefix(&prefix), record) {
                 keys.push((hash.to_owned(), record));
@@ -193,15 +172,15 @@ impl Store {
     }
 }
 
-fn put(redis: &mut Connection, name: &str, record: &KeyRecord) -> Result<(), Failed> {
+fn put(redis: &mut Redis, name: &str, record: &KeyRecord) -> Result<(), Failed> {
     let Ok(value) = serde_json::to_string(record) else { return fail("the record cannot be written") };
-    let mut command = redis::cmd("SET");
+    let mut command = cmd("SET");
     command.arg(name).arg(value);
     if let Some(expires) = record.expires {
         // Redis forgets it by itself, and tells the gateways.
         command.arg("EXAT").arg(expires);
     }
-    command.exec(redis)?;
+    redis.ask(name, &command)?;
     Ok(())
 }
 
@@ -236,11 +215,11 @@ fn issue(consumer: &str, config: &ConfigArgs, args: &IssueArgs, registry: &Regis
     } else {
         let name = store.name("consumer", consumer);
         let redis = store.redis()?;
-        let known: bool = redis.exists(&name)?;
+        let known = redis.exists(&name)?;
         if described || !known {
             let record = ConsumerRecord { roles: args.roles.clone(), tier: args.tier.clone(), ..ConsumerRecord::default() };
             let Ok(value) = serde_json::to_string(&record) else { return fail("the record cannot be written") };
-            redis.set::<_, _, ()>(&name, value)?;
+            redis.ask(&name, cmd("SET").arg(&name).arg(value))?;
         }
     }
     let key = random_key()?;
@@ -312,7 +291,7 @@ fn remove(key: &str, config: &ConfigArgs, registry: &Registry) -> Result<(), Fai
         }
         Known::InRedis(hash, record) => {
             let name = store.name("key", &hash);
-            let gone: bool = store.redis()?.del(&name)?;
+            let gone = store.redis()?.delete(&name)?;
             if !gone {
                 return fail("it was revoked by somebody else just now");
             }
@@ -349,7 +328,7 @@ fn replace(old: &str, overlap: Duration, config: &ConfigArgs, registry: &Registr
             let name = store.name("key", &hash);
             let redis = store.redis()?;
             if overlap.is_zero() {
-                redis.del::<_, ()>(&name)?;
+                redis.delete(&name)?;
             } else {
                 let expires = record.expires.map_or(until, |earlier| earlier.min(until));
                 put(redis, &name, &KeyRecord { expires: Some(expires), ..record.clone() })?;

@@ -218,7 +218,7 @@ impl FilterConfig for RateLimitConfig {
         let redis = match self.store {
             StoreChoice::Local => None,
             StoreChoice::Redis => {
-                let Some(store) = &cx.limits.redis else {
+                let Some(store) = cx.limits.redis(cx.state) else {
                     let problem = Problem::new("there is no Redis to count in");
                     return Err(problem.help("add [redis] with url = \"redis://...\", or count with store = \"local\""));
                 };

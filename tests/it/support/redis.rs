@@ -1,6 +1,6 @@
 //! A real Redis as a child process, on a port that the kernel picks.
 
-use super::{SOON, eventually};
+use super::{SOON, eventually_some};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Write};
@@ -30,11 +30,22 @@ impl Redis {
     /// With further options of its command line.
     #[track_caller]
     pub fn start_with(options: &[&str]) -> Redis {
-        // Redis cannot tell which port it got, so one is picked for it.
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut redis = Redis { child: None, address: free_port(), directory: tempfile::tempdir().unwrap(), options };
-        redis.restart();
-        redis
+        Redis::start_picking(|| options.iter().map(|option| (*option).to_owned()).collect())
+    }
+
+    /// With options that are made anew if it ends at once, because somebody else had a port of them in the meantime.
+    #[track_caller]
+    pub fn start_picking(options: impl Fn() -> Vec<String>) -> Redis {
+        for _ in 0..5 {
+            // Redis cannot tell which port it got, so one is picked for it.
+            let (address, directory) = (free_port(), tempfile::tempdir().unwrap());
+            let mut redis = Redis { child: None, address, directory, options: options() };
+            redis.spawn();
+            if redis.answers() {
+                return redis;
+            }
+        }
+        panic!("redis-server ends by itself");
     }
 
     /// With a file of options, which comes first.
@@ -57,6 +68,11 @@ impl Redis {
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill();
+        self.spawn();
+        assert!(self.answers(), "redis-server ends by itself");
+    }
+
+    fn spawn(&mut self) {
         let mut command = Command::new("redis-server");
         // A file of options must come first.
         let (files, options): (Vec<_>, Vec<_>) = self.options.iter().partition(|option| option.ends_with(".conf"));
@@ -66,13 +82,27 @@ impl Redis {
         command.arg("--dir").arg(self.directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|e| panic!("redis-server is needed (apt-get install redis-server): {e}"));
         self.child = Some(child);
-        eventually("redis answers", SOON, || {
-            self.ask("PING").is_ok_and(|answer| answer == "+PONG" || answer.starts_with("-NOAUTH"))
-        });
+    }
+
+    /// Waits until it answers; `false`: it has ended.
+    #[track_caller]
+    fn answers(&mut self) -> bool {
+        eventually_some("redis answers or ends", SOON, || {
+            if self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some()) {
+                return Some(false);
+            }
+            let answer = self.ask("PING").ok()?;
+            (answer == "+PONG" || answer.starts_with("-NOAUTH")).then_some(true)
+        })
     }
 
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    /// The lines of `[redis]`.
+    pub fn config(&self) -> String {
+        format!("[redis]\nurl = \"{}\"\n", self.url())
     }
 
     /// As `kill -9`.

@@ -14,11 +14,26 @@ fn text(redis: &Redis, words: &[&str]) -> Option<String> {
     let mut connection = redis::Client::open(redis.url()).ok()?.get_connection_with_timeout(Duration::from_millis(500)).ok()?;
     connection.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     let (name, arguments) = words.split_first()?;
-    redis::cmd(name).arg(arguments).query(&mut connection).ok()
+    match redis::cmd(name).arg(arguments).query(&mut connection).ok()? {
+        redis::Value::Int(number) => Some(number.to_string()),
+        value => redis::from_redis_value(value).ok(),
+    }
 }
 
 fn is(redis: &Redis, section: &str, line: &str) -> bool {
     text(redis, &["INFO", section]).is_some_and(|info| info.lines().any(|found| found.starts_with(line)))
+}
+
+/// Waits until the replica of a master has all that it was told. Writes are answered before.
+#[track_caller]
+pub fn replicated(master: &Redis) {
+    let line = |info: &str, name: &str| info.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
+    eventually("the replica has everything", ELECTION, || {
+        let info = text(master, &["INFO", "replication"]).unwrap_or_default();
+        let replica = line(&info, "slave0:").unwrap_or_default();
+        let offset = replica.split(',').find_map(|part| part.strip_prefix("offset=").map(str::to_owned));
+        offset.is_some() && offset == line(&info, "master_repl_offset:")
+    });
 }
 
 /// One master, one replica, three sentinels.
@@ -149,6 +164,42 @@ impl Cluster {
         })
     }
 
+    /// The place of the master that has a key.
+    #[track_caller]
+    pub fn master_of_key(&self, key: &str) -> usize {
+        self.master_of(self.slot(key))
+    }
+
+    pub fn slot(&self, key: &str) -> u16 {
+        let any = self.servers.iter().find_map(|redis| text(redis, &["CLUSTER", "KEYSLOT", key]));
+        any.unwrap().parse().unwrap()
+    }
+
+    /// A slot begins to move: keys that are not where they were are asked for where they go (`ASK`).
+    pub fn begin_move(&self, slot: u16, from: usize, to: usize) {
+        self.cluster(to, &["SETSLOT", &slot.to_string(), "IMPORTING", &self.id(from)]);
+        self.cluster(from, &["SETSLOT", &slot.to_string(), "MIGRATING", &self.id(to)]);
+    }
+
+    /// One of its keys moves.
+    pub fn move_key(&self, key: &str, from: usize, to: usize) {
+        let address = self.servers[to].address();
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg(address.ip().to_string()).arg(address.port()).arg(key).arg(0).arg(1_000);
+        migrate.exec(&mut self.servers[from].connection()).unwrap();
+    }
+
+    /// The slot has moved (`MOVED`).
+    pub fn end_move(&self, slot: u16, from: usize, to: usize) {
+        for server in [to, from] {
+            self.cluster(server, &["SETSLOT", &slot.to_string(), "NODE", &self.id(to)]);
+        }
+    }
+
+    fn cluster(&self, server: usize, words: &[&str]) {
+        redis::cmd("CLUSTER").arg(words).exec(&mut self.servers[server].connection()).unwrap();
+    }
+
     /// The id that a server has in the cluster.
     pub fn id(&self, server: usize) -> String {
         text(&self.servers[server], &["CLUSTER", "MYID"]).unwrap()
@@ -156,20 +207,16 @@ impl Cluster {
 }
 
 fn member() -> Redis {
-    let bus = free_port().port().to_string();
-    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus];
-    Redis::start_with(
-        &[
-            &options[..],
-            &[
-                "--repl-diskless-sync-delay",
-                "0",
-                "--cluster-replica-validity-factor",
-                "0",
-                "--cluster-require-full-coverage",
-                "no",
-            ],
-        ]
-        .concat(),
-    )
+    Redis::start_picking(|| {
+        let bus = free_port().port().to_string();
+        let options = [
+            ["--cluster-enabled", "yes"],
+            ["--cluster-node-timeout", "1000"],
+            ["--cluster-port", &bus],
+            ["--repl-diskless-sync-delay", "0"],
+            ["--cluster-replica-validity-factor", "0"],
+            ["--cluster-require-full-coverage", "no"],
+        ];
+        options.as_flattened().iter().map(|option| (*option).to_owned()).collect()
+    })
 }

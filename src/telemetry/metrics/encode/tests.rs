@@ -3,6 +3,7 @@ use super::*;
 use crate::cache::memory::{MemoryStats, MemoryStore};
 use crate::cache::policy::Refusal;
 use crate::cache::redis::{RedisTier, TierOptions};
+use crate::redis_link::{Pem, Place, Topology};
 use crate::rejection;
 use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,8 @@ use std::process::{Command, Stdio};
 
 /// A tier that is not connected to anything.
 fn tier() -> Arc<RedisTier> {
-    let options = TierOptions::new("redis://127.0.0.1:1", Duration::from_millis(1), "p").unwrap();
+    let topology = Topology::new(&Place::Url("redis://127.0.0.1:1"), &Pem::default()).unwrap();
+    let options = TierOptions { topology, timeout: Duration::from_millis(1), prefix: "p".to_owned() };
     Arc::new(RedisTier::new(options, Arc::new(MemoryStore::new(1 << 20)), Arc::new(crate::clock::SystemClock), false))
 }
 

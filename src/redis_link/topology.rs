@@ -2,13 +2,18 @@
 
 use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
 use std::sync::Arc;
-use std::time::Duration;
 
 const NO_URL: &str = "this is not the URL of a Redis, such as redis://127.0.0.1:6379 or rediss://user:password@host:6379/0";
 
 /// How a Redis is reached, before anything has been looked up.
 #[derive(Clone)]
-pub enum Topology {
+pub struct Topology {
+    kind: Kind,
+    identity: Arc<str>,
+}
+
+#[derive(Clone)]
+pub(super) enum Kind {
     One(ConnectionInfo),
     /// The servers that know the master, and how to log in to it.
     Sentinel {
@@ -25,7 +30,7 @@ pub enum Topology {
 
 /// What is the same for all nodes that are only known by their address.
 #[derive(Clone)]
-pub struct Template {
+pub(super) struct Template {
     /// Its kind and TLS parameters count, its host and port do not.
     like: ConnectionAddr,
     login: RedisConnectionInfo,
@@ -80,22 +85,12 @@ impl Place<'_> {
     }
 }
 
-/// Where Redis is and how it is used.
-pub struct RedisOptions {
-    pub(super) topology: Topology,
-    /// Distinguishes stores in the state pool; holds secrets, so it is never shown.
-    identity: String,
-    pub(super) timeout: Duration,
-    pub(super) gateways: u64,
-    pub(super) prefix: Arc<str>,
-}
-
-impl RedisOptions {
+impl Topology {
     /// The error never holds a URL, which may have a password.
-    pub fn new(place: &Place<'_>, pem: &Pem, timeout: Duration, gateways: u64, prefix: &str) -> Result<Self, String> {
+    pub fn new(place: &Place<'_>, pem: &Pem) -> Result<Self, String> {
         let parse = |url: &&str| connection(url, pem);
-        let topology = match place {
-            Place::Url(url) => Topology::One(connection(url, pem)?),
+        let kind = match place {
+            Place::Url(url) => Kind::One(connection(url, pem)?),
             Place::Sentinel { master, addresses, username, password, database, tls } => {
                 let mut login = RedisConnectionInfo::default().set_db(i64::from(*database));
                 if let Some(username) = username {
@@ -107,33 +102,36 @@ impl RedisOptions {
                 let scheme = if *tls { "rediss" } else { "redis" };
                 let like = connection(&format!("{scheme}://localhost"), pem)?.addr().clone();
                 let sentinels = addresses.iter().map(parse).collect::<Result<_, _>>()?;
-                Topology::Sentinel { master: (*master).to_owned(), sentinels, node: Template { like, login } }
+                Kind::Sentinel { master: (*master).to_owned(), sentinels, node: Template { like, login } }
             }
             Place::Cluster(seeds) => {
                 let seeds: Vec<ConnectionInfo> = seeds.iter().map(parse).collect::<Result<_, _>>()?;
                 let Some(first) = seeds.first() else { return Err("a cluster needs a node to begin with".to_owned()) };
                 let node = Template { like: first.addr().clone(), login: first.redis_settings().clone() };
-                Topology::Cluster { seeds, node }
+                Kind::Cluster { seeds, node }
             }
         };
         let pems = (pem.ca.as_ref().map(|pem| fingerprint(pem)), pem.client.as_ref().map(|(cert, _)| fingerprint(cert)));
-        let identity = format!("{} {pems:x?} {timeout:?} {gateways} {prefix}", place.identity());
-        Ok(RedisOptions { topology, identity, timeout, gateways, prefix: prefix.into() })
+        Ok(Topology { kind, identity: format!("{} {pems:?}", place.identity()).into() })
     }
 
-    /// Where it is.
-    pub fn topology(&self) -> &Topology {
-        &self.topology
+    /// Distinguishes what is kept for one Redis from that of another; holds secrets, so it is never shown.
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
-    pub fn identity(&self) -> String {
-        self.identity.clone()
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.kind, Kind::Cluster { .. })
+    }
+
+    pub(super) fn kind(&self) -> &Kind {
+        &self.kind
     }
 }
 
 /// A new certificate is a new connection.
-fn fingerprint(pem: &[u8]) -> u128 {
-    crate::limit::key::fnv128(pem)
+fn fingerprint(pem: &[u8]) -> String {
+    format!("{:?}", ring::digest::digest(&ring::digest::SHA256, pem))
 }
 
 fn connection(url: &str, pem: &Pem) -> Result<ConnectionInfo, String> {
@@ -154,14 +152,14 @@ fn connection(url: &str, pem: &Pem) -> Result<ConnectionInfo, String> {
 mod tests {
     use super::*;
 
-    fn options(place: &Place<'_>) -> Result<RedisOptions, String> {
-        RedisOptions::new(place, &Pem::default(), Duration::from_millis(20), 1, "t")
+    fn topology(place: &Place<'_>) -> Result<Topology, String> {
+        Topology::new(place, &Pem::default())
     }
 
     #[test]
     fn nodes_are_reached_as_the_seeds_are() {
         let place = Place::Cluster(vec!["rediss://ann:secret@10.0.0.1:7000"]);
-        let Topology::Cluster { node, .. } = options(&place).unwrap().topology else { panic!() };
+        let Kind::Cluster { node, .. } = topology(&place).unwrap().kind else { panic!() };
         let info = node.at("10.0.0.2", 7001).unwrap();
         assert_eq!(info.addr().to_string(), "10.0.0.2:7001");
         assert!(matches!(info.addr(), ConnectionAddr::TcpTls { insecure: false, .. }));
@@ -170,14 +168,14 @@ mod tests {
 
     #[test]
     fn an_error_never_shows_the_password() {
-        let wrong = options(&Place::Cluster(vec!["redis://a", "nonsense://:hunter2@x"])).err().unwrap();
+        let wrong = topology(&Place::Cluster(vec!["redis://a", "nonsense://:hunter2@x"])).err().unwrap();
         assert!(!wrong.contains("hunter2") && wrong.contains("not the URL"), "{wrong}");
-        assert!(options(&Place::Cluster(vec![])).is_err());
+        assert!(topology(&Place::Cluster(vec![])).is_err());
     }
 
     #[test]
     fn whatever_changes_the_connection_is_another_store() {
-        let of = |place: &Place<'_>| options(place).unwrap().identity();
+        let of = |place: &Place<'_>| topology(place).unwrap().identity().to_owned();
         let sentinel = |password| Place::Sentinel {
             master: "m",
             addresses: vec!["redis://a"],

@@ -1,0 +1,156 @@
+//! What one use of Redis does with each of its servers, and the thread on which it does so.
+
+use super::broken::Broken;
+use super::cluster;
+use super::node::{Node, Nodes, Sent, Server, Servers};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// One use of a Redis. All of it runs on one thread, except that anybody may ask.
+pub trait Work: Send + Sync + Sized + 'static {
+    /// What a server is asked.
+    type Question: Send + 'static;
+    /// A connection that is ready to be asked.
+    type Link: Send;
+    /// What is known of a server, besides whether it is up.
+    type State: Default + Send + Sync + 'static;
+    /// The most questions that wait for one server.
+    const QUEUE: usize;
+
+    fn servers(&self) -> &Servers<Self>;
+
+    /// `turn` counts attempts.
+    fn connect(
+        self: &Arc<Self>,
+        server: &Arc<Server<Self::State>>,
+        turn: usize,
+    ) -> impl Future<Output = Result<Self::Link, Broken>> + Send;
+
+    /// Until nobody can ask any more (`Ok`) or the connection is of no more use.
+    fn serve(
+        self: &Arc<Self>,
+        server: &Arc<Server<Self::State>>,
+        link: &mut Self::Link,
+        questions: &mut mpsc::Receiver<Sent<Self::Question>>,
+    ) -> impl Future<Output = Result<(), Broken>> + Send;
+
+    /// What else is done as long as it goes on.
+    fn beside(self: Arc<Self>) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
+    /// A connection is ready; from the next moment on the server counts as up.
+    fn came(&self, _server: &Server<Self::State>) {}
+
+    /// A connection is lost, or an attempt has failed; the server counts as away.
+    fn went(&self, _server: &Server<Self::State>) {}
+
+    /// The first failure since a server was up, for people to know; `None`: of all of them.
+    fn away(&self, server: Option<&Server<Self::State>>, why: &str);
+
+    /// A server has come or gone.
+    fn noted(&self) {}
+}
+
+/// The work ends when this is dropped.
+#[derive(Debug)]
+pub struct Alive {
+    _alive: Option<watch::Sender<()>>,
+}
+
+impl Alive {
+    /// Of work that was not begun.
+    pub fn not() -> Self {
+        Alive { _alive: None }
+    }
+}
+
+/// Begins. The thread has a runtime of its own, because neither a slow scrape of the control service nor a busy edge may make an
+/// answer late, and because it then needs nobody to start it.
+pub fn start<W: Work>(work: Arc<W>, name: &str) -> Alive {
+    let (alive, mut ended) = watch::channel(());
+    let own = Arc::clone(&work);
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                tokio::spawn(Arc::clone(&own).beside());
+                if own.servers().topology.is_cluster() {
+                    tokio::spawn(cluster::follow(Arc::clone(&own)));
+                } else {
+                    let node = spawn(&own, String::new());
+                    own.servers().nodes.store(Arc::new(Nodes::one(node)));
+                }
+                // Nothing is ever sent: it ends when the sender is dropped.
+                let _ = ended.changed().await;
+            }),
+            Err(e) => own.away(None, &format!("there is no runtime for it: {e}")),
+        }
+        // Whoever still holds the work finds nobody to ask.
+        for node in own.servers().nodes.swap(Arc::default()).list() {
+            lose(&own, &node.server);
+        }
+        own.noted();
+    });
+    if let Err(e) = thread {
+        work.away(None, &format!("there is no thread for it: {e}"));
+    }
+    Alive { _alive: Some(alive) }
+}
+
+/// A server, with its worker.
+pub fn spawn<W: Work>(work: &Arc<W>, address: String) -> Arc<Node<W>> {
+    let (questions, asked) = mpsc::channel(W::QUEUE);
+    let server = Arc::new(Server::new(address));
+    tokio::spawn(keep(Arc::clone(work), Arc::clone(&server), asked));
+    Arc::new(Node::new(server, questions))
+}
+
+fn lose<W: Work>(work: &Arc<W>, server: &Server<W::State>) {
+    server.set_up(false);
+    work.went(server);
+}
+
+/// Connects, serves, notices when the server is away, and comes back, until nobody can ask any more.
+async fn keep<W: Work>(work: Arc<W>, server: Arc<Server<W::State>>, mut questions: mpsc::Receiver<Sent<W::Question>>) {
+    let mut pause = PAUSE_MIN;
+    let mut told = false;
+    let mut turn = 0_usize;
+    while !questions.is_closed() {
+        turn = turn.wrapping_add(1);
+        let why = match work.connect(&server, turn).await {
+            Ok(mut link) => {
+                (pause, told) = (PAUSE_MIN, false);
+                work.came(&server);
+                server.set_up(true);
+                work.noted();
+                match work.serve(&server, &mut link, &mut questions).await {
+                    Ok(()) => break,
+                    Err(why) => why,
+                }
+            }
+            Err(why) => why,
+        };
+        lose(&work, &server);
+        work.noted();
+        // Whoever else has its slots now is asked from the next moment on.
+        work.servers().suspect();
+        if !told {
+            told = true;
+            work.away(Some(&server), &why.to_string());
+        }
+        // Whoever has asked before it was known gets no answer, and decides alone.
+        while questions.try_recv().is_ok() {}
+        tokio::time::sleep(jittered(pause)).await;
+        pause = pause.saturating_mul(2).min(PAUSE_MAX);
+    }
+    lose(&work, &server);
+}
+
+/// From half of it to all of it, so that gateways that lost Redis together do not come back together.
+pub fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
