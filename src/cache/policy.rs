@@ -15,8 +15,6 @@ pub struct Policy {
     pub route: Arc<str>,
     /// Answers are shared between consumers.
     pub public: bool,
-    /// A filter of the route establishes identities.
-    pub authenticated: bool,
     pub ttl: Option<Duration>,
     /// Which statuses `ttl` is for; empty: those that are cacheable by definition.
     pub statuses: Box<[u16]>,
@@ -213,7 +211,6 @@ pub mod tests {
         Policy {
             route: "r".into(),
             public: false,
-            authenticated: false,
             ttl: None,
             statuses: Box::default(),
             force: false,

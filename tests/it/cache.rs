@@ -9,30 +9,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-fn route(name: &str, cache: &str) -> String {
+pub fn route(name: &str, cache: &str) -> String {
     format!("[routes.{name}]\nmatch = {{ path = \"/{name}/{{*rest}}\" }}\nupstream = \"app\"\n[routes.{name}.cache]\n{cache}\n")
 }
 
-fn script(answer: impl Fn(&str, &support::origin::Recorded) -> Option<Vec<u8>> + Send + Sync + 'static) -> Answer {
+pub fn script(answer: impl Fn(&str, &support::origin::Recorded) -> Option<Vec<u8>> + Send + Sync + 'static) -> Answer {
     Answer::Script(Script(Arc::new(move |request| {
         let line = request.request_line();
         answer(line.split(' ').nth(1).unwrap_or_default(), request)
     })))
 }
 
-fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
+pub fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
     [format!("HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
 }
 
 /// A client that has sent its request and not read the answer.
-fn ask(address: SocketAddr, target: &str) -> TcpStream {
+pub fn ask(address: SocketAddr, target: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
     stream
 }
 
-fn rest(mut stream: TcpStream) -> String {
+pub fn rest(mut stream: TcpStream) -> String {
     let mut text = Vec::new();
     let _ = stream.read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()

@@ -144,7 +144,8 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
 }
 
 pub fn asked(ctx: &Ctx, headers: &HeaderMap) -> Asked {
-    Asked { authorization: headers.contains_key(header::AUTHORIZATION), identity: ctx.request.identity.is_some() }
+    let identity = ctx.request.identity.is_some() || !ctx.request.apart.is_empty();
+    Asked { authorization: headers.contains_key(header::AUTHORIZATION), identity }
 }
 
 /// Now, after as long as the attempt has taken.
