@@ -1,8 +1,11 @@
 //! Whose answers the cache gives to whom: nobody gets what is another's, by whatever way the gateway came to know who calls.
 
-use crate::cache::{ok, route, script};
+use crate::cache::{ask, ok, rest, route, script};
 use crate::support::tls::Authority;
 use crate::support::{self, Gateway, Origin, raw};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// An origin that answers with this field of the request.
 fn echo(origin: &Origin, name: &'static str) {
@@ -93,4 +96,34 @@ fn callers_whose_certificate_the_upstream_sees_do_not_share() {
             assert_eq!((answer.text(), hit), (format!("answer for {who}"), round));
         }
     }
+}
+
+#[test]
+fn what_comes_with_a_304_is_for_the_one_who_asked() {
+    let origin = Origin::start("app");
+    let count = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&count);
+    origin.answer(script(move |_, request| {
+        let number = asked.fetch_add(1, Ordering::SeqCst);
+        if number == 0 {
+            return Some(ok("cache-control: max-age=100\r\nage: 150\r\netag: \"a\"", b"body"));
+        }
+        // Long enough for everyone to have asked.
+        std::thread::sleep(Duration::from_millis(500));
+        let fields = format!("cache-control: private\r\netag: \"a\"\r\nset-cookie: s={number}");
+        match request.header("if-none-match") {
+            Some(_) => Some(format!("HTTP/1.1 304 X\r\n{fields}\r\n\r\n").into_bytes()),
+            None => Some(ok(&fields, b"body")),
+        }
+    }));
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "")].concat());
+    assert_eq!(raw::get(gateway.http(), "/c/x").text(), "body");
+    let callers: Vec<_> = (0..5).map(|_| ask(gateway.http(), "/c/x")).collect();
+    let answers: Vec<String> = callers.into_iter().map(rest).collect();
+    let mut cookies: Vec<_> =
+        answers.iter().map(|answer| answer.lines().find(|line| line.starts_with("set-cookie: ")).unwrap_or(answer)).collect();
+    cookies.sort_unstable();
+    cookies.dedup();
+    assert_eq!(cookies.len(), 5, "each has its own: {cookies:?}");
+    assert!(answers.iter().all(|answer| answer.ends_with("body")));
 }

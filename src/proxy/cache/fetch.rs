@@ -9,8 +9,9 @@ use super::Role;
 use super::note::{asked, received};
 use crate::cache::Cache;
 use crate::cache::entry::{self, Entry};
-use crate::cache::fill::{Fill, Phase, Stored};
-use crate::cache::policy::{Asked, Refusal};
+use crate::cache::fill::{Confirmed, Fill, Phase, Stored};
+use crate::cache::freshen::{self, Freshened};
+use crate::cache::policy::{Asked, Refusal, Terms};
 use crate::cache::range;
 use crate::cache::storage::{STORAGE, Ticket};
 use crate::cache::vary::Selecting;
@@ -297,8 +298,7 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
         Ok(_) => entry::stored_head(head, &fields, &received),
         Err(_) => head.clone(),
     };
-    let own =
-        fields.iter().flat_map(|name| head.headers.get_all(name).iter().map(|value| (name.clone(), value.clone()))).collect();
+    let own = freshen::own(&head.headers, &fields);
     if fetch.fill.begin(stored, own, outcome, session.req_header().method == Method::HEAD) {
         policy.metrics.stored.increment();
         RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()))
@@ -337,28 +337,21 @@ fn validated(fetch: &mut Fetch, update: ResponseHeader, received: &crate::cache:
         }
         return;
     };
-    let merged = entry::merged_head(&known.head, &update, received);
-    let mut fields = Vec::new();
-    let policy = &fill.policy;
-    match policy.judge(known.head.status.as_u16(), &merged.headers, fetch.asked, received, &mut fields) {
-        Ok(terms) => {
-            let tags = entry::tags(&merged.headers);
-            let mut head = merged;
-            fields.iter().for_each(|name| drop(head.remove_header(name)));
-            let fresh = Arc::new(Entry::new(head, known.body.clone(), terms, *received, known.selecting.clone(), tags));
-            fill.keep(&fresh);
-            fill.settle(Phase::Validated(fresh));
-        }
-        Err(why) => {
-            // Confirmed for those who wait, and not to be kept (`no-store` came with the 304).
-            policy.metrics.refused(why);
-            fetch.cache.memory.remove(&fill.key, known);
-            let mut once = known.terms;
-            once.no_cache = true;
-            let fresh = Entry::new(merged, known.body.clone(), once, *received, known.selecting.clone(), Box::default());
-            fill.settle(Phase::Validated(Arc::new(fresh)));
-        }
+    let Freshened { head, own, terms } = freshen::freshened(&fill.policy, known, &update, fetch.asked, received);
+    let shared = terms.is_ok();
+    let terms = terms.unwrap_or_else(|why| {
+        // Confirmed for the one who asked, and not to be kept (`no-store` came with the 304).
+        fill.policy.metrics.refused(why);
+        fetch.cache.memory.remove(&fill.key, known);
+        fetch.cache.flights.note_unshared(fill.key.hash, millis(received));
+        Terms { no_cache: true, ..known.terms }
+    });
+    let tags = entry::tags(&head.headers);
+    let entry = Arc::new(Entry::new(head, known.body.clone(), terms, *received, known.selecting.clone(), tags));
+    if shared {
+        fill.keep(&entry);
     }
+    fill.settle(Phase::Validated(Arc::new(Confirmed { entry, own, shared })));
 }
 
 /// A fetch that failed tells those who wait. `false`: it is not one.

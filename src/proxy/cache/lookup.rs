@@ -10,6 +10,7 @@ use crate::cache::control::RequestControl;
 use crate::cache::entry::{Body, Entry, Expired};
 use crate::cache::fill::{Fill, Phase, Reader};
 use crate::cache::flight::Joined;
+use crate::cache::freshen::Own;
 use crate::cache::key::{self, Key};
 use crate::cache::policy::Policy;
 use crate::cache::range::{self, Wanted};
@@ -74,7 +75,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
             }
             policy.metrics.answered(result);
             let entry = coded(session, ctx, &cache, &policy, &found, entry).await;
-            let bytes = serve::entry(session, ctx, &entry, said).await?;
+            let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
             policy.metrics.bytes.add(bytes);
             return Ok(Outcome::Answered);
         }
@@ -348,7 +349,7 @@ impl Miss {
         let now = ctx.gateway.clock().now();
         let said = Status { forwarded: Some(self.why), collapsed: true, ttl: Some(ttl(&entry, now)), ..Status::default() };
         self.policy.metrics.answered(CacheResult::Collapsed);
-        let bytes = serve::entry(session, ctx, &entry, said).await?;
+        let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
         self.policy.metrics.bytes.add(bytes);
         Ok(true)
     }
@@ -414,14 +415,16 @@ impl Miss {
                 serve::stream(session, ctx, &head, reader, said).await?;
                 Ok(Turn::Answered)
             }
-            Phase::Validated(entry) => {
+            Phase::Validated(confirmed) => {
                 drop(reader);
-                if !entry.selecting.matches(&session.req_header().headers) && !leads {
+                let entry = &confirmed.entry;
+                if !leads && !(confirmed.shared && entry.selecting.matches(&session.req_header().headers)) {
                     return Ok(Turn::Again);
                 }
-                (said.upstream, said.ttl) = (Some(304), Some(ttl(&entry, now)));
+                (said.upstream, said.ttl) = (Some(304), Some(ttl(entry, now)));
                 self.policy.metrics.answered(CacheResult::Revalidated);
-                let bytes = serve::entry(session, ctx, &entry, said).await?;
+                let own = if leads { confirmed.own.clone() } else { Own::new() };
+                let bytes = serve::entry(session, ctx, entry, &own, said).await?;
                 self.policy.metrics.bytes.add(bytes);
                 Ok(Turn::Answered)
             }
@@ -432,7 +435,7 @@ impl Miss {
                 }
                 self.policy.metrics.answered(CacheResult::Hit);
                 let said = Status { detail: Some("redis"), ..Status::hit(&entry, now) };
-                let bytes = serve::entry(session, ctx, &entry, said).await?;
+                let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
                 self.policy.metrics.bytes.add(bytes);
                 Ok(Turn::Answered)
             }
@@ -477,7 +480,7 @@ impl Miss {
             ..Status::default()
         };
         self.policy.metrics.answered(CacheResult::Stale);
-        let bytes = serve::entry(session, ctx, &entry, said).await?;
+        let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
         self.policy.metrics.bytes.add(bytes);
         Ok(Some(Turn::Answered))
     }

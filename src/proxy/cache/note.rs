@@ -4,6 +4,7 @@ use super::super::Ctx;
 use super::Role;
 use crate::cache::Cache;
 use crate::cache::entry::{self, Entry, Expired};
+use crate::cache::freshen::{Freshened, freshened};
 use crate::cache::freshness::Received;
 use crate::cache::key::{self, Key};
 use crate::cache::policy::{Asked, Policy};
@@ -216,11 +217,10 @@ fn learn_from_head(cache: &Cache, of: &HeadOf, head: &ResponseHeader, received: 
             known.expire(Expired::Invalid);
             continue;
         }
-        let merged = entry::merged_head(&known.head, head, received);
-        let mut fields = Vec::new();
-        if let Ok(terms) = of.policy.judge(200, &merged.headers, of.asked, received, &mut fields) {
-            let (body, tags) = (known.body.clone(), entry::tags(&merged.headers));
-            let fresh = Entry::new(merged, body, terms, *received, known.selecting.clone(), tags);
+        let Freshened { head: fresh, terms, .. } = freshened(&of.policy, &known, head, of.asked, received);
+        if let Ok(terms) = terms {
+            let (body, tags) = (known.body.clone(), entry::tags(&fresh.headers));
+            let fresh = Entry::new(fresh, body, terms, *received, known.selecting.clone(), tags);
             cache.memory.insert(&of.key, Arc::new(fresh), of.policy.max_variants, cache.memory.epoch());
         }
     }
