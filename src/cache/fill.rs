@@ -43,6 +43,8 @@ pub enum Phase {
     Shared(Arc<Entry>),
     /// The upstream has confirmed what the client holds, which is not stored here.
     NotModified(Arc<ResponseHeader>),
+    /// A 304 that means nothing that is stored: the whole is to be fetched.
+    Unclear,
     Failed(Rejection),
 }
 

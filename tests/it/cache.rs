@@ -492,3 +492,20 @@ fn what_is_asked_for_often_is_fetched_before_it_expires() {
     });
     assert_eq!(fetches("/d/x"), 1, "where nothing is said of it, nothing is fetched early");
 }
+
+#[test]
+fn a_304_that_means_nothing_stored_is_asked_again_for_the_whole() {
+    let origin = Origin::start("app");
+    // As with a server that adds a suffix to tags: what it confirms is none of ours.
+    origin.answer(script(|_, request| match request.header("if-none-match") {
+        Some(_) => Some(b"HTTP/1.1 304 X\r\netag: \"a-gzip\"\r\ncache-control: max-age=100\r\n\r\n".to_vec()),
+        None => Some(ok("cache-control: max-age=100\r\nage: 150\r\netag: \"a\"", b"whole")),
+    }));
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "")].concat());
+    for round in 0..3 {
+        let answer = raw::get(gateway.http(), "/c/x");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "whole"), "{round}");
+    }
+    let asked: Vec<bool> = origin.requests().iter().map(|request| request.header("if-none-match").is_some()).collect();
+    assert_eq!(asked, [false, true, false, true, false]);
+}

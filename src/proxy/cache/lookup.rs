@@ -4,6 +4,7 @@ use super::super::Ctx;
 use super::decide::{self, Use};
 use super::fetch::{self, Plan, millis};
 use super::note::{Forwarded, HeadOf, Status, asked, received, ttl};
+use super::validate::validators;
 use super::{Outcome, Role, serve};
 use crate::cache::Cache;
 use crate::cache::control::RequestControl;
@@ -219,13 +220,9 @@ fn refresh(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy
     let make = || Fill::new(Arc::clone(&key), Arc::clone(policy), Arc::clone(&cache.memory), cache.redis.as_ref());
     if let Joined::Leader(fill) = cache.flights.join(&id, hash, make) {
         policy.metrics.refreshes.increment();
-        let validate = validators(&cache.memory.variants(&key));
+        let validate = validators(&cache.memory.variants(&key), &session.req_header().headers);
         start(session, ctx, cache, Plan { fill, validate, flight: Some((id, hash)), as_asked: false, ask_tier: false });
     }
-}
-
-fn validators(variants: &[Arc<Entry>]) -> Vec<Arc<Entry>> {
-    variants.iter().filter(|entry| entry.is_complete() && entry.validator()).take(8).cloned().collect()
 }
 
 /// Starts a fetch; one that cannot be started has failed.
@@ -269,15 +266,18 @@ struct Miss {
 }
 
 /// Whether the request has its answer, or has to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Answered,
     Again,
+    /// And nothing that is stored will do: without conditions.
+    Whole,
 }
 
 impl Miss {
     async fn answer(mut self, session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         let headers = &session.req_header().headers;
-        let validate = validators(&self.others);
+        let mut validate = validators(&self.others, headers);
         let own_conditions = validate.is_empty()
             && [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name));
         let mut selecting = self.others.first().map(|entry| entry.selecting.clone());
@@ -320,7 +320,10 @@ impl Miss {
             }
             match self.follow(session, ctx, &fill, reader, leads, round, &mut selecting).await? {
                 Turn::Answered => return Ok(Outcome::Answered),
-                Turn::Again => {
+                turn => {
+                    if turn == Turn::Whole {
+                        validate.clear();
+                    }
                     if self.look_again(session, ctx).await? {
                         return Ok(Outcome::Answered);
                     }
@@ -447,6 +450,7 @@ impl Miss {
                 serve::not_modified(session, ctx, head).await?;
                 Ok(Turn::Answered)
             }
+            Phase::Unclear => Ok(Turn::Whole),
             Phase::NotModified(_) | Phase::Stored | Phase::Waiting => Ok(Turn::Again),
             Phase::Failed(rejection) => {
                 if let Some(turn) = self.instead_of_error(session, ctx, now, None).await? {
