@@ -56,6 +56,8 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         ctx.cache = Some(Box::new(Role::Past(why)));
         return Ok(Outcome::Forward);
     }
+    // Before the look: a purge in between is seen by one of the two.
+    let since = cache.memory.epoch();
     let found = look_up(session, ctx, &cache, &policy);
     let now = ctx.gateway.clock().now();
     let mut stale = None;
@@ -96,7 +98,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     if session.req_header().method == Method::HEAD {
         policy.metrics.answered(CacheResult::Miss);
         let asked = asked(ctx, &session.req_header().headers);
-        ctx.cache = Some(Box::new(Role::Head(Box::new(HeadOf { key, policy, why, asked }))));
+        ctx.cache = Some(Box::new(Role::Head(Box::new(HeadOf { key, policy, why, asked, since }))));
         return Ok(Outcome::Forward);
     }
     let others = cache.memory.variants(&key);
