@@ -167,3 +167,31 @@ fn whatever_happens_to_redis_is_only_a_miss() {
         })
     });
 }
+
+#[test]
+fn who_wants_validation_does_not_get_what_is_shared_unvalidated() {
+    let (origin, redis) = (origin(), Redis::start());
+    let config = config(&origin, &redis).replace("500ms", "10s");
+    let (a, b) = (Gateway::start(&config), Gateway::start(&config));
+    connected(&a);
+    connected(&b);
+    status(&a, "/c/x/10");
+    stored(&a, 1.0);
+    redis.freeze();
+    let address = b.http();
+    let plain = std::thread::spawn(move || raw::get(address, "/c/x/10"));
+    let under_way = |count: f64| {
+        eventually("the request is under way", SOON, || {
+            b.metric("gatewright_http_requests_in_flight", &[("route", "c")]) >= count
+        });
+    };
+    under_way(1.0);
+    let asker = std::thread::spawn(move || raw::send(address, "GET", "/c/x/10", &[("cache-control", "no-cache")], b""));
+    under_way(2.0);
+    redis.thaw();
+    let answer = asker.join().unwrap();
+    let said = answer.header("cache-status").unwrap();
+    assert!(!said.contains("redis"), "{said}");
+    assert!(plain.join().unwrap().header("cache-status").unwrap().contains("redis"));
+    assert_eq!(origin.count(), 2, "asked again");
+}

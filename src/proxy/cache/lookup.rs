@@ -111,7 +111,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         return Ok(Outcome::Forward);
     }
     let ask_tier = policy.redis && stale.is_none() && control == RequestControl::default();
-    Miss { cache, policy, key, others, stale, why, ask_tier }.answer(session, ctx).await
+    Miss { cache, policy, key, others, stale, why, control, ask_tier }.answer(session, ctx).await
 }
 
 fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
@@ -263,6 +263,7 @@ struct Miss {
     others: Vec<Arc<Entry>>,
     stale: Option<Arc<Entry>>,
     why: Forwarded,
+    control: RequestControl,
     /// Nothing is stored here, and the client has no wishes: what another gateway has will do.
     ask_tier: bool,
 }
@@ -343,8 +344,7 @@ impl Miss {
     /// What another's fetch has brought since, if it will do for this request.
     fn stored(&self, session: &Session, ctx: &Ctx) -> Option<Arc<Entry>> {
         let entry = look_up(session, ctx, &self.cache, &self.policy).entry.filter(|entry| entry.is_complete())?;
-        let control = RequestControl::of(&session.req_header().headers);
-        let decision = decide::decide(&entry, &control, &self.policy, ctx.gateway.clock().now());
+        let decision = decide::decide(&entry, &self.control, &self.policy, ctx.gateway.clock().now());
         (decision != Use::Validate).then_some(entry)
     }
 
@@ -435,7 +435,10 @@ impl Miss {
             }
             Phase::Shared(entry) => {
                 drop(reader);
-                if !entry.selecting.matches(&session.req_header().headers) {
+                // The one who asked first had no wishes; this one may want what only the upstream can say.
+                let fits = entry.selecting.matches(&session.req_header().headers);
+                if !fits || decide::decide(&entry, &self.control, &self.policy, now) == Use::Validate {
+                    self.ask_tier = false;
                     return Ok(Turn::Again);
                 }
                 self.policy.metrics.answered(CacheResult::Hit);
