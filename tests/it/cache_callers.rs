@@ -121,7 +121,7 @@ fn what_comes_with_a_304_is_for_the_one_who_asked() {
     let callers: Vec<_> = (0..5).map(|_| ask(gateway.http(), "/c/x")).collect();
     let answers: Vec<String> = callers.into_iter().map(rest).collect();
     let mut cookies: Vec<_> =
-        answers.iter().map(|answer| answer.lines().find(|line| line.starts_with("set-cookie: ")).unwrap_or(answer)).collect();
+        answers.iter().map(|answer| answer.lines().find(|line| line.starts_with("set-cookie: ")).expect(answer)).collect();
     cookies.sort_unstable();
     cookies.dedup();
     assert_eq!(cookies.len(), 5, "each has its own: {cookies:?}");
