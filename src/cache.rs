@@ -21,6 +21,7 @@ pub mod control;
 pub mod entry;
 pub mod fill;
 pub mod flight;
+pub mod freshen;
 pub mod freshness;
 pub mod key;
 pub mod memory;

@@ -113,6 +113,17 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
+    /// Whether answers may depend on who calls because of it, also where it establishes no identity: it decides by what callers
+    /// send, and [tells them apart](RequestCtx::tell_apart).
+    fn tells_callers_apart(&self) -> bool {
+        self.establishes_identity()
+    }
+
+    /// Whether it tells the upstream of the client's certificate, without an identity that stands for it.
+    fn tells_certificate(&self) -> bool {
+        false
+    }
+
     /// Whether it must stand before filters that ask for credentials, because it answers requests that have none.
     fn precedes_identity(&self) -> bool {
         false

@@ -81,6 +81,8 @@ pub struct RequestCtx {
     pub params: Params,
     /// Who the request is from, once an authentication filter has established it.
     pub identity: Option<Arc<Identity>>,
+    /// What else about the caller decides about the answer; see [`RequestCtx::tell_apart`].
+    pub apart: Vec<u8>,
     /// What a 401 is to ask for (`WWW-Authenticate`), where a filter has let the request pass without an identity.
     pub challenge: Option<HeaderValue>,
     pub started: Instant,
@@ -112,6 +114,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            apart: Vec::new(),
             challenge: None,
             started,
             deadline: None,
@@ -125,6 +128,16 @@ impl RequestCtx {
 }
 
 impl RequestCtx {
+    /// Notes what an answer may depend on beside the identity, because a filter decides by it or tells the upstream of it: requests
+    /// that differ in it never get what a cache has stored for each other, unless the route says `share = "public"`.
+    pub fn tell_apart(&mut self, name: &str, value: &[u8]) {
+        for part in [name.as_bytes(), value] {
+            // No field of a request is longer than the bound of its header, far below four gigabytes.
+            self.apart.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+            self.apart.extend_from_slice(part);
+        }
+    }
+
     /// The same request once more, for what is fetched on its behalf: who asks, from where and for what, but none of the limits and
     /// places that it holds.
     pub fn fork(&self, started: Instant) -> Self {
@@ -137,6 +150,7 @@ impl RequestCtx {
             route: self.route.clone(),
             params: self.params.clone(),
             identity: self.identity.clone(),
+            apart: self.apart.clone(),
             extensions: self.extensions.clone(),
             ..RequestCtx::new(self.peer, self.scheme, started)
         }
@@ -159,6 +173,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            apart: Vec::new(),
             challenge: None,
             started: Instant::now(),
             deadline: None,

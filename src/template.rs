@@ -118,6 +118,13 @@ impl Template {
         Some(Template(Inner::Fixed(value)))
     }
 
+    /// Whether it has a place for a fact of the client's certificate.
+    pub fn names_certificate(&self) -> bool {
+        let of_certificate =
+            |part: &Part| matches!(part, Part::Fact(Fact::ClientCertSubject | Fact::ClientCertSha256 | Fact::ClientCertNames));
+        matches!(&self.0, Inner::Parts(parts) if parts.iter().any(of_certificate))
+    }
+
     /// The value for one request, or none: see the module. `path` is the canonical path that the route was found by.
     pub fn render(&self, ctx: &RequestCtx, path: &str) -> Option<HeaderValue> {
         match &self.0 {

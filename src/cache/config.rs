@@ -71,8 +71,9 @@ pub enum Store {
 pub struct RouteCacheConfig {
     /// Where answers are stored: `"memory"` or `"memory+redis"`.
     pub store: Located<Store>,
-    /// `"consumer"`: callers with an identity never get each other's answers. `"public"`: everyone gets the same ones; for
-    /// routes whose answers do not depend on who asks.
+    /// `"consumer"`: callers with an identity never get each other's answers, nor do callers that `forward_auth` lets pass by other
+    /// `headers` or with other `response_headers`, nor those whose certificate the upstream is told of. `"public"`: everyone gets
+    /// the same ones; for routes whose answers do not depend on who asks.
     pub share: Share,
     /// How long answers are fresh that do not say so themselves, from 1s to 365d. Default: as long as a tenth of the time since
     /// their `Last-Modified`, up to `heuristic_max`.
@@ -229,7 +230,7 @@ impl RouteCacheConfig {
         }
     }
 
-    pub fn policy(&self, route: &str, authenticated: bool, redis: bool, metrics: Arc<CacheMetrics>) -> Policy {
+    pub fn policy(&self, route: &str, redis: bool, metrics: Arc<CacheMetrics>) -> Policy {
         // Names were checked when the file was read.
         let names = |list: &[Located<String>]| {
             list.iter().filter_map(|name| HeaderName::from_bytes(name.value.as_bytes()).ok()).collect()
@@ -238,7 +239,6 @@ impl RouteCacheConfig {
         Policy {
             route: route.into(),
             public: self.share == Share::Public,
-            authenticated,
             ttl: self.ttl.as_ref().map(|ttl| ttl.get()),
             statuses: self.statuses.iter().map(|status| status.value).collect(),
             force: self.force.value,
@@ -257,6 +257,7 @@ impl RouteCacheConfig {
                 ignore: texts(&self.key.ignore_query),
                 only: texts(&self.key.only_query),
                 sort: self.key.sort_query,
+                certificate: false,
             },
             redis: redis && self.store.value == Store::MemoryAndRedis,
             metrics,

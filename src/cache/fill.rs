@@ -8,6 +8,7 @@
 //! fetch waits for the slowest reader. So an answer of any size passes, and none takes more than its share.
 
 use super::entry::{Body, Entry, tags};
+use super::freshen::Own;
 use super::freshness::Received;
 use super::key::Key;
 use super::memory::MemoryStore;
@@ -16,7 +17,7 @@ use super::redis::RedisTier;
 use super::vary::Selecting;
 use crate::rejection::Rejection;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use std::collections::VecDeque;
@@ -34,15 +35,27 @@ pub enum Phase {
     Waiting,
     /// A head; the body follows.
     Streaming(Arc<Head>),
-    /// The upstream has confirmed this stored response.
-    Validated(Arc<Entry>),
+    /// The upstream has confirmed a stored response.
+    Validated(Arc<Confirmed>),
     /// There was nothing to fetch: the store has it by now.
     Stored,
     /// Another gateway had it.
     Shared(Arc<Entry>),
     /// The upstream has confirmed what the client holds, which is not stored here.
     NotModified(Arc<ResponseHeader>),
+    /// A 304 that means nothing that is stored: the whole is to be fetched.
+    Unclear,
     Failed(Rejection),
+}
+
+/// A stored response that the upstream has confirmed.
+#[derive(Debug)]
+pub struct Confirmed {
+    pub entry: Arc<Entry>,
+    /// Fields for the one who asked, not to be stored nor given to others.
+    pub own: Own,
+    /// Whether others may have it at all.
+    pub shared: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +64,7 @@ pub struct Head {
     pub outcome: Result<Stored, Refusal>,
     pub length: Option<u64>,
     /// Fields for the one who asked, not to be stored nor given to others.
-    pub own: Vec<(HeaderName, HeaderValue)>,
+    pub own: Own,
 }
 
 /// What the entry will be made of.
@@ -156,13 +169,7 @@ impl Fill {
     }
 
     /// The head has come. Returns whether the body is to be kept.
-    pub fn begin(
-        &self,
-        header: ResponseHeader,
-        own: Vec<(HeaderName, HeaderValue)>,
-        outcome: Result<Stored, Refusal>,
-        to_head: bool,
-    ) -> bool {
+    pub fn begin(&self, header: ResponseHeader, own: Own, outcome: Result<Stored, Refusal>, to_head: bool) -> bool {
         let length = header.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.policy.max_object);
         let outcome = if outcome.is_ok() && too_large { Err(Refusal::TooLarge) } else { outcome };

@@ -18,11 +18,13 @@ pub struct KeyRules {
     /// If not empty, the only ones that do.
     pub only: Box<[Box<str>]>,
     pub sort: bool,
+    /// The upstream is told of the client's certificate.
+    pub certificate: bool,
 }
 
 impl Default for KeyRules {
     fn default() -> Self {
-        KeyRules { headers: Box::default(), ignore: Box::default(), only: Box::default(), sort: true }
+        KeyRules { headers: Box::default(), ignore: Box::default(), only: Box::default(), sort: true, certificate: false }
     }
 }
 
@@ -131,6 +133,11 @@ pub fn write(rules: &KeyRules, route: &str, public: bool, ctx: &RequestCtx, uri:
     match &ctx.identity {
         Some(identity) if !public => partition(identity, out),
         _ => part(out, b""),
+    }
+    let certificate = ctx.tls.as_ref().and_then(|tls| tls.client.as_ref()).filter(|_| rules.certificate);
+    if !public && (certificate.is_some() || !ctx.apart.is_empty()) {
+        part(out, certificate.map_or(&b""[..], |certificate| certificate.sha256.as_bytes()));
+        part(out, &ctx.apart);
     }
 }
 
@@ -246,5 +253,20 @@ mod tests {
         assert_ne!(of(Some("a"), false), of(Some("b"), false));
         assert_ne!(of(Some("a"), false), of(None, false));
         assert_eq!(of(Some("a"), true), of(Some("b"), true));
+    }
+
+    #[test]
+    fn what_is_told_apart_is_kept_apart() {
+        let of = |told: &[(&str, &[u8])], public: bool| {
+            let mut ctx = RequestCtx::for_test();
+            told.iter().for_each(|(name, value)| ctx.tell_apart(name, value));
+            let mut out = Vec::new();
+            write(&KeyRules::default(), "r", public, &ctx, &"/".parse().unwrap(), &HeaderMap::new(), &mut out);
+            out
+        };
+        assert_ne!(of(&[("a", b"1")], false), of(&[("a", b"2")], false));
+        assert_ne!(of(&[("a", b"1")], false), of(&[], false));
+        assert_ne!(of(&[("a", b"1b")], false), of(&[("a1", b"b")], false));
+        assert_eq!(of(&[("a", b"1")], true), of(&[("a", b"2")], true));
     }
 }

@@ -15,8 +15,6 @@ pub struct Policy {
     pub route: Arc<str>,
     /// Answers are shared between consumers.
     pub public: bool,
-    /// A filter of the route establishes identities.
-    pub authenticated: bool,
     pub ttl: Option<Duration>,
     /// Which statuses `ttl` is for; empty: those that are cacheable by definition.
     pub statuses: Box<[u16]>,
@@ -137,7 +135,7 @@ impl Policy {
             if control.no_store && !control.must_understand {
                 return Err(Refusal::NoStore);
             }
-            let granted = control.public || control.must_revalidate || control.s_maxage != Seconds::Absent;
+            let granted = control.public || control.must_revalidate || control.s_maxage.given().is_some();
             if asked.authorization && !granted {
                 return Err(Refusal::Authorization);
             }
@@ -186,7 +184,7 @@ impl Policy {
             stale_while_revalidate,
             stale_if_error,
             no_cache,
-            must_revalidate: control.must_revalidate || control.s_maxage != Seconds::Absent,
+            must_revalidate: control.must_revalidate || control.proxy_revalidate || control.s_maxage != Seconds::Absent,
             immutable: control.immutable,
             no_transform: control.no_transform,
         })
@@ -213,7 +211,6 @@ pub mod tests {
         Policy {
             route: "r".into(),
             public: false,
-            authenticated: false,
             ttl: None,
             statuses: Box::default(),
             force: false,
@@ -250,6 +247,9 @@ pub mod tests {
         assert_eq!(judge(&policy, 200, known, &[("cache-control", "max-age=9")]), Err(Refusal::Authorization));
         for granted in ["public, max-age=9", "s-maxage=9", "must-revalidate, max-age=9"] {
             assert_eq!(judge(&policy, 200, known, &[("cache-control", granted)]), Ok(9), "{granted}");
+        }
+        for other in ["proxy-revalidate, max-age=9", "s-maxage=x, max-age=9"] {
+            assert_eq!(judge(&policy, 200, known, &[("cache-control", other)]), Err(Refusal::Authorization), "{other}");
         }
         let vary = [("vary", "a, *"), ("cache-control", "max-age=9")];
         assert_eq!(judge(&policy, 200, plain, &vary), Err(Refusal::Vary));

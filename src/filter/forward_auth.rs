@@ -225,6 +225,10 @@ impl Filter for ForwardAuth {
         self.identity.is_some()
     }
 
+    fn tells_callers_apart(&self) -> bool {
+        true
+    }
+
     fn grants_role(&self, _: &str) -> bool {
         self.identity.as_ref().is_some_and(|(_, roles)| roles.is_some())
     }
@@ -233,6 +237,14 @@ impl Filter for ForwardAuth {
         let Some(question) = self.question(session.req_header(), ctx) else {
             return Step::reject(self.unavailable());
         };
+        if self.identity.is_none() {
+            // Nobody knows who it is, only that the service decides by these.
+            for name in &self.headers {
+                for value in session.req_header().headers.get_all(name) {
+                    ctx.tell_apart(name.as_str(), value.as_bytes());
+                }
+            }
+        }
         let mark = self.cache.as_ref().map(|(cache, keep)| (cache, *keep, Cache::mark(&question)));
         if let Some((cache, keep, mark)) = &mark
             && let Some(permit) = cache.get(mark, self.clock.now(), *keep)
@@ -376,6 +388,9 @@ impl ForwardAuth {
         self.metrics.count(AuthOutcome::Accepted);
         if let Some(identity) = &permit.identity {
             ctx.identity = Some(Arc::clone(identity));
+        }
+        for (name, value) in &permit.headers {
+            ctx.tell_apart(name.as_str(), value.as_bytes());
         }
         if !permit.headers.is_empty() {
             let mut permits = ctx.extensions.remove::<Permits>().unwrap_or_default();

@@ -93,6 +93,11 @@ impl EditsConfig {
 }
 
 impl Edits {
+    /// Whether a value that is written is from the client's certificate.
+    pub fn name_certificate(&self) -> bool {
+        self.set.iter().chain(&self.add).any(|field| field.value.names_certificate())
+    }
+
     pub fn apply(&self, head: &mut impl Head, session: &Session, ctx: &RequestCtx) {
         let path = session.req_header().uri.path();
         for name in &self.remove {

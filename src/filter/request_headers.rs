@@ -50,6 +50,10 @@ impl Filter for RequestHeaders {
         Phases::UPSTREAM_REQUEST
     }
 
+    fn tells_certificate(&self) -> bool {
+        self.edits.name_certificate()
+    }
+
     fn on_upstream_request(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
         self.edits.apply(head, session, ctx);
         Ok(())

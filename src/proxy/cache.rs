@@ -5,6 +5,7 @@ mod fetch;
 mod lookup;
 mod note;
 mod serve;
+mod validate;
 
 pub use fetch::{adopt, head_of_fetch, judge, key, not_modified, settle_failure, to_enable};
 pub use lookup::answer;

@@ -9,6 +9,7 @@ use crate::cache::policy::Policy;
 use crate::cache::redis::{RedisTier, TierOptions};
 use crate::config::{Config, Entry, RouteConfig};
 use crate::diagnostic::Diagnostics;
+use crate::filter::Filter;
 use crate::redis_link::Topology;
 use crate::telemetry::metrics::CacheMetrics;
 use std::sync::Arc;
@@ -58,13 +59,17 @@ fn tier(
 pub fn policy(
     config: &Config,
     entry: &Entry<RouteConfig>,
-    authenticated: bool,
+    filters: &[Arc<dyn Filter>],
     parts: &CompileParts<'_>,
     d: &mut Diagnostics,
 ) -> Option<Arc<Policy>> {
     let cache = entry.value.cache.as_ref()?;
     let name = entry.name.value.as_str();
+    let certificate = filters.iter().any(|filter| filter.tells_certificate());
+    let authenticated = certificate || filters.iter().any(|filter| filter.tells_callers_apart());
     cache.announce(name, authenticated, d);
     let metrics = parts.state.get_or_create(name, CacheMetrics::default);
-    Some(Arc::new(cache.policy(name, authenticated, config.redis.is_somewhere(), metrics)))
+    let mut policy = cache.policy(name, config.redis.is_somewhere(), metrics);
+    policy.key.certificate = certificate;
+    Some(Arc::new(policy))
 }

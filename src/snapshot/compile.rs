@@ -158,8 +158,7 @@ impl RouteBuilder<'_> {
             None => None,
         };
         let breaker = entry.value.breaker.as_ref().map(|breaker| &breaker.value);
-        let authenticated = filters.iter().any(|filter| filter.establishes_identity());
-        let cache = super::cache::policy(self.config, entry, authenticated, self.parts, d).filter(|_| upstream.is_some());
+        let cache = super::cache::policy(self.config, entry, &filters, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
         Some(Arc::new(Route {

@@ -9,30 +9,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-fn route(name: &str, cache: &str) -> String {
+pub fn route(name: &str, cache: &str) -> String {
     format!("[routes.{name}]\nmatch = {{ path = \"/{name}/{{*rest}}\" }}\nupstream = \"app\"\n[routes.{name}.cache]\n{cache}\n")
 }
 
-fn script(answer: impl Fn(&str, &support::origin::Recorded) -> Option<Vec<u8>> + Send + Sync + 'static) -> Answer {
+pub fn script(answer: impl Fn(&str, &support::origin::Recorded) -> Option<Vec<u8>> + Send + Sync + 'static) -> Answer {
     Answer::Script(Script(Arc::new(move |request| {
         let line = request.request_line();
         answer(line.split(' ').nth(1).unwrap_or_default(), request)
     })))
 }
 
-fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
+pub fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
     [format!("HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
 }
 
 /// A client that has sent its request and not read the answer.
-fn ask(address: SocketAddr, target: &str) -> TcpStream {
+pub fn ask(address: SocketAddr, target: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
     stream
 }
 
-fn rest(mut stream: TcpStream) -> String {
+pub fn rest(mut stream: TcpStream) -> String {
     let mut text = Vec::new();
     let _ = stream.read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
@@ -491,4 +491,21 @@ fn what_is_asked_for_often_is_fetched_before_it_expires() {
         fetches("/c/x") >= 5
     });
     assert_eq!(fetches("/d/x"), 1, "where nothing is said of it, nothing is fetched early");
+}
+
+#[test]
+fn a_304_that_means_nothing_stored_is_asked_again_for_the_whole() {
+    let origin = Origin::start("app");
+    // As with a server that adds a suffix to tags: what it confirms is none of ours.
+    origin.answer(script(|_, request| match request.header("if-none-match") {
+        Some(_) => Some(b"HTTP/1.1 304 X\r\netag: \"a-gzip\"\r\ncache-control: max-age=100\r\n\r\n".to_vec()),
+        None => Some(ok("cache-control: max-age=100\r\nage: 150\r\netag: \"a\"", b"whole")),
+    }));
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "")].concat());
+    for round in 0..3 {
+        let answer = raw::get(gateway.http(), "/c/x");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "whole"), "{round}");
+    }
+    let asked: Vec<bool> = origin.requests().iter().map(|request| request.header("if-none-match").is_some()).collect();
+    assert_eq!(asked, [false, true, false, true, false]);
 }

@@ -168,3 +168,39 @@ fn whatever_happens_to_redis_is_only_a_miss() {
         })
     });
 }
+
+#[test]
+fn who_wants_validation_does_not_get_what_is_shared_unvalidated() {
+    let (origin, redis) = (origin(), Redis::start());
+    let config = config(&origin, &redis).replace("500ms", "1s");
+    let (a, b) = (Gateway::start(&config), Gateway::start(&config));
+    connected(&a);
+    connected(&b);
+    let under_way = |count: f64| {
+        eventually("the request is under way", SOON, || {
+            b.metric("gatewright_http_requests_in_flight", &[("route", "c")]) >= count
+        });
+    };
+    // On a busy machine a round can take longer than requests wait for Redis; then it shows nothing.
+    for round in 1..20 {
+        let target = format!("/c/{round}/10");
+        status(&a, &target);
+        stored(&a, f64::from(round));
+        let before = origin.count();
+        let address = b.http();
+        redis.freeze();
+        let path = target.clone();
+        let plain = std::thread::spawn(move || raw::get(address, &path));
+        under_way(1.0);
+        let asker = std::thread::spawn(move || raw::send(address, "GET", &target, &[("cache-control", "no-cache")], b""));
+        under_way(2.0);
+        redis.thaw();
+        let said = |answer: support::http1::Response| answer.header("cache-status").unwrap().to_owned();
+        let (plain, asked) = (said(plain.join().unwrap()), said(asker.join().unwrap()));
+        assert!(!asked.contains("redis") && origin.count() > before, "{asked}");
+        if plain.contains("redis") {
+            return;
+        }
+    }
+    panic!("Redis was never in time");
+}

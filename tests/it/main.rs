@@ -13,6 +13,7 @@ mod authorised_path;
 mod balance;
 mod bounds;
 mod cache;
+mod cache_callers;
 mod cache_redis;
 mod cache_rfc;
 mod compress;

@@ -5,11 +5,12 @@
 //! their readers through the store.
 
 use super::super::Ctx;
-use super::Role;
 use super::note::{asked, received};
+use super::{Role, validate};
 use crate::cache::Cache;
 use crate::cache::entry::{self, Entry};
 use crate::cache::fill::{Fill, Phase, Stored};
+use crate::cache::freshen;
 use crate::cache::policy::{Asked, Refusal};
 use crate::cache::range;
 use crate::cache::storage::{STORAGE, Ticket};
@@ -43,11 +44,11 @@ pub struct Plan {
 
 /// The state of a fetch within its hooks.
 pub struct Fetch {
-    fill: Arc<Fill>,
-    validate: Vec<Arc<Entry>>,
+    pub(super) fill: Arc<Fill>,
+    pub(super) validate: Vec<Arc<Entry>>,
     as_asked: bool,
-    cache: Arc<Cache>,
-    asked: Asked,
+    pub(super) cache: Arc<Cache>,
+    pub(super) asked: Asked,
     /// The 304 that came, as it came.
     not_modified: Option<Box<ResponseHeader>>,
 }
@@ -238,23 +239,7 @@ pub fn head_of_fetch(session: &Session, head: &mut RequestHeader, ctx: &Ctx) -> 
         }
         return Ok(());
     }
-    // All that are stored, so that any of them can be confirmed (RFC 9111 §4.3.1).
-    let mut tags: Vec<&[u8]> = Vec::new();
-    for tag in fetch.validate.iter().filter_map(|entry| entry.head.headers.get(header::ETAG)) {
-        if !tags.contains(&tag.as_bytes()) {
-            tags.push(tag.as_bytes());
-        }
-    }
-    if !tags.is_empty()
-        && let Ok(list) = HeaderValue::from_bytes(&tags.join(&b", "[..]))
-    {
-        head.insert_header(header::IF_NONE_MATCH, list)?;
-    }
-    let selected = fetch.validate.first().and_then(|entry| entry.head.headers.get(header::LAST_MODIFIED));
-    if let Some(modified) = selected {
-        head.insert_header(header::IF_MODIFIED_SINCE, modified.clone())?;
-    }
-    Ok(())
+    validate::conditions(&fetch.validate, head)
 }
 
 /// Keeps a 304: Pingora merges five fields of it, and RFC 9111 §3.2 wants all.
@@ -272,7 +257,7 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
     let uncacheable = |why: &'static str| RespCacheable::Uncacheable(NoCacheReason::Custom(why));
     let Some(fetch) = ctx.fetch_mut() else { return uncacheable("not a fetch") };
     if let Some(update) = fetch.not_modified.take() {
-        validated(fetch, *update, &received);
+        validate::validated(fetch, &session.req_header().headers, &update, &received);
         let shell = CacheMeta::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH, 0, 0, head.clone());
         return RespCacheable::Cacheable(shell);
     }
@@ -297,8 +282,7 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
         Ok(_) => entry::stored_head(head, &fields, &received),
         Err(_) => head.clone(),
     };
-    let own =
-        fields.iter().flat_map(|name| head.headers.get_all(name).iter().map(|value| (name.clone(), value.clone()))).collect();
+    let own = freshen::own(&head.headers, &fields);
     if fetch.fill.begin(stored, own, outcome, session.req_header().method == Method::HEAD) {
         policy.metrics.stored.increment();
         RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()))
@@ -312,53 +296,10 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
     }
 }
 
-/// The monotonic clock as a number, for what is remembered for seconds.
+/// The wall clock as a number, for what is remembered for seconds.
 pub(super) fn millis(received: &crate::cache::freshness::Received) -> u64 {
     let since = received.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// RFC 9111 §4.3.4: which stored answers a 304 confirms, and what it says anew of them.
-fn validated(fetch: &mut Fetch, update: ResponseHeader, received: &crate::cache::freshness::Received) {
-    let fill = &fetch.fill;
-    let tag = update.headers.get(header::ETAG);
-    let same = |entry: &&Arc<Entry>| match (tag, entry.head.headers.get(header::ETAG)) {
-        (Some(new), Some(known)) => crate::cache::conditional::weakly_equal(new, known),
-        // Without a tag the answer is about the one that was selected.
-        _ => true,
-    };
-    let Some(known) = fetch.validate.iter().find(same) else {
-        if fetch.validate.is_empty() {
-            fill.settle(Phase::NotModified(Arc::new(update)));
-        } else {
-            // It confirms something else than what is stored: what is stored is worth nothing.
-            fetch.validate.iter().for_each(|entry| fetch.cache.memory.remove(&fill.key, entry));
-            fill.settle(Phase::Failed(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR)));
-        }
-        return;
-    };
-    let merged = entry::merged_head(&known.head, &update, received);
-    let mut fields = Vec::new();
-    let policy = &fill.policy;
-    match policy.judge(known.head.status.as_u16(), &merged.headers, fetch.asked, received, &mut fields) {
-        Ok(terms) => {
-            let tags = entry::tags(&merged.headers);
-            let mut head = merged;
-            fields.iter().for_each(|name| drop(head.remove_header(name)));
-            let fresh = Arc::new(Entry::new(head, known.body.clone(), terms, *received, known.selecting.clone(), tags));
-            fill.keep(&fresh);
-            fill.settle(Phase::Validated(fresh));
-        }
-        Err(why) => {
-            // Confirmed for those who wait, and not to be kept (`no-store` came with the 304).
-            policy.metrics.refused(why);
-            fetch.cache.memory.remove(&fill.key, known);
-            let mut once = known.terms;
-            once.no_cache = true;
-            let fresh = Entry::new(merged, known.body.clone(), once, *received, known.selecting.clone(), Box::default());
-            fill.settle(Phase::Validated(Arc::new(fresh)));
-        }
-    }
 }
 
 /// A fetch that failed tells those who wait. `false`: it is not one.

@@ -4,12 +4,14 @@ use super::super::Ctx;
 use super::decide::{self, Use};
 use super::fetch::{self, Plan, millis};
 use super::note::{Forwarded, HeadOf, Status, asked, received, ttl};
+use super::validate::validators;
 use super::{Outcome, Role, serve};
 use crate::cache::Cache;
 use crate::cache::control::RequestControl;
 use crate::cache::entry::{Body, Entry, Expired};
 use crate::cache::fill::{Fill, Phase, Reader};
 use crate::cache::flight::Joined;
+use crate::cache::freshen::Own;
 use crate::cache::key::{self, Key};
 use crate::cache::policy::Policy;
 use crate::cache::range::{self, Wanted};
@@ -54,6 +56,8 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         ctx.cache = Some(Box::new(Role::Past(why)));
         return Ok(Outcome::Forward);
     }
+    // Before the look: a purge in between is seen by one of the two.
+    let since = cache.memory.epoch();
     let found = look_up(session, ctx, &cache, &policy);
     let now = ctx.gateway.clock().now();
     let mut stale = None;
@@ -74,7 +78,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
             }
             policy.metrics.answered(result);
             let entry = coded(session, ctx, &cache, &policy, &found, entry).await;
-            let bytes = serve::entry(session, ctx, &entry, said).await?;
+            let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
             policy.metrics.bytes.add(bytes);
             return Ok(Outcome::Answered);
         }
@@ -94,7 +98,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     if session.req_header().method == Method::HEAD {
         policy.metrics.answered(CacheResult::Miss);
         let asked = asked(ctx, &session.req_header().headers);
-        ctx.cache = Some(Box::new(Role::Head(Box::new(HeadOf { key, policy, why, asked }))));
+        ctx.cache = Some(Box::new(Role::Head(Box::new(HeadOf { key, policy, why, asked, since }))));
         return Ok(Outcome::Forward);
     }
     let others = cache.memory.variants(&key);
@@ -107,7 +111,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         return Ok(Outcome::Forward);
     }
     let ask_tier = policy.redis && stale.is_none() && control == RequestControl::default();
-    Miss { cache, policy, key, others, stale, why, ask_tier }.answer(session, ctx).await
+    Miss { cache, policy, key, others, stale, why, control, ask_tier }.answer(session, ctx).await
 }
 
 fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
@@ -218,13 +222,9 @@ fn refresh(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy
     let make = || Fill::new(Arc::clone(&key), Arc::clone(policy), Arc::clone(&cache.memory), cache.redis.as_ref());
     if let Joined::Leader(fill) = cache.flights.join(&id, hash, make) {
         policy.metrics.refreshes.increment();
-        let validate = validators(&cache.memory.variants(&key));
+        let validate = validators(&cache.memory.variants(&key), &session.req_header().headers);
         start(session, ctx, cache, Plan { fill, validate, flight: Some((id, hash)), as_asked: false, ask_tier: false });
     }
-}
-
-fn validators(variants: &[Arc<Entry>]) -> Vec<Arc<Entry>> {
-    variants.iter().filter(|entry| entry.is_complete() && entry.validator()).take(8).cloned().collect()
 }
 
 /// Starts a fetch; one that cannot be started has failed.
@@ -263,20 +263,24 @@ struct Miss {
     others: Vec<Arc<Entry>>,
     stale: Option<Arc<Entry>>,
     why: Forwarded,
+    control: RequestControl,
     /// Nothing is stored here, and the client has no wishes: what another gateway has will do.
     ask_tier: bool,
 }
 
 /// Whether the request has its answer, or has to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Answered,
     Again,
+    /// And nothing that is stored will do: without conditions.
+    Whole,
 }
 
 impl Miss {
     async fn answer(mut self, session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         let headers = &session.req_header().headers;
-        let validate = validators(&self.others);
+        let mut validate = validators(&self.others, headers);
         let own_conditions = validate.is_empty()
             && [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name));
         let mut selecting = self.others.first().map(|entry| entry.selecting.clone());
@@ -319,7 +323,10 @@ impl Miss {
             }
             match self.follow(session, ctx, &fill, reader, leads, round, &mut selecting).await? {
                 Turn::Answered => return Ok(Outcome::Answered),
-                Turn::Again => {
+                turn => {
+                    if turn == Turn::Whole {
+                        validate.clear();
+                    }
                     if self.look_again(session, ctx).await? {
                         return Ok(Outcome::Answered);
                     }
@@ -337,8 +344,7 @@ impl Miss {
     /// What another's fetch has brought since, if it will do for this request.
     fn stored(&self, session: &Session, ctx: &Ctx) -> Option<Arc<Entry>> {
         let entry = look_up(session, ctx, &self.cache, &self.policy).entry.filter(|entry| entry.is_complete())?;
-        let control = RequestControl::of(&session.req_header().headers);
-        let decision = decide::decide(&entry, &control, &self.policy, ctx.gateway.clock().now());
+        let decision = decide::decide(&entry, &self.control, &self.policy, ctx.gateway.clock().now());
         (decision != Use::Validate).then_some(entry)
     }
 
@@ -348,7 +354,7 @@ impl Miss {
         let now = ctx.gateway.clock().now();
         let said = Status { forwarded: Some(self.why), collapsed: true, ttl: Some(ttl(&entry, now)), ..Status::default() };
         self.policy.metrics.answered(CacheResult::Collapsed);
-        let bytes = serve::entry(session, ctx, &entry, said).await?;
+        let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
         self.policy.metrics.bytes.add(bytes);
         Ok(true)
     }
@@ -414,25 +420,30 @@ impl Miss {
                 serve::stream(session, ctx, &head, reader, said).await?;
                 Ok(Turn::Answered)
             }
-            Phase::Validated(entry) => {
+            Phase::Validated(confirmed) => {
                 drop(reader);
-                if !entry.selecting.matches(&session.req_header().headers) && !leads {
+                let entry = &confirmed.entry;
+                if !leads && !(confirmed.shared && entry.selecting.matches(&session.req_header().headers)) {
                     return Ok(Turn::Again);
                 }
-                (said.upstream, said.ttl) = (Some(304), Some(ttl(&entry, now)));
+                (said.upstream, said.ttl) = (Some(304), Some(ttl(entry, now)));
                 self.policy.metrics.answered(CacheResult::Revalidated);
-                let bytes = serve::entry(session, ctx, &entry, said).await?;
+                let own = if leads { confirmed.own.clone() } else { Own::new() };
+                let bytes = serve::entry(session, ctx, entry, &own, said).await?;
                 self.policy.metrics.bytes.add(bytes);
                 Ok(Turn::Answered)
             }
             Phase::Shared(entry) => {
                 drop(reader);
-                if !entry.selecting.matches(&session.req_header().headers) {
+                // The one who asked first had no wishes; this one may want what only the upstream can say.
+                let fits = entry.selecting.matches(&session.req_header().headers);
+                if !fits || decide::decide(&entry, &self.control, &self.policy, now) == Use::Validate {
+                    self.ask_tier = false;
                     return Ok(Turn::Again);
                 }
                 self.policy.metrics.answered(CacheResult::Hit);
                 let said = Status { detail: Some("redis"), ..Status::hit(&entry, now) };
-                let bytes = serve::entry(session, ctx, &entry, said).await?;
+                let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
                 self.policy.metrics.bytes.add(bytes);
                 Ok(Turn::Answered)
             }
@@ -444,6 +455,7 @@ impl Miss {
                 serve::not_modified(session, ctx, head).await?;
                 Ok(Turn::Answered)
             }
+            Phase::Unclear => Ok(Turn::Whole),
             Phase::NotModified(_) | Phase::Stored | Phase::Waiting => Ok(Turn::Again),
             Phase::Failed(rejection) => {
                 if let Some(turn) = self.instead_of_error(session, ctx, now, None).await? {
@@ -477,7 +489,7 @@ impl Miss {
             ..Status::default()
         };
         self.policy.metrics.answered(CacheResult::Stale);
-        let bytes = serve::entry(session, ctx, &entry, said).await?;
+        let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
         self.policy.metrics.bytes.add(bytes);
         Ok(Some(Turn::Answered))
     }

@@ -4,9 +4,10 @@ use super::super::Ctx;
 use super::Role;
 use crate::cache::Cache;
 use crate::cache::entry::{self, Entry, Expired};
+use crate::cache::freshen::{Freshened, freshened};
 use crate::cache::freshness::Received;
 use crate::cache::key::{self, Key};
-use crate::cache::policy::{Asked, Policy};
+use crate::cache::policy::{Asked, Policy, Refusal};
 use arrayvec::ArrayString;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use pingora::http::ResponseHeader;
@@ -104,6 +105,8 @@ pub struct HeadOf {
     pub policy: Arc<Policy>,
     pub why: Forwarded,
     pub asked: Asked,
+    /// See [`crate::cache::memory::MemoryStore::insert`].
+    pub since: u64,
 }
 
 /// Looks at an answer on its way to the client that did not come from the cache.
@@ -128,7 +131,7 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
         }
         Role::Head(of) => {
             said.forwarded = Some(of.why);
-            learn_from_head(&cache, &of, head, &received(ctx));
+            learn_from_head(&cache, &of, &session.req_header().headers, head, &received(ctx));
         }
         Role::Unshared(hash) => {
             said.forwarded = Some(Forwarded::UriMiss);
@@ -144,7 +147,8 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
 }
 
 pub fn asked(ctx: &Ctx, headers: &HeaderMap) -> Asked {
-    Asked { authorization: headers.contains_key(header::AUTHORIZATION), identity: ctx.request.identity.is_some() }
+    let identity = ctx.request.identity.is_some() || !ctx.request.apart.is_empty();
+    Asked { authorization: headers.contains_key(header::AUTHORIZATION), identity }
 }
 
 /// Now, after as long as the attempt has taken.
@@ -201,26 +205,31 @@ fn resolve(url: &str, ctx: &Ctx, reference: &str) -> Option<String> {
     (!reference.is_empty() && !reference.starts_with('.')).then(|| format!("{directory}{reference}"))
 }
 
-/// RFC 9111 §4.3.5: the answer to a HEAD refreshes a stored answer to GET that is the same one, and invalidates one that is not.
-fn learn_from_head(cache: &Cache, of: &HeadOf, head: &ResponseHeader, received: &Received) {
-    if head.status != 200 {
+/// RFC 9111 §4.3.5: the answer to a HEAD refreshes the stored answers to GET that could have been chosen for it and are the same,
+/// and invalidates those that are not.
+fn learn_from_head(cache: &Cache, of: &HeadOf, request: &HeaderMap, head: &ResponseHeader, received: &Received) {
+    let status = head.status.as_u16();
+    if !matches!(status, 200 | 404 | 410) {
         return;
     }
-    for known in cache.memory.variants(&of.key) {
+    let chosen = |known: &&Arc<Entry>| known.selecting.matches(request) && known.is_complete();
+    for known in cache.memory.variants(&of.key).iter().filter(chosen) {
         let differs = |name: &HeaderName| head.headers.get(name).is_some_and(|new| known.head.headers.get(name) != Some(new));
-        if known.head.status != 200 || !known.is_complete() {
-            continue;
-        }
-        if [header::ETAG, header::LAST_MODIFIED, header::CONTENT_LENGTH].iter().any(differs) {
+        let validators = [header::ETAG, header::LAST_MODIFIED, header::CONTENT_LENGTH];
+        if known.head.status != head.status || status == 200 && validators.iter().any(differs) {
             known.expire(Expired::Invalid);
             continue;
         }
-        let merged = entry::merged_head(&known.head, head, received);
-        let mut fields = Vec::new();
-        if let Ok(terms) = of.policy.judge(200, &merged.headers, of.asked, received, &mut fields) {
-            let (body, tags) = (known.body.clone(), entry::tags(&merged.headers));
-            let fresh = Entry::new(merged, body, terms, *received, known.selecting.clone(), tags);
-            cache.memory.insert(&of.key, Arc::new(fresh), of.policy.max_variants, cache.memory.epoch());
+        let Freshened { head: fresh, terms, .. } = freshened(&of.policy, known, head, of.asked, received);
+        match terms {
+            Ok(terms) => {
+                let (body, tags) = (known.body.clone(), entry::tags(&fresh.headers));
+                let fresh = Entry::new(fresh, body, terms, *received, known.selecting.clone(), tags);
+                cache.memory.insert(&of.key, Arc::new(fresh), of.policy.max_variants, of.since);
+            }
+            // It says of the one who asked only, not of what is stored for everyone.
+            Err(Refusal::Authorization) => {}
+            Err(_) => known.expire(Expired::Invalid),
         }
     }
 }

@@ -5,6 +5,7 @@ use super::note::Status;
 use crate::cache::conditional;
 use crate::cache::entry::{Body, Entry};
 use crate::cache::fill::{Broken, Head, Reader};
+use crate::cache::freshen::Own;
 use crate::cache::range::{self, Wanted};
 use crate::compress;
 use bytes::{Bytes, BytesMut};
@@ -18,13 +19,17 @@ use std::fmt::Write;
 const OF_THE_BODY: [http::HeaderName; 5] =
     [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
 
-/// Answers with a stored response, or as much of it as is asked for. Returns the bytes that came from the cache.
-pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, said: Status) -> Result<u64> {
+/// Answers with a stored response, or as much of it as is asked for, with the fields that are this client's `own`. Returns the bytes
+/// that came from the cache.
+pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, own: &Own, said: Status) -> Result<u64> {
     let now = ctx.gateway.clock().now();
     let mut head = stored.head.clone();
     let request = session.req_header();
     let ok = head.status == StatusCode::OK;
     head.insert_header(header::AGE, HeaderValue::from(stored.age(now).as_secs()))?;
+    for (name, value) in own {
+        head.append_header(name.clone(), value.clone())?;
+    }
     if let Some(compression) = ctx.compression() {
         compression.mark(&mut head);
     }
