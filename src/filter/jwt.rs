@@ -37,6 +37,7 @@ const RETRY: Duration = Duration::from_secs(2);
 // RFC 6750 section 3.1. A request without any credential is told no error, only what is asked for.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer");
 const INVALID_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+const INVALID_REQUEST: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_request\"");
 const EXPIRED: HeaderValue =
     HeaderValue::from_static("Bearer error=\"invalid_token\", error_description=\"The token has expired\"");
 
@@ -305,7 +306,7 @@ impl Jwt {
 
     fn duplicate(&self) -> Rejection {
         self.metrics.count(AuthOutcome::Duplicate);
-        Rejection::new(&rejection::CREDENTIAL_DUPLICATE)
+        Rejection::new(&rejection::CREDENTIAL_DUPLICATE).www_authenticate(INVALID_REQUEST)
     }
 
     fn refuse(&self, refusal: Refusal) -> Rejection {

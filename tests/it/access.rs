@@ -188,7 +188,9 @@ fn permissions_hold_by_method_path_and_claim() {
         "[jwt.main]\nalgorithms = ['HS256']\nsecret = {{ file = 'secret' }}\nclaims = {{ roles = 'roles' }}\n{}\
          [routes.orders]\nmatch = {{ path = \"/orders/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\" }} }},\n\
          {{ require = {{ permissions = [\n{{ roles = [\"orders:write\"], methods = [\"POST\"], path = \"/orders/{{id}}\" }},\n\
-         {{ roles = [\"orders:read\"], methods = [\"GET\"] }} ], condition = \"claims.org == request.headers['x-org']\" }} }}]\n",
+         {{ roles = [\"orders:read\"], methods = [\"GET\"] }} ], condition = \"claims.org == request.headers['x-org']\" }} }}]\n\
+         [routes.scoped]\nmatch = {{ path = \"/scoped\" }}\nupstream = \"app\"\n\
+         filters = [{{ jwt = {{ issuer = \"main\" }} }}, {{ require = {{ scopes = [\"a\", \"b\"] }} }}]\n",
         upstream("app", &[&origin], "")
     );
     let gateway = start(&toml);
@@ -210,6 +212,10 @@ fn permissions_hold_by_method_path_and_claim() {
     assert_eq!(origin.last().request_line(), "POST /orders/8 HTTP/1.1");
     let labels = [("route", "orders"), ("filter", "require"), ("outcome", "forbidden")];
     assert_eq!(gateway.metric("gatewright_auth_total", &labels), 4.0);
+    let token = format!("Bearer {}", signer.token(&json!({ "sub": "a", "exp": now() + 60, "scope": "c" })));
+    let refused = send(gateway.http(), "GET", "/scoped", &[("authorization", &token)], b"");
+    let challenge = "Bearer error=\"insufficient_scope\", scope=\"a b\"";
+    assert_eq!((refused.status, refused.header("www-authenticate")), (403, Some(challenge)));
 }
 
 /// `any_of` asks the methods until one decides. What the others would have taken out of the query must not go upstream, nor to the
