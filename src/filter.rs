@@ -19,6 +19,7 @@ mod hmac;
 mod ip_allow;
 mod jwt;
 mod mtls;
+mod query;
 mod rate_limit;
 mod redirect;
 mod registry;
@@ -159,6 +160,12 @@ pub trait Filter: Send + Sync + 'static {
     /// have it removed.
     fn on_request<'a>(&'a self, _session: &'a mut Session, _ctx: &'a mut RequestCtx) -> Step<'a> {
         Step::CONTINUE
+    }
+
+    /// Takes every parameter out of the target in which [`Filter::on_request`] would look for a credential; whether there was one.
+    /// For `any_of`, which asks one of several filters and passes on what none of them may.
+    fn take_from_query(&self, _session: &mut Session) -> Result<bool, Rejection> {
+        Ok(false)
     }
 
     /// Edits the request that goes upstream. Runs once for each attempt, each time on a fresh copy.

@@ -75,7 +75,7 @@ pub struct Rejection {
     pub retry_after: Option<Duration>,
     /// Sent as `Allow`.
     pub allow: Option<HeaderValue>,
-    /// Sent as `WWW-Authenticate`: what a 401 asks for (RFC 9110 section 11.6.1).
+    /// Sent as `WWW-Authenticate`: what a 401 asks for (RFC 9110 section 11.6.1), or what another answer says of a token (RFC 6750).
     pub www_authenticate: Option<HeaderValue>,
     /// The limit that was reached: the `limit` member of the problem document. Only characters that need no escape. A thin
     /// pointer, because rejections are returned by value from function to function.

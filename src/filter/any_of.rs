@@ -7,7 +7,7 @@ use crate::request::RequestCtx;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use arrayvec::ArrayVec;
 use bytes::BufMut;
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -17,10 +17,12 @@ use std::sync::Arc;
 
 /// The most methods of one filter.
 const METHODS_MAX: usize = 8;
+const BITS: [u8; METHODS_MAX] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 /// Takes one of several credentials. The methods are tried in the order written: where the request has no credential for one,
 /// the next is tried; the first for which it has one decides, so that a bad credential is refused and not passed over. With
-/// no credential at all the answer is 401 `credential_missing`, unless `anonymous` is set.
+/// no credential at all the answer is 401 `credential_missing`, unless `anonymous` is set. Whichever decides, credentials that the
+/// others would take out of the query or the headers do not go upstream either.
 #[derive(Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AnyOfConfig {
@@ -109,10 +111,15 @@ impl Filter for AnyOf {
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
+        let hidden = match self.hide(session) {
+            Ok(None) => None,
+            Ok(Some(hidden)) => return Step::Wait(Box::pin(self.rest(0, Challenges::default(), Some(hidden), session, ctx))),
+            Err(rejection) => return Step::reject(rejection),
+        };
         let mut challenges = Challenges::default();
         for (index, method) in self.methods.iter().enumerate() {
             if method.may_wait() {
-                return Step::Wait(Box::pin(self.rest(index, challenges, session, ctx)));
+                return Step::Wait(Box::pin(self.rest(index, challenges, hidden, session, ctx)));
             }
             match method.on_request(session, ctx) {
                 Step::Ready(done) => {
@@ -124,6 +131,10 @@ impl Filter for AnyOf {
             }
         }
         Step::Ready(self.nothing(&challenges, ctx))
+    }
+
+    fn take_from_query(&self, session: &mut Session) -> Result<bool, Rejection> {
+        self.hide(session).map(|hidden| hidden.is_some())
     }
 
     fn on_upstream_request(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
@@ -138,20 +149,52 @@ impl Filter for AnyOf {
     }
 }
 
+/// Credentials that were taken out of the query.
+struct Hidden {
+    /// The target with all of them.
+    target: Uri,
+    /// Whose they are: a bit for each method.
+    methods: u8,
+}
+
 impl AnyOf {
-    /// The methods from `index` on, where one of them may wait.
+    /// Takes the credentials of all methods out of the query. One method decides and the others are never asked, but what they
+    /// would have taken must not go upstream, nor to a service that another method asks.
+    fn hide(&self, session: &mut Session) -> Result<Option<Hidden>, Rejection> {
+        let uri = &session.req_header().uri;
+        if uri.query().is_none() {
+            return Ok(None);
+        }
+        let mut hidden = Hidden { target: uri.clone(), methods: 0 };
+        for (method, bit) in self.methods.iter().zip(BITS) {
+            if method.take_from_query(session)? {
+                hidden.methods |= bit;
+            }
+        }
+        Ok((hidden.methods != 0).then_some(hidden))
+    }
+
+    /// The methods from `index` on, where one of them may wait or has a credential in the query.
     async fn rest(
         &self,
         index: usize,
         mut challenges: Challenges,
+        hidden: Option<Hidden>,
         session: &mut Session,
         ctx: &mut RequestCtx,
     ) -> Result<Flow, Rejection> {
-        for method in self.methods.iter().skip(index) {
+        for (method, bit) in self.methods.iter().zip(BITS).skip(index) {
+            let shown = hidden.as_ref().filter(|hidden| hidden.methods & bit != 0);
+            if let Some(hidden) = shown {
+                session.req_header_mut().set_uri(hidden.target.clone());
+            }
             let done = match method.on_request(session, ctx) {
                 Step::Ready(done) => done,
                 Step::Wait(io) => io.await,
             };
+            if shown.is_some() {
+                self.hide(session)?;
+            }
             if let Some(decided) = self.decided(done, &mut challenges) {
                 return decided;
             }

@@ -2,23 +2,19 @@
 
 use super::auth::Judge;
 use super::header_edits::parse_name;
+use super::query::{self, Taken};
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
-use crate::arena::with_arena;
 use crate::consumer::issued::Found as Owner;
 use crate::consumer::{Consumers, Issued, KeyDigest};
-use crate::rejection::{self, Rejection};
+use crate::rejection::Rejection;
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::AuthOutcome;
 use crate::value::Located;
-use bytes::BufMut;
-use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Uri};
-use percent_encoding::percent_decode_str;
+use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The longest key that is looked at, in bytes. A longer one is nobody's.
@@ -36,7 +32,8 @@ pub struct ApiKeyConfig {
     /// The header that has the key. Default: `"x-api-key"`, or none where `query` is given.
     pub header: Option<Located<String>>,
     /// The parameter of the query that has the key. Keys in URLs end up in histories and in logs of others, so prefer a header.
-    /// The parameter is taken out of the target before anything else sees it. Default: none.
+    /// The parameter is taken out of the target before the upstream, logs, the cache and filters behind this one see it. Default:
+    /// none.
     pub query: Option<Located<String>>,
     /// Whether the header goes upstream with its key. Default: false. A key in the query never does.
     pub forward: bool,
@@ -119,6 +116,12 @@ impl Filter for ApiKey {
         Step::Ready(done.map(|()| Flow::Continue))
     }
 
+    fn take_from_query(&self, session: &mut Session) -> Result<bool, Rejection> {
+        let Some(name) = &self.query else { return Ok(false) };
+        let taken = query::take(session, |parameter| parameter == name.as_bytes(), |_| ())?;
+        Ok(!matches!(taken, Taken::None))
+    }
+
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
         if let Some(header) = &self.header
             && !self.forward
@@ -134,14 +137,14 @@ impl ApiKey {
     fn read(&self, session: &mut Session) -> Result<KeyDigest, Rejection> {
         // Taken out before anything is decided: a request that is refused is logged too.
         let in_query = match &self.query {
-            Some(name) => take_parameter(session, name)?,
-            None => Found::None,
+            Some(name) => query::take(session, |parameter| parameter == name.as_bytes(), |key| digest(&query::decoded(key)))?,
+            None => Taken::None,
         };
         let mut in_header = self.header.iter().flat_map(|name| session.req_header().headers.get_all(name));
         let digest = match (in_header.next(), in_header.next(), in_query) {
-            (None, None, Found::None) => return Err(self.judge.refuse(AuthOutcome::Missing)),
-            (Some(value), None, Found::None) => digest(value.as_bytes()),
-            (None, None, Found::One(digest)) => digest,
+            (None, None, Taken::None) => return Err(self.judge.refuse(AuthOutcome::Missing)),
+            (Some(value), None, Taken::None) => digest(value.as_bytes()),
+            (None, None, Taken::One(digest)) => digest,
             _ => return Err(self.judge.refuse(AuthOutcome::Duplicate)),
         };
         digest.ok_or_else(|| self.judge.refuse(AuthOutcome::Malformed))
@@ -164,46 +167,6 @@ impl ApiKey {
 /// `None` for what cannot be a key.
 fn digest(key: &[u8]) -> Option<KeyDigest> {
     (!key.is_empty() && key.len() <= KEY_MAX).then(|| KeyDigest::of(key))
-}
-
-/// What the query has of the parameter.
-enum Found {
-    None,
-    One(Option<KeyDigest>),
-    Several,
-}
-
-/// Takes every parameter of that name out of the target.
-fn take_parameter(session: &mut Session, name: &str) -> Result<Found, Rejection> {
-    let uri = &session.req_header().uri;
-    let Some(query) = uri.query() else { return Ok(Found::None) };
-    let is_key = |pair: &str| decoded(pair.split_once('=').map_or(pair, |(name, _)| name)) == name.as_bytes();
-    let mut keys = query.split('&').filter(|pair| is_key(pair));
-    let found = match (keys.next(), keys.next()) {
-        (None, _) => return Ok(Found::None),
-        (Some(pair), None) => Found::One(digest(&decoded(pair.split_once('=').map_or("", |(_, value)| value)))),
-        (Some(_), Some(_)) => Found::Several,
-    };
-    let target = with_arena(|out| {
-        out.put_slice(uri.path().as_bytes());
-        let mut before = b'?';
-        for pair in query.split('&').filter(|pair| !is_key(pair)) {
-            out.put_u8(before);
-            out.put_slice(pair.as_bytes());
-            before = b'&';
-        }
-    });
-    // Cannot fail: it is what the target was, less a part. If it could, going on would mean to pass the key on.
-    let failed = |_| Rejection::new(&rejection::PATH_INVALID);
-    let mut parts = uri.clone().into_parts();
-    parts.path_and_query = Some(PathAndQuery::from_maybe_shared(target).map_err(failed)?);
-    let uri = Uri::from_parts(parts).map_err(|_| Rejection::new(&rejection::PATH_INVALID))?;
-    session.req_header_mut().set_uri(uri);
-    Ok(found)
-}
-
-fn decoded(text: &str) -> Cow<'_, [u8]> {
-    percent_decode_str(text).into()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod claim_headers;
 mod source;
 
+use super::query::Taken;
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::Consumers;
 use crate::consumer::issued::{Standing, denial_names};
@@ -36,6 +37,7 @@ const RETRY: Duration = Duration::from_secs(2);
 // RFC 6750 section 3.1. A request without any credential is told no error, only what is asked for.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer");
 const INVALID_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+const INVALID_REQUEST: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_request\"");
 const EXPIRED: HeaderValue =
     HeaderValue::from_static("Bearer error=\"invalid_token\", error_description=\"The token has expired\"");
 
@@ -50,8 +52,8 @@ pub struct JwtConfig {
     /// each needs an `issuer` of its own.
     pub issuer: Located<Names>,
     /// Where the token is: `"authorization"` (`Authorization: Bearer ...`), `"header:NAME"`, `"cookie:NAME"` or `"query:NAME"`; up to 8 of
-    /// them. All are looked at. A token is always taken out of the query before anything else sees it. Default
-    /// `["authorization"]`.
+    /// them. All are looked at. A token is always taken out of the query before the upstream, logs, the cache and filters behind this
+    /// one see it. Default `["authorization"]`.
     #[serde(default = "authorization")]
     #[schemars(default)]
     pub token: Vec<Located<String>>,
@@ -204,8 +206,10 @@ impl Filter for Jwt {
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let from_query = match self.sources.take_from_query(session) {
-            Ok(token) => token,
-            Err(Duplicate) => return Step::reject(self.duplicate()),
+            Ok(Taken::None) => None,
+            Ok(Taken::One(token)) => Some(token),
+            Ok(Taken::Several) => return Step::reject(self.duplicate()),
+            Err(rejection) => return Step::reject(rejection),
         };
         let token = match self.sources.find(session.req_header(), from_query.as_deref()) {
             Ok(Some(token)) => token,
@@ -233,6 +237,10 @@ impl Filter for Jwt {
                 }))
             }
         }
+    }
+
+    fn take_from_query(&self, session: &mut Session) -> Result<bool, Rejection> {
+        Ok(!matches!(self.sources.take_from_query(session)?, Taken::None))
     }
 
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
@@ -298,7 +306,7 @@ impl Jwt {
 
     fn duplicate(&self) -> Rejection {
         self.metrics.count(AuthOutcome::Duplicate);
-        Rejection::new(&rejection::CREDENTIAL_DUPLICATE)
+        Rejection::new(&rejection::CREDENTIAL_DUPLICATE).www_authenticate(INVALID_REQUEST)
     }
 
     fn refuse(&self, refusal: Refusal) -> Rejection {

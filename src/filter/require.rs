@@ -24,8 +24,9 @@ const LIST_MAX: usize = 256;
 const BEARER: HeaderValue = HeaderValue::from_static("Bearer");
 
 /// Lets only those pass who are permitted; a filter that establishes an identity must stand before it. All keys that are
-/// given must hold. Without an identity the answer is 401 `credential_missing`, without permission 403 `forbidden`. With no
-/// key at all, every identity is permitted.
+/// given must hold. Without an identity the answer is 401 `credential_missing`, without permission 403 `forbidden`; where a token
+/// lacks nothing but scopes, with `WWW-Authenticate: Bearer error="insufficient_scope"` and the scopes that would do (RFC 6750).
+/// With no key at all, every identity is permitted.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RequireConfig {
@@ -80,6 +81,7 @@ pub struct Require {
     all_roles: Texts,
     scopes: Option<Texts>,
     all_scopes: Texts,
+    scope_challenge: HeaderValue,
     consumers: Option<Texts>,
     tiers: Option<Texts>,
     methods: Option<Permissions>,
@@ -94,6 +96,7 @@ pub struct Require {
 struct Permission {
     roles: Option<Texts>,
     scopes: Option<Texts>,
+    scope_challenge: HeaderValue,
     methods: Permitted,
     path: Pattern,
 }
@@ -160,11 +163,13 @@ impl FilterConfig for RequireConfig {
             })?),
         };
         unknown_roles.retain(|role| !cx.consumers.has_role(role));
+        let scope_challenge = scope_challenge(self.scopes.iter().chain(&self.all_scopes).flatten());
         Ok(Require {
             roles: self.roles.map(texts),
             all_roles: self.all_roles.map(texts).unwrap_or_default(),
             scopes: self.scopes.map(texts),
             all_scopes: self.all_scopes.map(texts).unwrap_or_default(),
+            scope_challenge,
             consumers: self.consumers.map(texts),
             tiers: self.tiers.map(texts),
             methods,
@@ -179,6 +184,18 @@ impl FilterConfig for RequireConfig {
 
 fn texts(list: Vec<Located<String>>) -> Texts {
     list.into_iter().map(|text| text.value.into()).collect()
+}
+
+/// What a 403 says that only scopes are missing for (RFC 6750 section 3.1). A scope that the standard knows no way to write is left
+/// out.
+fn scope_challenge<'a>(scopes: impl Iterator<Item = &'a Located<String>>) -> HeaderValue {
+    let plain = |scope: &&str| scope.bytes().all(|b| matches!(b, b'!' | b'#'..=b'[' | b']'..=b'~'));
+    let scopes: Vec<&str> = scopes.map(|scope| scope.as_str()).filter(plain).collect();
+    let text = match scopes.is_empty() {
+        true => "Bearer error=\"insufficient_scope\"".to_owned(),
+        false => format!("Bearer error=\"insufficient_scope\", scope=\"{}\"", scopes.join(" ")),
+    };
+    HeaderValue::try_from(text).unwrap_or(BEARER)
 }
 
 fn permitted(methods: &BTreeMap<String, Located<Vec<String>>>, roles: &mut Vec<Located<String>>) -> Result<Permissions, Problem> {
@@ -213,7 +230,13 @@ fn permission(config: &Located<PermissionConfig>) -> Result<Permission, Problem>
         None => Pattern::everything(),
         Some(text) => Pattern::parse(text).map_err(|(why, help)| Problem::new(why).at(text).help(help))?,
     };
-    Ok(Permission { roles: config.roles.clone().map(texts), scopes: config.scopes.clone().map(texts), methods, path })
+    Ok(Permission {
+        roles: config.roles.clone().map(texts),
+        scopes: config.scopes.clone().map(texts),
+        scope_challenge: scope_challenge(config.scopes.iter().flatten()),
+        methods,
+        path,
+    })
 }
 
 fn dangling<'a>(kind: &str, name: &Located<String>, known: impl Iterator<Item = &'a str>) -> Problem {
@@ -247,46 +270,62 @@ impl Filter for Require {
             let challenge = ctx.challenge.clone().unwrap_or(BEARER);
             return Step::reject(Rejection::new(&rejection::CREDENTIAL_MISSING).www_authenticate(challenge));
         };
-        if self.permits(identity, session.req_header(), ctx) {
-            self.metrics.count(AuthOutcome::Accepted);
-            Step::CONTINUE
-        } else {
-            self.metrics.count(AuthOutcome::Forbidden);
-            Step::reject(Rejection::new(&rejection::FORBIDDEN))
+        match self.judge(identity, session.req_header(), ctx) {
+            Ok(()) => {
+                self.metrics.count(AuthOutcome::Accepted);
+                Step::CONTINUE
+            }
+            Err(missing) => {
+                self.metrics.count(AuthOutcome::Forbidden);
+                let mut rejection = Rejection::new(&rejection::FORBIDDEN);
+                rejection.www_authenticate = missing.filter(|_| identity.method == "jwt").cloned();
+                Step::reject(rejection)
+            }
         }
     }
 }
 
 impl Require {
-    fn permits(&self, identity: &Identity, head: &RequestHeader, ctx: &RequestCtx) -> bool {
+    /// `Err` is what to ask for, where the identity has all but scopes.
+    fn judge(&self, identity: &Identity, head: &RequestHeader, ctx: &RequestCtx) -> Result<(), Option<&HeaderValue>> {
         let method = &head.method;
         let any = |texts: &Option<Texts>, holds: &dyn Fn(&str) -> bool| {
             texts.as_ref().is_none_or(|texts| texts.iter().any(|text| holds(text)))
         };
         // A token's subject may be spelt as a consumer is named; only a configured consumer is one.
         let consumer = |name: &str| identity.consumer.as_ref().is_some_and(|consumer| *consumer.name == *name);
-        any(&self.roles, &|role| identity.has_role(role))
+        let permitted = any(&self.roles, &|role| identity.has_role(role))
             && self.all_roles.iter().all(|role| identity.has_role(role))
-            && any(&self.scopes, &|scope| identity.has_scope(scope))
-            && self.all_scopes.iter().all(|scope| identity.has_scope(scope))
             && any(&self.consumers, &consumer)
             && any(&self.tiers, &|tier| identity.tier.as_deref() == Some(tier))
             && self
                 .methods
                 .as_ref()
-                .is_none_or(|roles| roles.iter().any(|(role, permitted)| identity.has_role(role) && permitted.has(method)))
-            && self.permissions.as_ref().is_none_or(|list| {
-                list.iter().any(|permission| {
-                    any(&permission.roles, &|role| identity.has_role(role))
-                        && any(&permission.scopes, &|scope| identity.has_scope(scope))
-                        && permission.methods.has(method)
-                        && permission.path.matches(head.uri.path())
-                })
-            })
-            && self.condition.as_ref().is_none_or(|condition| {
-                let facts = Facts { head: Some(head), ctx: Some(ctx), identity: Some(identity), now: self.clock.wall() };
-                condition.holds(&facts)
-            })
+                .is_none_or(|roles| roles.iter().any(|(role, permitted)| identity.has_role(role) && permitted.has(method)));
+        if !permitted {
+            return Err(None);
+        }
+        let scoped = |scopes: &Option<Texts>| any(scopes, &|scope| identity.has_scope(scope));
+        if !scoped(&self.scopes) || !self.all_scopes.iter().all(|scope| identity.has_scope(scope)) {
+            return Err(Some(&self.scope_challenge));
+        }
+        if let Some(list) = &self.permissions {
+            let fits = |permission: &&Permission| {
+                any(&permission.roles, &|role| identity.has_role(role))
+                    && permission.methods.has(method)
+                    && permission.path.matches(head.uri.path())
+            };
+            let mut near = list.iter().filter(fits).peekable();
+            let challenge = near.peek().map(|permission| &permission.scope_challenge);
+            if !near.any(|permission| scoped(&permission.scopes)) {
+                return Err(challenge);
+            }
+        }
+        let holds = self.condition.as_ref().is_none_or(|condition| {
+            let facts = Facts { head: Some(head), ctx: Some(ctx), identity: Some(identity), now: self.clock.wall() };
+            condition.holds(&facts)
+        });
+        if holds { Ok(()) } else { Err(None) }
     }
 }
 

@@ -86,7 +86,8 @@ pub async fn decide(filter: &dyn Filter, session: &mut Session, ctx: &mut Reques
         Ok(Flow::Continue) => Ok(()),
         Ok(Flow::Respond(_)) => panic!("it answers"),
         Err(rejection) => {
-            assert_eq!(rejection.code.status == 401, rejection.www_authenticate.is_some(), "{rejection:?}");
+            // RFC 9110 section 15.5.2.
+            assert!(rejection.code.status != 401 || rejection.www_authenticate.is_some(), "{rejection:?}");
             Err(rejection.code.code)
         }
     }

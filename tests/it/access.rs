@@ -188,7 +188,9 @@ fn permissions_hold_by_method_path_and_claim() {
         "[jwt.main]\nalgorithms = ['HS256']\nsecret = {{ file = 'secret' }}\nclaims = {{ roles = 'roles' }}\n{}\
          [routes.orders]\nmatch = {{ path = \"/orders/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\" }} }},\n\
          {{ require = {{ permissions = [\n{{ roles = [\"orders:write\"], methods = [\"POST\"], path = \"/orders/{{id}}\" }},\n\
-         {{ roles = [\"orders:read\"], methods = [\"GET\"] }} ], condition = \"claims.org == request.headers['x-org']\" }} }}]\n",
+         {{ roles = [\"orders:read\"], methods = [\"GET\"] }} ], condition = \"claims.org == request.headers['x-org']\" }} }}]\n\
+         [routes.scoped]\nmatch = {{ path = \"/scoped\" }}\nupstream = \"app\"\n\
+         filters = [{{ jwt = {{ issuer = \"main\" }} }}, {{ require = {{ scopes = [\"a\", \"b\"] }} }}]\n",
         upstream("app", &[&origin], "")
     );
     let gateway = start(&toml);
@@ -210,6 +212,64 @@ fn permissions_hold_by_method_path_and_claim() {
     assert_eq!(origin.last().request_line(), "POST /orders/8 HTTP/1.1");
     let labels = [("route", "orders"), ("filter", "require"), ("outcome", "forbidden")];
     assert_eq!(gateway.metric("gatewright_auth_total", &labels), 4.0);
+    let token = format!("Bearer {}", signer.token(&json!({ "sub": "a", "exp": now() + 60, "scope": "c" })));
+    let refused = send(gateway.http(), "GET", "/scoped", &[("authorization", &token)], b"");
+    let challenge = "Bearer error=\"insufficient_scope\", scope=\"a b\"";
+    assert_eq!((refused.status, refused.header("www-authenticate")), (403, Some(challenge)));
+}
+
+/// `any_of` asks the methods until one decides. What the others would have taken out of the query must not go upstream, nor to the
+/// service that one of them asks.
+#[test]
+fn no_credential_of_the_query_reaches_an_origin_or_another_service() {
+    let (origin, judge) = (Origin::start("a"), Origin::start("judge"));
+    let jwt = "{ jwt = { issuer = \"main\", token = [\"authorization\", \"query:token\"], forward = false } }";
+    let key = "{ api_key = { query = \"key\" } }";
+    let asked = format!(
+        "{{ forward_auth = {{ url = \"http://{}/\", headers = [\"x-sign\"], identity = {{ name = \"x-name\" }} }} }}",
+        judge.address()
+    );
+    let route = |name: &str, methods: &[&str]| {
+        format!(
+            "[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nupstream = \"app\"\nfilters = [{{ any_of = {{ methods = [{}] }} }}]\n",
+            methods.join(", ")
+        )
+    };
+    let toml = [
+        "[jwt.main]\nalgorithms = ['HS256']\nsecret = { file = 'secret' }\n".to_owned(),
+        config(&origin),
+        route("first", &[jwt, key]),
+        route("last", &[key, jwt]),
+        route("asked", &[&asked, key, jwt]),
+    ]
+    .concat();
+    let gateway = start(&toml);
+    let token = Signer::hs256("k", SECRET.as_bytes()).token(&json!({ "sub": "a", "exp": now() + 60 }));
+    let bearer = format!("Bearer {token}");
+    let no = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
+    judge.answer(Answer::Bytes(no.as_bytes().to_vec()));
+    for (target, header, status, arrives) in [
+        ("/first?a=1&key=canary-key".to_owned(), Some(bearer.as_str()), 200, "/first?a=1"),
+        (format!("/first?token={token}&a=1&key=canary"), None, 200, "/first?a=1"),
+        (format!("/last?key=canary-key&a=1&token={token}"), None, 200, "/last?a=1"),
+        (format!("/last?a=1&token={token}"), None, 200, "/last?a=1"),
+        ("/last?a=1&key=canary".to_owned(), Some(bearer.as_str()), 401, ""),
+        ("/asked?key=canary-key&a=1".to_owned(), None, 200, "/asked?a=1"),
+        (format!("/asked?token={token}&a=1"), None, 200, "/asked?a=1"),
+    ] {
+        let before = origin.count();
+        let headers: Vec<_> = header.iter().map(|value| ("authorization", *value)).collect();
+        assert_eq!(send(gateway.http(), "GET", &target, &headers, b"").status, status, "{target}");
+        assert_eq!(origin.count() - before, usize::from(status == 200), "{target}");
+        if status == 200 {
+            assert_eq!(origin.last().request_line(), format!("GET {arrives} HTTP/1.1"), "{target}");
+        }
+    }
+    assert!(judge.count() > 1);
+    for request in origin.requests().iter().chain(&judge.requests()) {
+        let head = String::from_utf8_lossy(&request.head);
+        assert!(!head.contains("canary") && !head.contains(&token), "{head}");
+    }
 }
 
 /// Keys, tokens, passwords and signatures through every filter, at every level of the log, good and bad: none of them comes out.

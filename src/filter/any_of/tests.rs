@@ -7,7 +7,7 @@ use crate::filter::testing::{consumers, decide, in_context, session};
 use base64::Engine as _;
 use toml::de::ValueDeserializer;
 
-/// Builds `{ any_of = { methods = [{ NAME = {} }, ...], anonymous = ... } }` as the loader does.
+/// Builds `{ any_of = { methods = [{ NAME = {} }, ...], anonymous = ... } }` as the loader does; a method may be `NAME TABLE`.
 fn build(anonymous: bool, methods: &[&str]) -> Result<Arc<dyn Filter>, Problem> {
     let (key, hash) = (KeyDigest::of(b"key"), cheap_password("pass"));
     let all = consumers(&format!(
@@ -15,9 +15,10 @@ fn build(anonymous: bool, methods: &[&str]) -> Result<Arc<dyn Filter>, Problem> 
          [consumers.by_name]\ncredentials = [{{ basic = {{ username = 'u', password = {{ argon2 = '{hash}' }} }} }}]"
     ));
     let registry = Registry::builtin();
-    let specs = methods.iter().zip(1..).map(|(name, place)| {
+    let specs = methods.iter().zip(1..).map(|(method, place)| {
+        let (name, table) = method.split_once(' ').unwrap_or((method, "{}"));
         let registration = registry.get(name).unwrap();
-        let build = (registration.decode)(ValueDeserializer::parse("{}").unwrap()).unwrap();
+        let build = (registration.decode)(ValueDeserializer::parse(table).unwrap()).unwrap();
         FilterSpec { name: registration.name, span: Span { file: FileId(0), range: place..place }, build }
     });
     let table = format!("{{ methods = [], anonymous = {anonymous} }}");
@@ -86,6 +87,29 @@ async fn no_credential_goes_upstream_whichever_was_taken() {
     let mut head = session.req_header().clone();
     filter.on_upstream_request(&session, &mut head, &mut ctx).unwrap();
     assert!(!head.headers.contains_key("x-api-key") && !head.headers.contains_key("authorization"));
+}
+
+/// Also where the method that decides comes before the one that would have taken the parameter out, and where it is refused.
+#[tokio::test]
+async fn no_credential_of_the_query_is_left_whichever_was_taken() {
+    let (key, other) = ("api_key { query = 'key' }", "api_key { query = 'other' }");
+    let sign = basic("u:pass");
+    for methods in [[key, "basic", other], ["basic", other, key], [other, key, "basic"]] {
+        let filter = build(true, &methods).unwrap();
+        for (target, lines, left, done) in [
+            ("/?key=bad&a=1&other=bad", sign.as_str(), "/?a=1", (methods[0] == "basic").then_some("by_name")),
+            ("/?key=key&a=1&other=key", "", "/?a=1", Some("by_key")),
+            ("/?a=1&k%65y=key", "", "/?a=1", Some("by_key")),
+            ("/?key=bad&a=1", "", "/?a=1", None),
+            ("/?key=key&key=key&other=bad", "", "/", None),
+        ] {
+            let (mut session, mut ctx) = session(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n"), "/").await;
+            let got = decide(&*filter, &mut session, &mut ctx).await;
+            let name = ctx.identity.as_ref().map(|identity| identity.name.to_string());
+            assert_eq!((got.is_ok(), name.as_deref()), (done.is_some(), done), "{methods:?} {target}");
+            assert_eq!(session.req_header().uri, left, "{methods:?} {target}");
+        }
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Where a token may stand in a request, and how it is taken out.
 
 use super::Problem;
+use crate::filter::query::{self, Taken};
+use crate::rejection::Rejection;
 use crate::value::Located;
-use http::uri::PathAndQuery;
-use http::{HeaderName, HeaderValue, Uri, header};
+use http::{HeaderName, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
@@ -69,32 +70,12 @@ impl Sources {
         Ok(found)
     }
 
-    /// Takes the token out of the query, so that no log, cache or upstream ever sees it. A token is all characters that need no
-    /// escape (RFC 7515 appendix C), so that it stands there as it is.
-    pub fn take_from_query(&self, session: &mut Session) -> Result<Option<Vec<u8>>, Duplicate> {
-        let named = |pair: &str| {
-            let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-            self.list.iter().any(|source| matches!(source, Source::Query(wanted) if **wanted == *name))
-        };
-        let uri = &session.req_header().uri;
-        let Some(query) = uri.query() else { return Ok(None) };
-        if !query.split('&').any(named) {
-            return Ok(None);
-        }
-        let mut taken =
-            query.split('&').filter(|pair| named(pair)).map(|pair| pair.split_once('=').map_or("", |(_, value)| value));
-        let token = taken.next().map(|token| token.as_bytes().to_vec());
-        let duplicate = taken.next().is_some();
-        let mut target = uri.path().to_owned();
-        for (index, pair) in query.split('&').filter(|pair| !named(pair)).enumerate() {
-            target.push(if index == 0 { '?' } else { '&' });
-            target.push_str(pair);
-        }
-        let mut parts = uri.clone().into_parts();
-        // Cannot fail: it is part of a target that was parsed.
-        parts.path_and_query = PathAndQuery::try_from(target).ok();
-        session.req_header_mut().set_uri(Uri::from_parts(parts).unwrap_or_default());
-        if duplicate { Err(Duplicate) } else { Ok(token) }
+    /// Takes the token out of the query. A token is all characters that need no escape (RFC 7515 appendix C), so that it stands there
+    /// as it is.
+    pub fn take_from_query(&self, session: &mut Session) -> Result<Taken<Vec<u8>>, Rejection> {
+        let named =
+            |name: &[u8]| self.list.iter().any(|source| matches!(source, Source::Query(wanted) if wanted.as_bytes() == name));
+        query::take(session, named, |token| token.as_bytes().to_vec())
     }
 
     /// Removes everything that could hold a token.

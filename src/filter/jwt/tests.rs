@@ -170,6 +170,11 @@ async fn challenges_say_what_rfc_6750_says() {
             "token_expired",
             "Bearer error=\"invalid_token\", error_description=\"The token has expired\"",
         ),
+        (
+            "Authorization: Bearer x\r\nAuthorization: Bearer y\r\n".into(),
+            "credential_duplicate",
+            "Bearer error=\"invalid_request\"",
+        ),
     ] {
         let (mut session, mut ctx) = session(&head(&lines), "/{*rest}").await;
         let Step::Ready(Err(rejection)) = filter.on_request(&mut session, &mut ctx) else { panic!("{lines}") };

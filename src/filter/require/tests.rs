@@ -148,3 +148,34 @@ fn permissions_of_nobody_and_wrong_conditions_are_told() {
     let unknown = build("{ permissions = [{ roles = ['raed'] }] }").unwrap();
     assert_eq!(unknown.unknown_roles().len(), 1);
 }
+
+#[tokio::test]
+async fn a_token_that_lacks_only_scopes_is_told_which_as_rfc_6750_says() {
+    let ask = async |table: &str, identity: Identity| {
+        let filter = build(table).unwrap();
+        let (mut session, mut ctx) = session("GET /a HTTP/1.1\r\nHost: a\r\n\r\n", "/{*rest}").await;
+        ctx.identity = Some(Arc::new(identity));
+        let Step::Ready(Err(rejection)) = filter.on_request(&mut session, &mut ctx) else { panic!("{table} passes") };
+        assert_eq!(rejection.code.code, "forbidden");
+        rejection.www_authenticate.map(|value| value.to_str().unwrap().to_owned())
+    };
+    let scope = |scopes: &str| Some(format!("Bearer error=\"insufficient_scope\", scope=\"{scopes}\""));
+    let permissions = "{ permissions = [{ scopes = ['other'], path = '/b' }, { roles = ['read'], scopes = ['p', 'q'] }] }";
+    for (table, roles, scopes, challenge) in [
+        ("{ scopes = ['a', 'b'] }", &[][..], &["c"][..], scope("a b")),
+        ("{ all_scopes = ['a', 'b'] }", &[], &["a"], scope("a b")),
+        ("{ scopes = ['x y', 'a\"'] }", &[], &[], Some("Bearer error=\"insufficient_scope\"".to_owned())),
+        // More scopes would not help.
+        ("{ roles = ['read'], scopes = ['a'] }", &[], &[], None),
+        ("{ roles = ['read'] }", &[], &["a"], None),
+        ("{ condition = 'false' }", &[], &[], None),
+        (permissions, &["read"], &["other"], scope("p q")),
+        (permissions, &[], &["other"], None),
+    ] {
+        assert_eq!(ask(table, identity(roles, scopes)).await, challenge, "{table} {roles:?} {scopes:?}");
+    }
+    // Nobody gets scopes for a key.
+    let mut key = identity(&[], &[]);
+    key.method = "api_key";
+    assert_eq!(ask("{ scopes = ['a'] }", key).await, None);
+}
