@@ -172,7 +172,7 @@ fn whatever_happens_to_redis_is_only_a_miss() {
 #[test]
 fn who_wants_validation_does_not_get_what_is_shared_unvalidated() {
     let (origin, redis) = (origin(), Redis::start());
-    let config = config(&origin, &redis).replace("500ms", "1s");
+    let config = config(&origin, &redis.config()).replace("500ms", "1s");
     let (a, b) = (Gateway::start(&config), Gateway::start(&config));
     connected(&a);
     connected(&b);
