@@ -2,12 +2,15 @@
 //!
 //! The old process starts the new one with its own arguments and hands it the listening sockets over a private unix socket.
 //! Only when the new one has read its configuration, built everything and settled its upstreams does it begin to accept, on
-//! the very same sockets: connections that arrive meanwhile wait in their queues. Then the service manager is told of its
-//! new main process, and the old one drains: it accepts nothing more, ends HTTP/2 with GOAWAY, and lets each keep-alive
-//! connection go with the answer to its next request, because closing an idle one could meet a request on its way.
+//! the very same sockets: connections that arrive meanwhile wait in their queues. For a probation both accept. Then the
+//! service manager is told of its new main process, and the old one drains: it accepts nothing more, ends HTTP/2 with GOAWAY,
+//! and lets each keep-alive connection go with the answer to its next request, because closing an idle one could meet a
+//! request on its way.
 //!
-//! Whatever goes wrong before the new process accepts, be it a wrong configuration, a binary that does not start or one
-//! that dies, leaves the old process as it was. What is only in memory (counts of limits without Redis, health, caches) begins
+//! Whatever goes wrong before the end of the probation, be it a wrong configuration, a binary that does not start or one
+//! that dies, before its first request or with it, leaves the old process as it was. The service manager hears of the
+//! new one no earlier, because it would take the death of its main process for the death of all. After that it is the
+//! service manager that starts another one. What is only in memory (counts of limits without Redis, health, caches) begins
 //! anew; TLS sessions are not resumed across.
 
 mod door;
@@ -28,8 +31,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::{Manifest, Order, Reply};
@@ -40,6 +44,8 @@ const VARIABLE: &str = "GATEWRIGHT_UPGRADE";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long it may take from then on until it accepts. There is nothing left for it to do.
 const ACCEPTS_WITHIN: Duration = Duration::from_secs(10);
+/// How long a stop waits for an upgrade under way to be given up.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 /// How often a process that has not connected yet is looked at.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -71,6 +77,8 @@ pub struct Upgrader {
     reloader: Arc<Reloader>,
     door: Arc<Door>,
     fate: watch::Sender<Fate>,
+    /// The process is told to stop.
+    stopping: AtomicBool,
 }
 
 impl Upgrader {
@@ -83,6 +91,7 @@ impl Upgrader {
             reloader,
             door,
             fate: watch::Sender::new(Fate::Serving),
+            stopping: AtomicBool::new(false),
         })
     }
 
@@ -100,6 +109,13 @@ impl Upgrader {
     /// This process was started as a successor and cannot become one.
     pub fn abandon(&self) {
         self.fate.send_replace(Fate::Abandoned);
+    }
+
+    /// This process is told to stop. A successor on probation would go on serving without it: it is ended first.
+    pub async fn give_up(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        // Held for as long as an upgrade is under way. What takes longer has not begun to accept, and ends by itself.
+        let _ = tokio::time::timeout(GIVEN_UP_WITHIN, self.reloader.busy.lock()).await;
     }
 
     /// Starts a successor and hands over to it: the number of the new process. `asked_by` goes to the log.
@@ -169,12 +185,28 @@ impl Upgrader {
             Ok(_) => return Err("the new process broke the protocol of the hand-over".to_owned()),
             Err(e) => return Err(successor.ended_or(&e)),
         }
+        self.watch_over(&mut successor)?;
         let pid = successor.let_go();
         // From us, while we are still the main process: nobody else is listened to.
         systemd::successor(pid);
-        // It accepts already. If it dies now there is nothing that this process could do for it.
+        // If it dies now there is nothing that this process could do for it.
         let _ = wire::send(&mut stream, &Order::Lead);
         Ok(pid)
+    }
+
+    /// Both processes accept, until the new one has lived long enough to be left alone.
+    fn watch_over(&self, successor: &mut Successor) -> Result<(), String> {
+        let begun = Instant::now();
+        while begun.elapsed() < self.reloader.fixed.upgrade_probation {
+            if let Some(status) = successor.status() {
+                return Err(format!("the new process ended {:?} after it had begun to accept: {status}", begun.elapsed()));
+            }
+            if self.stopping.load(Ordering::Relaxed) {
+                return Err("the service is told to stop".to_owned());
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// Sends the sockets.
@@ -203,10 +235,14 @@ impl Successor {
         self.0.as_ref().map_or(0, Child::id)
     }
 
-    /// Its end, if it has come to one.
+    /// How it has ended, if it has.
+    fn status(&mut self) -> Option<ExitStatus> {
+        self.0.as_mut()?.try_wait().ok()?
+    }
+
+    /// The same in words, before it was ready.
     fn ended(&mut self) -> Option<String> {
-        let status = self.0.as_mut()?.try_wait().ok()??;
-        Some(format!("the new process ended before it was ready: {status}"))
+        Some(format!("the new process ended before it was ready: {}", self.status()?))
     }
 
     /// Why the conversation with it broke off.

@@ -27,6 +27,10 @@ pub struct ServerConfig {
     /// How long a stop goes on accepting after readiness went off, from 0s to 10m. Set it to the time that the load balancer
     /// in front needs to notice; without one there is nothing to wait for.
     pub drain_delay: Located<Duration>,
+    /// How long the old process of an upgrade serves on beside the new one, from 0s to 30s. A new one that dies in this time is
+    /// done without: nobody is told of it, and the old one goes on as before. Afterwards it has the sockets alone, and the
+    /// service manager is told.
+    pub upgrade_probation: Located<Duration>,
     /// Networks of the proxies in front whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are believed. Headers
     /// from any other peer are replaced.
     pub trusted_proxies: Vec<Located<Cidr>>,
@@ -119,6 +123,7 @@ impl Default for ServerConfig {
             work_stealing: true,
             grace_period: Located::nowhere(Duration::from_secs(30)),
             drain_delay: Located::nowhere(Duration::from_secs(0)),
+            upgrade_probation: Located::nowhere(Duration::from_secs(2)),
             trusted_proxies: Vec::new(),
             client_from: ClientFrom::default(),
             forwarded: ForwardedStyle::default(),
@@ -141,6 +146,7 @@ impl ServerConfig {
         }
         super::validate::within(&self.grace_period, Duration::from_secs(0)..=Duration::from_secs(3600), d);
         super::validate::within(&self.drain_delay, Duration::from_secs(0)..=Duration::from_secs(600), d);
+        super::validate::within(&self.upgrade_probation, Duration::from_secs(0)..=Duration::from_secs(30), d);
         if let Some(most) = &self.max_connections {
             super::validate::within(most, 1..=10_000_000, d);
         }

@@ -91,13 +91,14 @@ impl Service for Control {
         self.admin.listeners.let_go();
         self.admin.listeners.wait_started().await;
         self.readiness.set_ready();
-        if let Some(socket) = self.socket.lock().take() {
-            tokio::spawn(serve_admin(socket, Arc::clone(&self.admin)));
-        }
         if let Some(predecessor) = predecessor {
-            self.admin.listeners.inherited.close_unwanted();
             // Fails only if it panics, which it has told.
             let _ = tokio::task::spawn_blocking(move || predecessor.lead()).await;
+            self.admin.listeners.inherited.close_unwanted();
+        }
+        // On probation it is the process before that answers operators.
+        if let Some(socket) = self.socket.lock().take() {
+            tokio::spawn(serve_admin(socket, Arc::clone(&self.admin)));
         }
         systemd::ready(&snapshot);
         let mut chores = tokio::task::JoinSet::new();

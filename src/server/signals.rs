@@ -44,6 +44,7 @@ impl ShutdownSignalWatch for Signals {
             Some(_) => return ShutdownSignal::FastShutdown,
             None => {}
         }
+        self.upgrader.give_up().await;
         crate::systemd::stopping();
         tokio::select! {
             () = leave::stop(&self.readiness, &self.listeners, self.drain_delay, self.grace_period) => {}

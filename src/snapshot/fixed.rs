@@ -13,6 +13,7 @@ pub struct Fixed {
     pub upstream_keepalive: usize,
     pub grace_period: Duration,
     pub drain_delay: Duration,
+    pub upgrade_probation: Duration,
     pub admin: Address,
     pub watch: bool,
 }
@@ -28,6 +29,7 @@ impl Fixed {
             upstream_keepalive: usize::try_from(server.upstream_keepalive.value).unwrap_or(usize::MAX),
             grace_period: server.grace_period.get(),
             drain_delay: server.drain_delay.get(),
+            upgrade_probation: server.upgrade_probation.get(),
             admin: config.admin.listen.value.clone(),
             watch: server.watch,
         }
@@ -51,6 +53,8 @@ impl Fixed {
         warn(self.upstream_keepalive != next.upstream_keepalive, "server.upstream_keepalive", keepalive);
         warn(self.grace_period != next.grace_period, "server.grace_period", server.grace_period.span.clone());
         warn(self.drain_delay != next.drain_delay, "server.drain_delay", server.drain_delay.span.clone());
+        let probation = server.upgrade_probation.span.clone();
+        warn(self.upgrade_probation != next.upgrade_probation, "server.upgrade_probation", probation);
         warn(self.admin != next.admin, "admin.listen", config.admin.listen.span.clone());
         warn(self.watch != next.watch, "server.watch", None);
     }

@@ -9,8 +9,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// How long the old process may take to send the sockets, and to tell the service manager of us.
+/// How long the old process may take to send the sockets.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take until it tells the service manager of us: the longest probation, and some more.
+const LEAD_WITHIN: Duration = Duration::from_secs(40);
 
 /// The process that this one is to replace.
 pub struct Predecessor(UnixStream);
@@ -66,9 +68,11 @@ impl Predecessor {
         }
     }
 
-    /// We accept: returns when the service manager listens to us. Blocks.
+    /// We accept: returns when we do so alone, and the service manager listens to us. Blocks.
     pub fn lead(mut self) {
-        let told = wire::send(&mut self.0, &Reply::Accepting).and_then(|()| wire::receive::<Order>(&mut self.0));
+        let told = wire::send(&mut self.0, &Reply::Accepting)
+            .and_then(|()| self.0.set_read_timeout(Some(LEAD_WITHIN)))
+            .and_then(|()| wire::receive::<Order>(&mut self.0));
         if let Err(e) = told {
             // We serve already. A service manager that does not know who is the main process will act on its own.
             log::warn!("the process before has gone without a word: {e}");

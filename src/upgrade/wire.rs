@@ -49,7 +49,7 @@ pub enum Reply {
 #[serde(rename_all = "snake_case")]
 pub enum Order {
     Accept,
-    /// The service manager knows the new process as the main one and listens to it.
+    /// The probation is over: the service manager knows the new process as the main one and listens to it.
     Lead,
 }
 

@@ -60,6 +60,13 @@ fn upgrade(gateway: &Gateway) -> Result<String, String> {
     if ended.code == Some(0) { Ok(ended.stdout) } else { Err(format!("{}{}", ended.stdout, ended.stderr)) }
 }
 
+/// So short that a test of something else does not wait for it.
+const PROBATION: &str = "upgrade_probation = \"20ms\"\n";
+
+fn server() -> String {
+    format!("[server]\n{PROBATION}")
+}
+
 fn version(version: &str) -> String {
     format!("\n[routes.version]\nmatch = {{ path = \"/version\" }}\nfilters = [{{ respond = {{ body = \"{version}\" }} }}]\n")
 }
@@ -69,7 +76,7 @@ fn upgrades_under_load_fail_no_request() {
     let _machine = exclusive();
     let rounds = std::env::var("GATEWRIGHT_TEST_UPGRADES").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
     let origin = Origin::start("a");
-    let mut gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let mut gateway = Gateway::start(&(server() + &everything_to(&[&origin], "")));
     let address = gateway.http();
     let pause = Duration::from_millis(3);
     let gets = Load::start(Plan { address, connections: 4, method: "GET", target: "/load".into(), pause });
@@ -103,7 +110,7 @@ fn upgrades_under_load_fail_no_request() {
 #[test]
 fn idle_connections_stay_until_their_next_request() {
     let origin = Origin::start("a");
-    let mut gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let mut gateway = Gateway::start(&(server() + &everything_to(&[&origin], "")));
     let address = gateway.http();
     let mut idle = Client::connect(address);
     assert!(idle.exchange(request("GET", "/", &[], b"")).unwrap().keep_alive);
@@ -124,9 +131,9 @@ fn idle_connections_stay_until_their_next_request() {
 
 #[test]
 fn sigusr2_upgrades_to_the_configuration_of_now() {
-    let mut gateway = Gateway::start(&version("one"));
+    let mut gateway = Gateway::start(&(server() + &version("one")));
     let (address, before) = (gateway.http(), pid(&gateway));
-    gateway.write_config(&(version("two") + "[server]\nthreads = 1\n"));
+    gateway.write_config(&(server() + "threads = 1\n" + &version("two")));
     kill(before, Signal::SIGUSR2);
     eventually("another process", SOON, || pid(&gateway) != before);
     let successors = Successors::of(&gateway);
@@ -136,7 +143,7 @@ fn sigusr2_upgrades_to_the_configuration_of_now() {
     let next = successors.pid().unwrap();
     std::mem::forget(successors);
     assert!(gateway.wait_exit(SOON).success());
-    gateway.reload_with(&(version("three") + "[server]\nthreads = 1\n")).unwrap();
+    gateway.reload_with(&(server() + "threads = 1\n" + &version("three"))).unwrap();
     assert_eq!(get(address, "/version").text(), "three");
     kill(next, Signal::SIGTERM);
     eventually("the port is closed", SOON, || Client::try_connect(address).is_err());
@@ -220,6 +227,49 @@ fn a_successor_that_dies_leaves_the_old_process_serving() {
     load.finish().assert_clean(100);
 }
 
+/// A gateway that answers "one", and the process that is to replace it, which answers "two" and is on probation for long.
+fn on_probation() -> (Gateway, i32) {
+    let long = |name: &str| "[server]\nupgrade_probation = \"30s\"\n".to_owned() + &version(name);
+    let gateway = Gateway::start(&long("one"));
+    gateway.write_config(&long("two"));
+    let before = pid(&gateway);
+    kill(before, Signal::SIGUSR2);
+    // Both accept, so that either may answer.
+    eventually("the new process answers", SOON, || get(gateway.http(), "/version").text() == "two");
+    let children = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).ok();
+    let tasks = std::fs::read_dir(format!("/proc/{before}/task")).unwrap().flatten();
+    let children: String = tasks.filter_map(children).collect();
+    let successor =
+        children.split_whitespace().find_map(|pid| pid.parse().ok()).expect("the new process is a child of the old one");
+    assert_eq!(pid(&gateway), before, "operators are answered by the old one");
+    (gateway, successor)
+}
+
+#[test]
+fn a_successor_that_dies_on_probation_is_done_without() {
+    let (gateway, successor) = on_probation();
+    let (address, before) = (gateway.http(), pid(&gateway));
+    kill(successor, Signal::SIGKILL);
+    eventually("the end is noticed", SOON, || gateway.stderr().contains("after it had begun to accept"));
+    for _ in 0..50 {
+        assert_eq!(get(address, "/version").text(), "one");
+    }
+    assert_eq!(gateway.metric("gatewright_upgrades_failed_total", &[]), 1.0);
+    gateway.reload_with(&(server() + &version("three"))).unwrap();
+    assert_eq!(get(address, "/version").text(), "three");
+    assert_eq!(pid(&gateway), before);
+}
+
+#[test]
+fn a_stop_during_probation_ends_both_processes() {
+    let (mut gateway, successor) = on_probation();
+    let address = gateway.http();
+    kill(pid(&gateway), Signal::SIGTERM);
+    assert!(gateway.wait_exit(SOON).success());
+    eventually("nobody accepts any more", SOON, || std::net::TcpStream::connect(address).is_err());
+    assert!(!std::path::Path::new(&format!("/proc/{successor}/fd")).exists() || !listens(successor, address));
+}
+
 #[test]
 fn unix_sockets_are_handed_over_with_their_files() {
     let directory = tempfile::tempdir().unwrap();
@@ -230,9 +280,9 @@ fn unix_sockets_are_handed_over_with_their_files() {
         std::io::Write::write_all(&mut (&stream), &request("GET", "/version", &[("connection", "close")], b""))?;
         std::io::read_to_string(&stream)
     };
-    let mut gateway = Gateway::start(&(listener("kept", &kept) + &listener("gone", &gone) + &version("one")));
+    let mut gateway = Gateway::start(&(server() + &listener("kept", &kept) + &listener("gone", &gone) + &version("one")));
     assert!(ask(&kept).unwrap().ends_with("one"));
-    gateway.write_config(&(listener("kept", &kept) + &version("two")));
+    gateway.write_config(&(server() + &listener("kept", &kept) + &version("two")));
     upgrade(&gateway).unwrap();
     let successors = Successors::of(&gateway);
     let next = successors.pid().unwrap();
@@ -279,7 +329,7 @@ fn an_admin_port_and_the_service_manager_move_on_to_the_new_process() {
 fn http2_connections_move_over_by_goaway() {
     let origin = Origin::start("a");
     let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\n";
-    let mut gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
+    let mut gateway = Gateway::start(&(server() + listener + &everything_to(&[&origin], "")));
     let address = gateway.http();
     runtime().block_on(async {
         let client = H2Client::plain(address).await;
