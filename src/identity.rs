@@ -5,6 +5,7 @@
 //! the configuration have theirs made when the snapshot is compiled, so that a request costs a counter and no allocation.
 
 mod headers;
+mod keys;
 mod signed;
 
 pub use headers::{IdentityHeaders, write};

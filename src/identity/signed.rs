@@ -3,20 +3,19 @@
 //! Headers such as `X-Consumer-Name` are worth as much as the path between gateway and service. A short-lived JSON Web Token says
 //! the same with a signature: that the request came through this gateway, and as whom. It is made once for each identity and
 //! half of its life, so that a request costs a comparison and no signature.
+//!
+//! Services keep the key set for as long as they like, so a key must be published before the first token that it has signed, and
+//! after the last one: the set holds more than the key that signs.
 
 use super::Identity;
+use super::keys::{Key, PublicKey};
 use crate::diagnostic::Diagnostics;
 use crate::value::{Duration, Located, SecretSource};
 use arc_swap::ArcSwapOption;
-use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
-use rustls::pki_types::PrivatePkcs8KeyDer;
-use rustls::pki_types::pem::PemObject;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,6 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+/// The most keys that are published besides the one that signs.
+const PUBLISHED_MAX: usize = 8;
 /// The longest token that is sent, in bytes. A longer one is made again without roles and scopes.
 const TOKEN_MAX: usize = 6 << 10;
 const DEFAULT_HEADER: &str = "x-gateway-identity";
@@ -38,6 +39,10 @@ const DEFAULT_HEADER: &str = "x-gateway-identity";
 pub struct IdentityConfig {
     /// The private key, in PEM (PKCS #8): Ed25519 (`openssl genpkey -algorithm ed25519`) or P-256. Default: no such token.
     pub key: Option<Located<SecretSource>>,
+    /// Further keys in the key set, up to 8, in PEM: public keys, or private ones of which the public half is published. To rotate, publish
+    /// the next key here and reload; when services have read the set again, make it the `key` and publish the old one here;
+    /// take that out when `lifetime` has passed and services have read the set once more. Default: none.
+    pub also_publish: Vec<Located<SecretSource>>,
     /// The header that has the token. Default: `"x-gateway-identity"`.
     pub header: Option<Located<String>>,
     /// The claim `iss`.
@@ -52,6 +57,7 @@ impl Default for IdentityConfig {
     fn default() -> Self {
         IdentityConfig {
             key: None,
+            also_publish: Vec::new(),
             header: None,
             issuer: Located::nowhere("gatewright".to_owned()),
             audience: Vec::new(),
@@ -76,7 +82,14 @@ impl IdentityConfig {
         {
             d.error(header.span.clone(), format!("`{}` cannot be the header of a token", header.value));
         }
-        let alone = [self.header.as_ref().map(|header| &header.span), self.audience.first().map(|audience| &audience.span)];
+        if let Some(beyond) = self.also_publish.get(PUBLISHED_MAX) {
+            d.error(beyond.span.clone(), format!("the most keys besides the one that signs are {PUBLISHED_MAX}"));
+        }
+        let alone = [
+            self.header.as_ref().map(|header| &header.span),
+            self.audience.first().map(|audience| &audience.span),
+            self.also_publish.first().map(|source| &source.span),
+        ];
         if self.key.is_none()
             && let Some(span) = alone.into_iter().flatten().next()
         {
@@ -111,11 +124,6 @@ struct Token {
     until: u64,
 }
 
-enum Key {
-    Ed25519(Box<Ed25519KeyPair>),
-    P256(Box<EcdsaKeyPair>),
-}
-
 /// Makes the tokens.
 pub struct IdentitySigner {
     key: Key,
@@ -143,18 +151,20 @@ impl IdentitySigner {
     pub fn build(config: &IdentityConfig, d: &mut Diagnostics) -> Option<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let source = config.key.as_ref()?;
-        let file = source.span.as_ref().and_then(|span| d.source(span.file));
-        let directory = file.and_then(|file| file.path.parent()).unwrap_or(Path::new("")).to_owned();
-        let key = source.resolve(&directory).and_then(|pem| Key::read(pem.expose()));
-        let key = match key {
-            Ok(key) => key,
-            Err(why) => {
-                d.error(source.span.clone(), why);
+        let key = read(source, Key::read, d);
+        let further: Vec<_> = config.also_publish.iter().map(|source| read(source, PublicKey::read, d)).collect();
+        let key = key?;
+        let public = key.public();
+        let mut published = vec![public.jwk()];
+        for (source, further) in config.also_publish.iter().zip(further) {
+            let jwk = further?.jwk();
+            if published.contains(&jwk) {
+                d.error(source.span.clone(), "this key is published already").help("take it out");
                 return None;
             }
-        };
-        let jwk = key.jwk();
-        let head = json!({ "alg": key.algorithm(), "kid": jwk.get("kid"), "typ": "JWT" });
+            published.push(jwk);
+        }
+        let head = json!({ "alg": public.algorithm(), "kid": published.first()?.get("kid"), "typ": "JWT" });
         Some(IdentitySigner {
             head: format!("{}.", URL_SAFE_NO_PAD.encode(head.to_string())),
             key,
@@ -163,7 +173,7 @@ impl IdentitySigner {
             issuer: config.issuer.value.clone(),
             audience: config.audience.iter().map(|audience| audience.value.clone()).collect(),
             lifetime: config.lifetime.get().as_secs().max(1),
-            jwks: format!("{}\n", json!({ "keys": [jwk] })),
+            jwks: format!("{}\n", json!({ "keys": published })),
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             nobody: Signed::default(),
         })
@@ -245,58 +255,15 @@ impl IdentitySigner {
     }
 }
 
-impl Key {
-    /// The error is a sentence without the key.
-    fn read(pem: &str) -> Result<Self, String> {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes())
-            .map_err(|_| "it is not a private key in PEM (PKCS #8, `BEGIN PRIVATE KEY`)".to_owned())?;
-        let der = der.secret_pkcs8_der();
-        if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der) {
-            return Ok(Key::Ed25519(Box::new(key)));
-        }
-        match EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der) {
-            Ok(key) => Ok(Key::P256(Box::new(key))),
-            Err(_) => Err("it is neither an Ed25519 key nor one on the curve P-256".to_owned()),
-        }
-    }
-
-    fn algorithm(&self) -> &'static str {
-        match self {
-            Key::Ed25519(_) => "EdDSA",
-            Key::P256(_) => "ES256",
-        }
-    }
-
-    /// The public half, named by its thumbprint (RFC 7638).
-    fn jwk(&self) -> Value {
-        let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-        let (mut jwk, thumbprint) = match self {
-            Key::Ed25519(key) => {
-                let x = part(key.public_key().as_ref());
-                let thumbprint = format!("{{\"crv\":\"Ed25519\",\"kty\":\"OKP\",\"x\":\"{x}\"}}");
-                (json!({ "kty": "OKP", "crv": "Ed25519", "x": x }), thumbprint)
-            }
-            Key::P256(key) => {
-                // An uncompressed point: a four, and two coordinates of 32 bytes.
-                let point = key.public_key().as_ref();
-                let (x, y) = point.split_first().map_or((&[][..], &[][..]), |(_, both)| both.split_at(both.len() / 2));
-                let (x, y) = (part(x), part(y));
-                let thumbprint = format!("{{\"crv\":\"P-256\",\"kty\":\"EC\",\"x\":\"{x}\",\"y\":\"{y}\"}}");
-                (json!({ "kty": "EC", "crv": "P-256", "x": x, "y": y }), thumbprint)
-            }
-        };
-        if let Value::Object(members) = &mut jwk {
-            members.insert("kid".to_owned(), part(digest(&SHA256, thumbprint.as_bytes()).as_ref()).into());
-            members.insert("alg".to_owned(), self.algorithm().into());
-            members.insert("use".to_owned(), "sig".into());
-        }
-        jwk
-    }
-
-    fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
-        match self {
-            Key::Ed25519(key) => Some(key.sign(message).as_ref().to_vec()),
-            Key::P256(key) => key.sign(&SystemRandom::new(), message).ok().map(|signature| signature.as_ref().to_vec()),
+/// What a source has; `None` when that is wrong, which is reported.
+fn read<T>(source: &Located<SecretSource>, parse: impl Fn(&str) -> Result<T, String>, d: &mut Diagnostics) -> Option<T> {
+    let file = source.span.as_ref().and_then(|span| d.source(span.file));
+    let directory = file.and_then(|file| file.path.parent()).unwrap_or(Path::new("")).to_owned();
+    match source.resolve(&directory).and_then(|pem| parse(pem.expose())) {
+        Ok(read) => Some(read),
+        Err(why) => {
+            d.error(source.span.clone(), why);
+            None
         }
     }
 }
@@ -304,7 +271,9 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair};
     use base64::engine::general_purpose::STANDARD;
 
     fn pem(der: &[u8]) -> String {
@@ -312,16 +281,24 @@ mod tests {
     }
 
     fn signer(pem: &str) -> IdentitySigner {
+        publishing(pem, &[]).unwrap_or_else(|wrong| panic!("{wrong}"))
+    }
+
+    fn publishing(pem: &str, further: &[&str]) -> Result<IdentitySigner, String> {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("key.pem");
-        std::fs::write(&path, pem).unwrap();
+        let source = |name: &str, pem: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            Located::nowhere(SecretSource::File(path))
+        };
         let config = IdentityConfig {
-            key: Some(Located::nowhere(SecretSource::File(path))),
+            key: Some(source("key.pem", pem)),
+            also_publish: further.iter().enumerate().map(|(n, pem)| source(&n.to_string(), pem)).collect(),
             audience: vec![Located::nowhere("orders".to_owned())],
             ..IdentityConfig::default()
         };
         let mut d = Diagnostics::default();
-        IdentitySigner::build(&config, &mut d).unwrap_or_else(|| panic!("{}", d.render(false)))
+        IdentitySigner::build(&config, &mut d).ok_or_else(|| d.render(false))
     }
 
     fn keys() -> [String; 2] {
@@ -368,6 +345,20 @@ mod tests {
     }
 
     #[test]
+    fn the_set_holds_further_keys_by_their_public_halves() {
+        let ([first, second], [third, _]) = (keys(), keys());
+        let keys_of =
+            |signer: &IdentitySigner| serde_json::from_str::<Value>(signer.jwks()).unwrap()["keys"].as_array().unwrap().clone();
+        let own = |pem: &str| keys_of(&signer(pem)).remove(0);
+        let all = keys_of(&publishing(&first, &[&second, &third]).unwrap());
+        assert_eq!(all, [own(&first), own(&second), own(&third)], "the one that signs comes first");
+        for twice in [&[first.as_str()][..], &[second.as_str(), second.as_str()]] {
+            assert!(publishing(&first, twice).unwrap_err().contains("published already"));
+        }
+        assert!(publishing(&first, &["no"]).is_err());
+    }
+
+    #[test]
     fn a_token_serves_for_half_its_life_and_for_one_signer() {
         let [first, second] = keys().map(|pem| signer(&pem));
         let identity = Identity::for_test("acme");
@@ -399,12 +390,5 @@ mod tests {
         identity.roles = (0..1_000).map(|number| format!("role:{number}").into()).collect();
         let token = signer.token(Some(&identity), 1_000).unwrap();
         assert!(token.len() < 1_000 && claims(&token)["sub"] == "acme" && claims(&token).get("roles").is_none());
-    }
-
-    #[test]
-    fn only_private_keys_of_known_kinds_are_read() {
-        for wrong in ["", "no", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
-            assert!(Key::read(wrong).is_err(), "{wrong}");
-        }
     }
 }

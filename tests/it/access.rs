@@ -5,8 +5,9 @@ use crate::support::raw::{Client, request, send};
 use crate::support::tokens::Signer;
 use crate::support::{Answer, Gateway, Origin, SOON, eventually, runtime, upstream};
 use http::Request;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const SECRET: &str = "canary-secret-0123456789abcdef01";
@@ -179,6 +180,84 @@ fn a_service_can_check_that_a_request_came_through() {
     assert_eq!(send(service.http(), "GET", "/a", &[("x-gateway-identity", "forged")], b"").status, 401);
     let log = edge.stderr() + &edge.access_log().iter().map(ToString::to_string).collect::<String>();
     assert!(!log.contains(&tokens[0]));
+}
+
+/// Whether a token verifies by one of the keys of a set, as a service does it.
+fn verifies(token: &str, set: &jsonwebtoken::jwk::JwkSet) -> bool {
+    let header = jsonwebtoken::decode_header(token).unwrap();
+    let Some(jwk) = set.find(header.kid.as_deref().unwrap()) else { return false };
+    let mut rules = jsonwebtoken::Validation::new(header.alg);
+    rules.set_audience(&["inner"]);
+    let key = jsonwebtoken::DecodingKey::from_jwk(jwk).unwrap();
+    jsonwebtoken::decode::<Value>(token, &key, &rules).is_ok()
+}
+
+#[test]
+fn the_key_of_identities_is_rotated_without_a_token_that_nobody_can_verify() {
+    use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+    use base64::Engine as _;
+    let pem = |kind: &str, der: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("-----BEGIN {kind} KEY-----\n{text}\n-----END {kind} KEY-----\n")
+    };
+    let random = aws_lc_rs::rand::SystemRandom::new();
+    let old = Ed25519KeyPair::generate_pkcs8(&random).unwrap();
+    let new = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();
+    let next = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, new.as_ref()).unwrap();
+    let next: PublicKeyX509Der = next.public_key().as_der().unwrap();
+    let origin = Origin::start("a");
+    let toml = |keys: &str| format!("[identity]\n{keys}\naudience = [\"inner\"]\n{}", config(&origin));
+    let stages = [
+        "key = { file = \"old.pem\" }",
+        "key = { file = \"old.pem\" }\nalso_publish = [{ file = \"new.pub\" }]",
+        "key = { file = \"new.pem\" }\nalso_publish = [{ file = \"old.pem\" }]",
+        "key = { file = \"new.pem\" }",
+    ];
+    let prepare = |directory: &std::path::Path| {
+        std::fs::write(directory.join("old.pem"), pem("PRIVATE", old.as_ref())).unwrap();
+        std::fs::write(directory.join("new.pem"), pem("PRIVATE", new.as_ref())).unwrap();
+        std::fs::write(directory.join("new.pub"), pem("PUBLIC", next.as_ref())).unwrap();
+    };
+    let edge = Gateway::try_start_with(&toml(stages[0]), prepare).unwrap();
+    let published = || serde_json::from_str::<jsonwebtoken::jwk::JwkSet>(&edge.admin.get("/jwks").text()).unwrap();
+    let mut sets = vec![published()];
+    let (stage, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // The stage when a request was sent, the stage when it was answered, and what the service got.
+    let tokens: Vec<(usize, usize, String)> = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let mut tokens = Vec::new();
+            while !stop.load(Ordering::SeqCst) {
+                let before = stage.load(Ordering::SeqCst);
+                assert_eq!(send(edge.http(), "GET", "/app", &[("x-api-key", "canary-key")], b"").status, 200);
+                tokens.push((before, stage.load(Ordering::SeqCst), origin.last().header("x-gateway-identity").unwrap()));
+            }
+            tokens
+        });
+        let some_requests = || {
+            let before = origin.count();
+            eventually("requests of this stage", SOON, || origin.count() > before + 20);
+        };
+        some_requests();
+        for (number, keys) in stages.iter().enumerate().skip(1) {
+            edge.reload_with(&toml(keys)).unwrap();
+            stage.store(number, Ordering::SeqCst);
+            sets.push(published());
+            some_requests();
+        }
+        stop.store(true, Ordering::SeqCst);
+        asked.join().unwrap()
+    });
+    let sizes: Vec<_> = sets.iter().map(|set| set.keys.len()).collect();
+    assert_eq!(sizes, [1, 2, 2, 1]);
+    for (before, after, token) in &tokens {
+        // Services have the set of this stage, or still that of the one before, or have just read that of the next.
+        for at in after.saturating_sub(1)..=(before + 1).min(3) {
+            assert!(verifies(token, &sets[at]), "a token of stage {before} to {after} by the keys of stage {at}");
+        }
+    }
+    let last = &tokens.last().unwrap().2;
+    assert!(!verifies(last, &sets[0]), "the new key was published from the start");
 }
 
 #[test]
