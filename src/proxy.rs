@@ -206,6 +206,9 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
         if ctx.is_fetch() {
+            if session.req_header().method == http::Method::HEAD && !head.status.is_informational() {
+                cache::answered_to_head(session, head, ctx);
+            }
             return Ok(());
         }
         if !head.status.is_informational() || head.status == 101 {

@@ -41,8 +41,9 @@ pub enum Phase {
     Stored,
     /// Another gateway had it.
     Shared(Arc<Entry>),
-    /// The upstream has confirmed what the client holds, which is not stored here.
-    NotModified(Arc<ResponseHeader>),
+    /// The upstream has confirmed what the client holds, which is not stored here. The outcome says whether others who hold the same
+    /// may hear of it.
+    NotModified(Arc<Head>),
     /// A 304 that means nothing that is stored: the whole is to be fetched.
     Unclear,
     Failed(Rejection),
@@ -63,6 +64,8 @@ pub struct Head {
     pub header: ResponseHeader,
     pub outcome: Result<Stored, Refusal>,
     pub length: Option<u64>,
+    /// The body is to be stored.
+    pub kept: bool,
     /// Fields for the one who asked, not to be stored nor given to others.
     pub own: Own,
 }
@@ -173,13 +176,13 @@ impl Fill {
         let length = header.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.policy.max_object);
         let outcome = if outcome.is_ok() && too_large { Err(Refusal::TooLarge) } else { outcome };
-        let keep = outcome.is_ok();
+        let keep = outcome.is_ok() && !to_head;
         let mut state = self.state.lock();
         if !matches!(state.phase, Phase::Waiting) {
             return state.keep;
         }
         state.keep = keep;
-        state.phase = Phase::Streaming(Arc::new(Head { header, outcome, length: length.filter(|_| !to_head), own }));
+        state.phase = Phase::Streaming(Arc::new(Head { header, outcome, length: length.filter(|_| !to_head), kept: keep, own }));
         drop(state);
         self.changed.notify_waiters();
         keep

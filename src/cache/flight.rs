@@ -1,7 +1,11 @@
 //! Fetches under way, so that any number of misses for the same thing make one of them.
 
 use super::fill::Fill;
+use super::key::{Key, KeyHasher, part};
+use super::vary::{self, Selecting};
+use http::{HeaderMap, header};
 use parking_lot::Mutex;
+use pingora::http::RequestHeader;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +37,40 @@ impl Default for Flights {
     }
 }
 
+/// What requests must have in common to share a fetch.
+#[derive(Debug, Clone)]
+pub struct Name {
+    bytes: Box<[u8]>,
+    pub hash: u64,
+}
+
+impl Name {
+    /// For a fetch of the whole: the key, and the fields that select among its answers as far as they are known.
+    pub fn whole(key: &Key, selecting: Option<&Selecting>, request: &HeaderMap, hasher: &KeyHasher) -> Self {
+        let mut bytes = key.bytes.to_vec();
+        for (name, _) in selecting.iter().flat_map(|selecting| selecting.fields.iter()) {
+            part(&mut bytes, name.as_str().as_bytes());
+            part(&mut bytes, vary::normalised(name, request).as_bytes());
+        }
+        let hash = if bytes.len() == key.bytes.len() { key.hash } else { hasher.hash(&bytes) };
+        Name { bytes: bytes.into(), hash }
+    }
+
+    /// For a fetch that goes with the client's own method, conditions and range.
+    pub fn as_asked(&self, head: &RequestHeader, hasher: &KeyHasher) -> Self {
+        let mut bytes = self.bytes.to_vec();
+        part(&mut bytes, head.method.as_str().as_bytes());
+        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+            for value in head.headers.get_all(&name) {
+                part(&mut bytes, name.as_str().as_bytes());
+                part(&mut bytes, value.as_bytes());
+            }
+        }
+        let hash = hasher.hash(&bytes);
+        Name { bytes: bytes.into(), hash }
+    }
+}
+
 /// Whose fetch it is.
 pub enum Joined {
     /// The caller's: it must be started, and left when it is over.
@@ -45,26 +83,31 @@ impl Flights {
         self.shards.get(usize::try_from(hash % SHARDS).unwrap_or(0))
     }
 
-    /// Joins the fetch for `id`, or begins one made by `make`.
-    pub fn join(&self, id: &[u8], hash: u64, make: impl FnOnce() -> Arc<Fill>) -> Joined {
-        let Some(shard) = self.shard(hash) else { return Joined::Leader(make()) };
+    /// The fetch of this name that can still be joined.
+    pub fn open(&self, name: &Name) -> Option<Arc<Fill>> {
+        self.shard(name.hash)?.lock().flights.get(&name.bytes).filter(|fill| fill.is_open()).map(Arc::clone)
+    }
+
+    /// Joins the fetch of this name, or begins one made by `make`.
+    pub fn join(&self, name: &Name, make: impl FnOnce() -> Arc<Fill>) -> Joined {
+        let Some(shard) = self.shard(name.hash) else { return Joined::Leader(make()) };
         let mut shard = shard.lock();
-        if let Some(fill) = shard.flights.get(id).filter(|fill| fill.is_open()) {
+        if let Some(fill) = shard.flights.get(&name.bytes).filter(|fill| fill.is_open()) {
             return Joined::Follower(Arc::clone(fill));
         }
         let fill = make();
-        if shard.flights.insert(id.into(), Arc::clone(&fill)).is_none() {
+        if shard.flights.insert(name.bytes.clone(), Arc::clone(&fill)).is_none() {
             self.under_way.fetch_add(1, Ordering::Relaxed);
         }
         Joined::Leader(fill)
     }
 
     /// The fetch is over, or others cannot use it.
-    pub fn leave(&self, id: &[u8], hash: u64, fill: &Arc<Fill>) {
-        let Some(shard) = self.shard(hash) else { return };
+    pub fn leave(&self, name: &Name, fill: &Arc<Fill>) {
+        let Some(shard) = self.shard(name.hash) else { return };
         let mut shard = shard.lock();
-        if shard.flights.get(id).is_some_and(|known| Arc::ptr_eq(known, fill)) {
-            shard.flights.remove(id);
+        if shard.flights.get(&name.bytes).is_some_and(|known| Arc::ptr_eq(known, fill)) {
+            shard.flights.remove(&name.bytes);
             self.under_way.fetch_sub(1, Ordering::Relaxed);
         }
     }

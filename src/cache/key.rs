@@ -190,7 +190,8 @@ fn query(rules: &KeyRules, query: Option<&str>, out: &mut Vec<u8>) {
     part(out, parameters.join("&").as_bytes());
 }
 
-fn part(out: &mut Vec<u8>, bytes: &[u8]) {
+/// Bytes behind their length.
+pub fn part(out: &mut Vec<u8>, bytes: &[u8]) {
     // Nothing in a request is longer than the bound of its header, far below four gigabytes.
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&length.to_be_bytes());

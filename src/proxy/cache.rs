@@ -2,12 +2,15 @@
 
 mod decide;
 mod fetch;
+mod head;
 mod lookup;
+mod miss;
 mod note;
 mod serve;
 mod validate;
 
 pub use fetch::{adopt, head_of_fetch, judge, key, not_modified, settle_failure, to_enable};
+pub use head::answered as answered_to_head;
 pub use lookup::answer;
 pub use note::response;
 
@@ -19,8 +22,6 @@ pub enum Role {
     Fetch(Box<fetch::Fetch>),
     /// It goes past the cache, and says so.
     Past(Bypass),
-    /// A HEAD that goes upstream; its answer may tell what a stored one is worth.
-    Head(Box<note::HeadOf>),
     /// It was not to be shared a moment ago; perhaps that has changed.
     Unshared(u64),
 }

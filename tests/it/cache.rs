@@ -24,6 +24,41 @@ pub fn ok(fields: &str, body: &[u8]) -> Vec<u8> {
     [format!("HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat()
 }
 
+/// An origin with a thread for each connection, so that an answer that takes its time holds up no other. `answer` gets each head.
+pub fn threaded(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut buffer = [0; 4096];
+                loop {
+                    match stream.read(&mut buffer) {
+                        Ok(length) if length > 0 => head.extend_from_slice(&buffer[..length]),
+                        _ => return,
+                    }
+                    if head.ends_with(b"\r\n\r\n") {
+                        let text = String::from_utf8_lossy(&head).to_lowercase();
+                        if stream.write_all(&answer(&text)).is_err() {
+                            return;
+                        }
+                        head.clear();
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A gateway with one route `c` to this origin.
+pub fn before(origin: SocketAddr, cache: &str) -> Gateway {
+    Gateway::start(&format!("[upstreams.app]\nendpoints = [\"{origin}\"]\n{}", route("c", cache)))
+}
+
 /// A client that has sent its request and not read the answer.
 pub fn ask(address: SocketAddr, target: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -508,4 +543,91 @@ fn a_304_that_means_nothing_stored_is_asked_again_for_the_whole() {
     }
     let asked: Vec<bool> = origin.requests().iter().map(|request| request.header("if-none-match").is_some()).collect();
     assert_eq!(asked, [false, true, false, true, false]);
+}
+
+#[test]
+fn conditions_parts_and_heads_are_asked_once_too() {
+    let _alone = support::exclusive();
+    let fetches = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&fetches);
+    let origin = threaded(move |head| {
+        asked.fetch_add(1, Ordering::SeqCst);
+        // Long enough for everyone to have asked.
+        std::thread::sleep(Duration::from_millis(1_500));
+        let fields = "cache-control: max-age=100\r\netag: \"a\"";
+        match () {
+            () if head.contains("if-none-match") => format!("HTTP/1.1 304 X\r\n{fields}\r\n\r\n").into_bytes(),
+            () if head.contains("range:") => {
+                format!("HTTP/1.1 206 X\r\n{fields}\r\ncontent-range: bytes 0-2/10\r\ncontent-length: 3\r\n\r\n012").into_bytes()
+            }
+            () if head.starts_with("head") => format!("HTTP/1.1 200 X\r\n{fields}\r\ncontent-length: 10\r\n\r\n").into_bytes(),
+            () => ok(fields, b"0123456789"),
+        }
+    });
+    let gateway = before(origin, "wait = \"60s\"");
+    let cases: [(&str, &str, (&str, &str), u16); 3] = [
+        ("GET", "/c/condition", ("if-none-match", "\"a\""), 304),
+        ("GET", "/c/part", ("range", "bytes=0-2"), 206),
+        ("HEAD", "/c/head", ("x-none", ""), 200),
+    ];
+    for (method, target, header, status) in cases {
+        let address = gateway.http();
+        std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                (0..50).map(|_| scope.spawn(move || raw::send(address, method, target, &[header], b"").status)).collect();
+            assert!(asked.into_iter().all(|asked| asked.join().unwrap() == status), "{target}");
+        });
+        assert_eq!(fetches.swap(0, Ordering::SeqCst), 1, "{target}");
+    }
+}
+
+#[test]
+fn what_others_may_not_have_is_asked_by_each() {
+    let count = AtomicUsize::new(0);
+    let origin = threaded(move |head| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(300));
+        let fields = format!("cache-control: private\r\netag: \"a\"\r\nset-cookie: s={number}");
+        match head.contains("if-none-match") {
+            true => format!("HTTP/1.1 304 X\r\n{fields}\r\n\r\n").into_bytes(),
+            false => format!("HTTP/1.1 200 X\r\n{fields}\r\ncontent-length: 4\r\n\r\n").into_bytes(),
+        }
+    });
+    let gateway = before(origin, "wait = \"60s\"");
+    let address = gateway.http();
+    for (method, header) in [("GET", ("if-none-match", "\"a\"")), ("HEAD", ("x-none", ""))] {
+        let mut cookies = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..6)
+                .map(|_| {
+                    let ask = move || raw::send(address, method, "/c/x", &[header], b"");
+                    scope.spawn(move || ask().header("set-cookie").unwrap().to_owned())
+                })
+                .collect();
+            asked.into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
+        });
+        cookies.sort_unstable();
+        cookies.dedup();
+        assert_eq!(cookies.len(), 6, "{method}: {cookies:?}");
+    }
+}
+
+#[test]
+fn nobody_waits_for_others_longer_than_the_route_says() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&count);
+    let origin = threaded(move |_| {
+        if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_secs(9));
+        }
+        ok("cache-control: max-age=100", b"the answer")
+    });
+    let gateway = before(origin, "wait = \"2s\"");
+    let stuck = ask(gateway.http(), "/c/x");
+    eventually("the first is being fetched", SOON, || count.load(Ordering::SeqCst) == 1);
+    let begun = std::time::Instant::now();
+    assert!(rest(ask(gateway.http(), "/c/x")).ends_with("the answer"));
+    // Waiting once more after each time-out would take three times as long.
+    assert!((2..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!(rest(stuck).ends_with("the answer"));
+    assert!(gateway.metric("gatewright_cache_bypass_total", &[("route", "c"), ("reason", "wait")]) >= 1.0);
 }

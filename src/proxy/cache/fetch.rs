@@ -10,6 +10,7 @@ use super::{Role, validate};
 use crate::cache::Cache;
 use crate::cache::entry::{self, Entry};
 use crate::cache::fill::{Fill, Phase, Stored};
+use crate::cache::flight::Name;
 use crate::cache::freshen;
 use crate::cache::policy::{Asked, Refusal};
 use crate::cache::range;
@@ -34,9 +35,8 @@ pub struct Plan {
     pub fill: Arc<Fill>,
     /// Stored answers that the upstream may confirm.
     pub validate: Vec<Arc<Entry>>,
-    /// The bytes of the flight's name and their hash; `None`: nobody can join.
-    pub flight: Option<(Box<[u8]>, u64)>,
-    /// The client's own conditions and range go upstream.
+    pub flight: Name,
+    /// The client's own method, conditions and range go upstream.
     pub as_asked: bool,
     /// Look first whether another gateway has it.
     pub ask_tier: bool,
@@ -51,6 +51,8 @@ pub struct Fetch {
     pub(super) asked: Asked,
     /// The 304 that came, as it came.
     not_modified: Option<Box<ResponseHeader>>,
+    /// The hash of the flight's name.
+    pub(super) flight: u64,
 }
 
 /// What a subrequest is begun with.
@@ -66,21 +68,20 @@ struct Seed {
 struct Landing {
     cache: Arc<Cache>,
     fill: Arc<Fill>,
-    flight: Option<(Box<[u8]>, u64)>,
+    flight: Name,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
         self.fill.close();
-        if let Some((id, hash)) = &self.flight {
-            self.cache.flights.leave(id, *hash, &self.fill);
-        }
+        self.cache.flights.leave(&self.flight, &self.fill);
     }
 }
 
 /// Starts a fetch for the request of this session. `false`: it could not be started.
 pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bool {
     let (Some(spawner), Some(route)) = (&session.subrequest_spawner, &ctx.route) else { return false };
+    let flight = plan.flight.hash;
     let landing = Landing { cache: Arc::clone(cache), fill: Arc::clone(&plan.fill), flight: plan.flight };
     let head = session.req_header().clone();
     let asked = asked(ctx, &head.headers);
@@ -97,6 +98,7 @@ pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bo
             cache: Arc::clone(cache),
             asked,
             not_modified: None,
+            flight,
         },
     };
     let timeout = route.timeout;
@@ -198,7 +200,7 @@ impl Ctx {
         }
     }
 
-    fn fetch_mut(&mut self) -> Option<&mut Fetch> {
+    pub(super) fn fetch_mut(&mut self) -> Option<&mut Fetch> {
         match self.cache.as_deref_mut() {
             Some(Role::Fetch(fetch)) => Some(fetch),
             _ => None,
@@ -212,7 +214,8 @@ impl Ctx {
 
 /// Enables Pingora's cache for fetches.
 pub fn to_enable(session: &mut Session, ctx: &Ctx) {
-    if ctx.is_fetch() {
+    // The answer to a HEAD is not stored; the cache would make it a GET.
+    if ctx.is_fetch() && session.req_header().method == Method::GET {
         session.cache.enable(&STORAGE, None, None, None, None);
     }
 }
@@ -230,6 +233,10 @@ pub fn key(ctx: &Ctx) -> Result<CacheKey> {
 /// The head of a fetch as it goes upstream. Pingora has taken out the client's conditions and its range.
 pub fn head_of_fetch(session: &Session, head: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
     let Some(fetch) = ctx.fetch() else { return Ok(()) };
+    if fetch.as_asked && session.req_header().method == Method::HEAD {
+        // Nothing was taken out: Pingora's cache is not enabled for it.
+        return Ok(());
+    }
     if fetch.as_asked {
         let own = &session.req_header().headers;
         for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
@@ -283,14 +290,16 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
         Err(_) => head.clone(),
     };
     let own = freshen::own(&head.headers, &fields);
-    if fetch.fill.begin(stored, own, outcome, session.req_header().method == Method::HEAD) {
+    if fetch.fill.begin(stored, own, outcome, false) {
         policy.metrics.stored.increment();
         RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()))
     } else {
         policy.metrics.refused(why);
         // Where something is stored, what is worth more than an error is decided by those who wait.
         if status < 500 || fetch.validate.is_empty() {
-            fetch.cache.flights.note_unshared(fetch.fill.key.hash, millis(&received));
+            // A part says nothing of the whole.
+            let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
+            fetch.cache.flights.note_unshared(what, millis(&received));
         }
         uncacheable(why.as_str())
     }

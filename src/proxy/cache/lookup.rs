@@ -2,20 +2,20 @@
 
 use super::super::Ctx;
 use super::decide::{self, Use};
-use super::fetch::{self, Plan, millis};
-use super::note::{Forwarded, HeadOf, Status, asked, received, ttl};
+use super::fetch::{Plan, millis};
+use super::miss::{self, Miss};
+use super::note::{Forwarded, Status, received};
 use super::validate::validators;
 use super::{Outcome, Role, serve};
 use crate::cache::Cache;
 use crate::cache::control::RequestControl;
 use crate::cache::entry::{Body, Entry, Expired};
-use crate::cache::fill::{Fill, Phase, Reader};
-use crate::cache::flight::Joined;
+use crate::cache::fill::Fill;
+use crate::cache::flight::{Joined, Name};
 use crate::cache::freshen::Own;
 use crate::cache::key::{self, Key};
 use crate::cache::policy::Policy;
 use crate::cache::range::{self, Wanted};
-use crate::cache::vary::{self, Selecting};
 use crate::compress;
 use crate::rejection::{self, Rejection};
 use crate::respond;
@@ -25,10 +25,7 @@ use pingora::Result;
 use pingora::proxy::Session;
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-/// How often a request may wait for the fetch of another before it goes by itself.
-const WAITS_MAX: u32 = 3;
 /// Bodies up to this many bytes are compressed where they are asked for; a longer one would hold up other requests.
 const CODE_HERE: u64 = 64 << 10;
 
@@ -38,8 +35,8 @@ thread_local! {
 }
 
 /// What a look-up gives.
-struct Found {
-    entry: Option<Arc<Entry>>,
+pub(super) struct Found {
+    pub(super) entry: Option<Arc<Entry>>,
     hash: u64,
     base_hash: u64,
 }
@@ -56,8 +53,6 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         ctx.cache = Some(Box::new(Role::Past(why)));
         return Ok(Outcome::Forward);
     }
-    // Before the look: a purge in between is seen by one of the two.
-    let since = cache.memory.epoch();
     let found = look_up(session, ctx, &cache, &policy);
     let now = ctx.gateway.clock().now();
     let mut stale = None;
@@ -95,12 +90,6 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         return Ok(Outcome::Answered);
     }
     let key = owned(session, ctx, &cache, &policy, &found);
-    if session.req_header().method == Method::HEAD {
-        policy.metrics.answered(CacheResult::Miss);
-        let asked = asked(ctx, &session.req_header().headers);
-        ctx.cache = Some(Box::new(Role::Head(Box::new(HeadOf { key, policy, why, asked, since }))));
-        return Ok(Outcome::Forward);
-    }
     let others = cache.memory.variants(&key);
     if why == Forwarded::UriMiss && !others.is_empty() {
         why = Forwarded::VaryMiss;
@@ -131,7 +120,7 @@ fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
     (!session.is_body_empty()).then_some(Bypass::Body)
 }
 
-fn look_up(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy) -> Found {
+pub(super) fn look_up(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy) -> Found {
     let head = session.req_header();
     SCRATCH.with_borrow_mut(|(bytes, url)| {
         key::url(&ctx.request, &head.uri, url);
@@ -218,279 +207,12 @@ fn covers(entry: &Entry, request: &HeaderMap) -> bool {
 
 /// Fetches anew in the background, unless somebody does already.
 fn refresh(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy>, key: Arc<Key>) {
-    let (id, hash) = flight_id(&key, None, &session.req_header().headers, cache);
+    let headers = &session.req_header().headers;
+    let flight = Name::whole(&key, None, headers, &cache.memory.hasher);
     let make = || Fill::new(Arc::clone(&key), Arc::clone(policy), Arc::clone(&cache.memory), cache.redis.as_ref());
-    if let Joined::Leader(fill) = cache.flights.join(&id, hash, make) {
+    if let Joined::Leader(fill) = cache.flights.join(&flight, make) {
         policy.metrics.refreshes.increment();
-        let validate = validators(&cache.memory.variants(&key), &session.req_header().headers);
-        start(session, ctx, cache, Plan { fill, validate, flight: Some((id, hash)), as_asked: false, ask_tier: false });
-    }
-}
-
-/// Starts a fetch; one that cannot be started has failed.
-fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) {
-    let fill = Arc::clone(&plan.fill);
-    let flight = plan.flight.clone();
-    if !fetch::start(session, ctx, cache, plan) {
-        fill.settle(Phase::Failed(Rejection::new(&rejection::INTERNAL_ERROR)));
-        fill.close();
-        if let Some((id, hash)) = flight {
-            cache.flights.leave(&id, hash, &fill);
-        }
-    }
-}
-
-/// What requests must have in common to share a fetch: the key, and the fields that select among its answers as far as they are
-/// known.
-fn flight_id(key: &Key, selecting: Option<&Selecting>, request: &HeaderMap, cache: &Cache) -> (Box<[u8]>, u64) {
-    let mut id = key.bytes.to_vec();
-    for (name, _) in selecting.iter().flat_map(|selecting| selecting.fields.iter()) {
-        let value = vary::normalised(name, request);
-        for text in [name.as_str(), value.as_str()] {
-            id.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-            id.extend_from_slice(text.as_bytes());
-        }
-    }
-    let hash = if id.len() == key.bytes.len() { key.hash } else { cache.memory.hasher.hash(&id) };
-    (id.into(), hash)
-}
-
-/// A request that needs the upstream.
-struct Miss {
-    cache: Arc<Cache>,
-    policy: Arc<Policy>,
-    key: Arc<Key>,
-    others: Vec<Arc<Entry>>,
-    stale: Option<Arc<Entry>>,
-    why: Forwarded,
-    control: RequestControl,
-    /// Nothing is stored here, and the client has no wishes: what another gateway has will do.
-    ask_tier: bool,
-}
-
-/// Whether the request has its answer, or has to try again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    Answered,
-    Again,
-    /// And nothing that is stored will do: without conditions.
-    Whole,
-}
-
-impl Miss {
-    async fn answer(mut self, session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
-        let headers = &session.req_header().headers;
-        let mut validate = validators(&self.others, headers);
-        let own_conditions = validate.is_empty()
-            && [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name));
-        let mut selecting = self.others.first().map(|entry| entry.selecting.clone());
-        for round in 0..WAITS_MAX {
-            let make = || {
-                Fill::new(
-                    Arc::clone(&self.key),
-                    Arc::clone(&self.policy),
-                    Arc::clone(&self.cache.memory),
-                    self.cache.redis.as_ref(),
-                )
-            };
-            let (id, hash) = flight_id(&self.key, selecting.as_ref(), &session.req_header().headers, &self.cache);
-            let (fill, leads) = if own_conditions {
-                (make(), true)
-            } else {
-                match self.cache.flights.join(&id, hash, make) {
-                    Joined::Leader(fill) => (fill, true),
-                    Joined::Follower(fill) => (fill, false),
-                }
-            };
-            // The fetch before this one may have ended between the look into the store and here.
-            if leads && !own_conditions && self.stored(session, ctx).is_some() {
-                fill.settle(Phase::Stored);
-                fill.close();
-                self.cache.flights.leave(&id, hash, &fill);
-            }
-            // Before it can begin to run away.
-            let Some(reader) = fill.read() else { continue };
-            if leads && fill.is_waiting() {
-                let flight = (!own_conditions).then_some((id, hash));
-                let plan = Plan {
-                    fill: Arc::clone(&fill),
-                    validate: validate.clone(),
-                    flight,
-                    as_asked: own_conditions,
-                    ask_tier: self.ask_tier,
-                };
-                start(session, ctx, &self.cache, plan);
-            }
-            match self.follow(session, ctx, &fill, reader, leads, round, &mut selecting).await? {
-                Turn::Answered => return Ok(Outcome::Answered),
-                turn => {
-                    if turn == Turn::Whole {
-                        validate.clear();
-                    }
-                    if self.look_again(session, ctx).await? {
-                        return Ok(Outcome::Answered);
-                    }
-                }
-            }
-            if self.cache.flights.is_unshared(self.key.hash, millis(&received(ctx))) {
-                break;
-            }
-        }
-        self.policy.metrics.bypassed(Bypass::Wait);
-        ctx.cache = Some(Box::new(Role::Past(Bypass::Wait)));
-        Ok(Outcome::Forward)
-    }
-
-    /// What another's fetch has brought since, if it will do for this request.
-    fn stored(&self, session: &Session, ctx: &Ctx) -> Option<Arc<Entry>> {
-        let entry = look_up(session, ctx, &self.cache, &self.policy).entry.filter(|entry| entry.is_complete())?;
-        let decision = decide::decide(&entry, &self.control, &self.policy, ctx.gateway.clock().now());
-        (decision != Use::Validate).then_some(entry)
-    }
-
-    /// Answers with what another's fetch has brought since.
-    async fn look_again(&mut self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        let Some(entry) = self.stored(session, ctx) else { return Ok(false) };
-        let now = ctx.gateway.clock().now();
-        let said = Status { forwarded: Some(self.why), collapsed: true, ttl: Some(ttl(&entry, now)), ..Status::default() };
-        self.policy.metrics.answered(CacheResult::Collapsed);
-        let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
-        self.policy.metrics.bytes.add(bytes);
-        Ok(true)
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one call, of one place")]
-    async fn follow(
-        &mut self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        fill: &Arc<Fill>,
-        reader: Reader,
-        leads: bool,
-        round: u32,
-        selecting: &mut Option<Selecting>,
-    ) -> Result<Turn> {
-        let phase = loop {
-            let patience = match (leads, ctx.check_deadline()?) {
-                (true, None) => Duration::from_secs(86_400),
-                (true, Some(left)) => left,
-                (false, left) => left.unwrap_or(self.policy.wait).min(self.policy.wait),
-            };
-            match tokio::time::timeout(patience, fill.wait(|fill| fill.decided(leads))).await {
-                Ok(Phase::Waiting) => {
-                    for head in fill.take_interim() {
-                        session.write_response_header(Box::new(head), false).await?;
-                    }
-                }
-                Ok(phase) => break phase,
-                Err(_) if leads => break Phase::Failed(Rejection::new(&rejection::DEADLINE_EXCEEDED)),
-                Err(_) => return Ok(Turn::Again),
-            }
-        };
-        let now = ctx.gateway.clock().now();
-        let result = if leads { CacheResult::Miss } else { CacheResult::Collapsed };
-        let mut said = Status { forwarded: Some(self.why), collapsed: !leads, ..Status::default() };
-        match phase {
-            Phase::Streaming(head) => {
-                let status = head.header.status.as_u16();
-                if matches!(status, 500 | 502..=504)
-                    && let Some(turn) = self.instead_of_error(session, ctx, now, Some(status)).await?
-                {
-                    return Ok(turn);
-                }
-                if !leads {
-                    match &head.outcome {
-                        Ok(stored) if stored.selecting.matches(&session.req_header().headers) => {}
-                        Ok(stored) => {
-                            *selecting = Some(stored.selecting.clone());
-                            return Ok(Turn::Again);
-                        }
-                        Err(_) => return Ok(Turn::Again),
-                    }
-                }
-                match &head.outcome {
-                    Ok(stored) => {
-                        said.stored = true;
-                        let left = stored.terms.lifetime.saturating_sub(stored.terms.initial_age);
-                        said.ttl = i64::try_from(left.as_secs()).ok();
-                    }
-                    Err(why) => said.detail = Some(why.as_str()),
-                }
-                self.policy.metrics.answered(result);
-                serve::stream(session, ctx, &head, reader, said).await?;
-                Ok(Turn::Answered)
-            }
-            Phase::Validated(confirmed) => {
-                drop(reader);
-                let entry = &confirmed.entry;
-                if !leads && !(confirmed.shared && entry.selecting.matches(&session.req_header().headers)) {
-                    return Ok(Turn::Again);
-                }
-                (said.upstream, said.ttl) = (Some(304), Some(ttl(entry, now)));
-                self.policy.metrics.answered(CacheResult::Revalidated);
-                let own = if leads { confirmed.own.clone() } else { Own::new() };
-                let bytes = serve::entry(session, ctx, entry, &own, said).await?;
-                self.policy.metrics.bytes.add(bytes);
-                Ok(Turn::Answered)
-            }
-            Phase::Shared(entry) => {
-                drop(reader);
-                // The one who asked first had no wishes; this one may want what only the upstream can say.
-                let fits = entry.selecting.matches(&session.req_header().headers);
-                if !fits || decide::decide(&entry, &self.control, &self.policy, now) == Use::Validate {
-                    self.ask_tier = false;
-                    return Ok(Turn::Again);
-                }
-                self.policy.metrics.answered(CacheResult::Hit);
-                let said = Status { detail: Some("redis"), ..Status::hit(&entry, now) };
-                let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
-                self.policy.metrics.bytes.add(bytes);
-                Ok(Turn::Answered)
-            }
-            Phase::NotModified(head) if leads => {
-                drop(reader);
-                self.policy.metrics.answered(result);
-                let mut head = (*head).clone();
-                said.write(&mut head);
-                serve::not_modified(session, ctx, head).await?;
-                Ok(Turn::Answered)
-            }
-            Phase::Unclear => Ok(Turn::Whole),
-            Phase::NotModified(_) | Phase::Stored | Phase::Waiting => Ok(Turn::Again),
-            Phase::Failed(rejection) => {
-                if let Some(turn) = self.instead_of_error(session, ctx, now, None).await? {
-                    return Ok(turn);
-                }
-                if !leads && round == 0 {
-                    // The one who asked first had bad luck; that need not be so for everyone.
-                    return Ok(Turn::Again);
-                }
-                self.policy.metrics.answered(result);
-                respond::reject(session, ctx, rejection).await?;
-                Ok(Turn::Answered)
-            }
-        }
-    }
-
-    /// A stale answer where the upstream has none (RFC 5861 §4).
-    async fn instead_of_error(
-        &mut self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        now: Instant,
-        status: Option<u16>,
-    ) -> Result<Option<Turn>> {
-        let Some(entry) = self.stale.clone().filter(|entry| decide::on_error(entry, now)) else { return Ok(None) };
-        let said = Status {
-            forwarded: Some(self.why),
-            upstream: status,
-            ttl: Some(ttl(&entry, now)),
-            detail: Some("stale_if_error"),
-            ..Status::default()
-        };
-        self.policy.metrics.answered(CacheResult::Stale);
-        let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
-        self.policy.metrics.bytes.add(bytes);
-        Ok(Some(Turn::Answered))
+        let validate = validators(&cache.memory.variants(&key), headers);
+        miss::start(session, ctx, cache, Plan { fill, flight, validate, as_asked: false, ask_tier: false });
     }
 }

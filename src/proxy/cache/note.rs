@@ -3,17 +3,15 @@
 use super::super::Ctx;
 use super::Role;
 use crate::cache::Cache;
-use crate::cache::entry::{self, Entry, Expired};
-use crate::cache::freshen::{Freshened, freshened};
+use crate::cache::entry::Entry;
 use crate::cache::freshness::Received;
-use crate::cache::key::{self, Key};
-use crate::cache::policy::{Asked, Policy, Refusal};
+use crate::cache::key;
+use crate::cache::policy::Asked;
 use arrayvec::ArrayString;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -99,19 +97,9 @@ pub fn ttl(entry: &Entry, now: Instant) -> i64 {
     }
 }
 
-/// The HEAD that is under way, and what is stored for its GET.
-pub struct HeadOf {
-    pub key: Arc<Key>,
-    pub policy: Arc<Policy>,
-    pub why: Forwarded,
-    pub asked: Asked,
-    /// See [`crate::cache::memory::MemoryStore::insert`].
-    pub since: u64,
-}
-
 /// Looks at an answer on its way to the client that did not come from the cache.
 pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
-    let Some(cache) = ctx.snapshot.cache.as_ref().map(Arc::clone) else { return };
+    let Some(cache) = ctx.snapshot.cache.clone() else { return };
     let status = head.status.as_u16();
     let unsafe_method = !matches!(session.req_header().method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
     if unsafe_method && (200..400).contains(&status) {
@@ -128,10 +116,6 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
             said.forwarded =
                 Some(if why == crate::telemetry::metrics::Bypass::Method { Forwarded::Method } else { Forwarded::Bypass });
             said.detail = Some(why.as_str());
-        }
-        Role::Head(of) => {
-            said.forwarded = Some(of.why);
-            learn_from_head(&cache, &of, &session.req_header().headers, head, &received(ctx));
         }
         Role::Unshared(hash) => {
             said.forwarded = Some(Forwarded::UriMiss);
@@ -203,33 +187,4 @@ fn resolve(url: &str, ctx: &Ctx, reference: &str) -> Option<String> {
     }
     let directory = path.get(..=path.rfind('/')?)?;
     (!reference.is_empty() && !reference.starts_with('.')).then(|| format!("{directory}{reference}"))
-}
-
-/// RFC 9111 §4.3.5: the answer to a HEAD refreshes the stored answers to GET that could have been chosen for it and are the same,
-/// and invalidates those that are not.
-fn learn_from_head(cache: &Cache, of: &HeadOf, request: &HeaderMap, head: &ResponseHeader, received: &Received) {
-    let status = head.status.as_u16();
-    if !matches!(status, 200 | 404 | 410) {
-        return;
-    }
-    let chosen = |known: &&Arc<Entry>| known.selecting.matches(request) && known.is_complete();
-    for known in cache.memory.variants(&of.key).iter().filter(chosen) {
-        let differs = |name: &HeaderName| head.headers.get(name).is_some_and(|new| known.head.headers.get(name) != Some(new));
-        let validators = [header::ETAG, header::LAST_MODIFIED, header::CONTENT_LENGTH];
-        if known.head.status != head.status || status == 200 && validators.iter().any(differs) {
-            known.expire(Expired::Invalid);
-            continue;
-        }
-        let Freshened { head: fresh, terms, .. } = freshened(&of.policy, known, head, of.asked, received);
-        match terms {
-            Ok(terms) => {
-                let (body, tags) = (known.body.clone(), entry::tags(&fresh.headers));
-                let fresh = Entry::new(fresh, body, terms, *received, known.selecting.clone(), tags);
-                cache.memory.insert(&of.key, Arc::new(fresh), of.policy.max_variants, of.since);
-            }
-            // It says of the one who asked only, not of what is stored for everyone.
-            Err(Refusal::Authorization) => {}
-            Err(_) => known.expire(Expired::Invalid),
-        }
-    }
 }

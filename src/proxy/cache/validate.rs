@@ -84,7 +84,11 @@ pub fn validated(fetch: &mut Fetch, request: &HeaderMap, update: &ResponseHeader
     let meant = meant(&fetch.validate, request, &update.headers);
     let Some((first, rest)) = meant.split_first() else {
         if fetch.validate.is_empty() {
-            fill.settle(Phase::NotModified(Arc::new(update.clone())));
+            let shown = super::head::shown(fetch, request, update, 200, received);
+            if shown.outcome.is_err() {
+                fetch.cache.flights.note_unshared(fetch.flight, millis(received));
+            }
+            fill.settle(Phase::NotModified(Arc::new(shown)));
         } else {
             fill.settle(Phase::Unclear);
         }
