@@ -3,7 +3,8 @@
 use super::link::{Broken, Link, open_master};
 use super::node::{Node, NodeState, Nodes, slot_of};
 use super::options::Topology;
-use super::{QUEUE, Question, Shared, What, cluster, decision, lease};
+use super::{QUEUE, Question, Reply, Shared, What, cluster, lease, reply};
+use crate::limit::{Decision, Source, Standings};
 use redis::{Pipeline, Value};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -223,24 +224,24 @@ impl Worker {
     }
 
     /// Tells who asked. `false` if the reply makes no sense.
-    fn answer(&self, mut question: Question, reply: &Value) -> bool {
-        let (decided, lease) = match (&question.what, reply) {
-            (What::Reset, Value::Int(_)) => (super::Decision::Admitted(super::Standings::new()), (0, 0)),
-            _ => match decision(&question.set, reply) {
-                Some(decided) => decided,
+    fn answer(&self, mut question: Question, value: &Value) -> bool {
+        let Reply { decision, lease, at } = match (&question.what, value) {
+            (What::Reset, Value::Int(_)) => Reply { decision: Decision::Admitted(Standings::new()), lease: (0, 0), at: 0 },
+            _ => match reply(&question.set, value) {
+                Some(reply) => reply,
                 None => return false,
             },
         };
         if let What::Lease(pending) = &mut question.what {
             pending.answered = true;
             let now = self.shared.now();
-            self.shared.book.answered(&question.set, &question.key, &pending.errand, &decided, lease, now);
-            self.shared.book.refused(&question.set, &question.key, question.cost, &decided, now);
+            self.shared.book.answered(&question.set, &question.key, &pending.errand, &decision, lease, now);
+            self.shared.book.refused(&question.set, &question.key, question.cost, &decision, now);
         }
         if let Some(answer) = question.answer.take() {
             self.shared.metrics.decisions.increment();
             // The request may have given up.
-            let _ = answer.send(decided);
+            let _ = answer.send((decision, Source::Redis(at)));
         }
         true
     }
