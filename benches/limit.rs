@@ -57,7 +57,7 @@ fn decide(criterion: &mut Criterion) {
     let admitted = Decision::Admitted(std::iter::once(Standing { remaining: 1, more_in: 1, idle_in: 0 }).collect());
     criterion.bench_function("a use from a lease", |bencher| {
         bencher.iter(|| match book.spend(&shared, black_box(b"a:192.0.2.7"), 1, 1) {
-            Spent::Here(decision, errand) => {
+            Spent::Here { decision, errand, .. } => {
                 if let Some(errand) = errand {
                     book.answered(&shared, b"a:192.0.2.7", &errand, &admitted, (500_000_000, u64::MAX), 1);
                 }

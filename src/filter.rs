@@ -97,6 +97,12 @@ pub trait Limiter: Send + Sync {
 
     /// How the key of a request with these facts stands, as JSON; with `reset`, after it has been forgotten.
     fn inspect<'a>(&'a self, ctx: &'a RequestCtx, headers: &'a http::HeaderMap, reset: bool) -> BoxFuture<'a, serde_json::Value>;
+
+    /// Another filter that counts comes after it in the chain, and may refuse what this one has admitted.
+    fn followed(&self) {}
+
+    /// A later one has refused the request: takes back what was counted for it here.
+    fn give_back(&self, _ctx: &mut RequestCtx) {}
 }
 
 /// The runtime side of a filter, compiled once for each place it is written at. Nothing here may block, panic, or

@@ -1,7 +1,8 @@
 //! Limits: how often something may happen, and who keeps count.
 //!
 //! A [`Limit`] is a number over a time, counted by one of three algorithms ([`algorithm`]). A [`LimitSet`] is what holds for
-//! one request together: all of its limits admit it, or it consumes nothing of any. The counts are kept by a store:
+//! one request together: all of its limits admit it, or it consumes nothing of any. When a later filter of the route refuses it,
+//! the earlier ones give back what they took ([`Uses`]). The counts are kept by a store:
 //! [`local`] in this process, exact and bounded in memory, or [`redis`], exact over all gateways. What a store may get
 //! wrong, and by how much, is in `docs/limits.md`.
 //!
@@ -17,11 +18,13 @@ pub mod redis;
 pub mod shield;
 mod stores;
 pub mod top;
+mod uses;
 
 pub use algorithm::{Moment, Standing, State};
 pub use config::LimitConfig;
 pub use key::{By, ByConfig, Keys};
 pub use stores::Stores;
+pub use uses::{Source, Use, Uses};
 
 use crate::value::Period;
 use arrayvec::ArrayVec;

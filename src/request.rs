@@ -90,6 +90,8 @@ pub struct RequestCtx {
     pub deadline: Option<Instant>,
     /// What limits have decided, for the headers of the response.
     pub limits: limit::Report,
+    /// What limits have counted and may still give back or charge.
+    pub uses: limit::Uses,
     /// What the gateway has refused it with, once it has.
     pub rejected: Option<&'static rejection::Code>,
     /// The places of the request among those under way, given back with it.
@@ -119,6 +121,7 @@ impl RequestCtx {
             started,
             deadline: None,
             limits: limit::Report::new(),
+            uses: limit::Uses::default(),
             rejected: None,
             held: limit::concurrency::Held::default(),
             body_digest: None,
@@ -178,6 +181,7 @@ impl RequestCtx {
             started: Instant::now(),
             deadline: None,
             limits: limit::Report::new(),
+            uses: limit::Uses::default(),
             rejected: None,
             held: limit::concurrency::Held::default(),
             body_digest: None,

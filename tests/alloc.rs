@@ -191,7 +191,9 @@ fn a_use_from_a_lease_allocates_nothing() {
     let admitted = Decision::Admitted(std::iter::once(Standing { remaining: 98_999, more_in: 1, idle_in: 0 }).collect());
     book.answered(&set, b"k", &errand, &admitted, (1_000, 5_000_000_000), 0);
     for use_ in 0..400 {
-        let (count, spent) = allocations(|| matches!(book.spend(&set, b"k", 1, 1), Spent::Here(Decision::Admitted(_), None)));
+        let (count, spent) = allocations(|| {
+            matches!(book.spend(&set, b"k", 1, 1), Spent::Here { decision: Decision::Admitted(_), errand: None, .. })
+        });
         assert!(spent && count == 0, "{count} allocations for use {use_}");
     }
 }

@@ -1,11 +1,14 @@
 //! The filters of one route, sorted once into the phases that they use.
 
 use super::{Filter, Flow, Phases, Step};
-use crate::rejection::Rejection;
+use crate::rejection::{self, Code, Rejection};
 use crate::request::RequestCtx;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use std::sync::Arc;
+
+/// The rejections of limits. A request that is refused with one of them is counted by no limit of the chain.
+const OF_LIMITS: [&Code; 3] = [&rejection::RATE_LIMITED, &rejection::CONCURRENCY_LIMITED, &rejection::LIMIT_UNAVAILABLE];
 
 #[derive(Default)]
 pub struct Chain {
@@ -17,8 +20,13 @@ pub struct Chain {
 impl Chain {
     pub fn new(filters: &[Arc<dyn Filter>]) -> Self {
         let of = |phase| filters.iter().filter(move |f| f.phases().has(phase)).cloned();
+        let request: Box<[Arc<dyn Filter>]> = of(Phases::REQUEST).collect();
+        let limiters: Vec<_> = request.iter().filter_map(|filter| filter.limiter()).collect();
+        if let Some((_, earlier)) = limiters.split_last() {
+            earlier.iter().for_each(|limiter| limiter.followed());
+        }
         Chain {
-            request: of(Phases::REQUEST).collect(),
+            request,
             upstream_request: of(Phases::UPSTREAM_REQUEST).collect(),
             response: of(Phases::RESPONSE).rev().collect(),
         }
@@ -31,16 +39,30 @@ impl Chain {
 
     /// Runs until a filter rejects or answers.
     pub async fn request(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Flow, Rejection> {
-        for filter in &self.request {
-            let flow = match filter.on_request(session, ctx) {
-                Step::Ready(done) => done?,
-                Step::Wait(io) => io.await?,
+        for (index, filter) in self.request.iter().enumerate() {
+            let done = match filter.on_request(session, ctx) {
+                Step::Ready(done) => done,
+                Step::Wait(io) => io.await,
             };
-            if let Flow::Respond(_) = flow {
-                return Ok(flow);
+            match done {
+                Ok(Flow::Continue) => {}
+                Ok(Flow::Respond(response)) => return Ok(Flow::Respond(response)),
+                Err(rejection) => {
+                    if OF_LIMITS.contains(&rejection.code) {
+                        self.give_back(index, ctx);
+                    }
+                    return Err(rejection);
+                }
             }
         }
         Ok(Flow::Continue)
+    }
+
+    /// Takes back what the filters before `index` have counted for a request that a limit has refused.
+    fn give_back(&self, index: usize, ctx: &mut RequestCtx) {
+        for limiter in self.request.iter().take(index).filter_map(|filter| filter.limiter()) {
+            limiter.give_back(ctx);
+        }
     }
 
     pub fn upstream_request(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {

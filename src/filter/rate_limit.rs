@@ -13,29 +13,24 @@ mod lease;
 pub use config::RateLimitConfig;
 
 use super::{Filter, Flow, Limiter, Phases, Step};
+use crate::limit::key;
 use crate::limit::local::{LocalSet, LocalStore};
 use crate::limit::redis::lease::Errand;
 use crate::limit::redis::{RedisStore, SharedSet};
 use crate::limit::top::Top;
-use crate::limit::{Decision, Keys, Limit, Seen, Standings};
+use crate::limit::{Decision, Keys, Limit, Seen, Source, Standings};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::{LimitMetrics, METHODS, Method};
 use headers::{Style, Told};
 use http::HeaderName;
-use late::Late;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-
-thread_local! {
-    /// Where keys are written, so that a request needs no buffer of its own.
-    static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// What happens while Redis cannot be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +58,8 @@ pub struct RateLimit {
     top: Arc<Top>,
     shadow: bool,
     style: Style,
+    /// A later filter may refuse what this one has admitted.
+    followed: AtomicBool,
 }
 
 /// Which set of limits holds for a request.
@@ -91,8 +88,9 @@ struct Set {
 }
 
 /// How a request is decided without waiting, or what must be asked.
+#[allow(clippy::large_enum_variant)] // One at a time, on the stack.
 enum Now {
-    Decided(Decision),
+    Decided(Decision, Source),
     /// With an errand of a lease, or one by one.
     Ask(Vec<u8>, Option<Box<Errand>>),
 }
@@ -151,15 +149,15 @@ impl RateLimit {
     /// Decides without waiting, where that is possible.
     fn decide(&self, set: &Set, key: &[u8], cost: u64) -> Result<Now, Rejection> {
         let (Some((redis, on_error)), Some(shared)) = (&self.redis, &set.shared) else {
-            return Ok(Now::Decided(if self.failures {
-                self.left(&set.local, key)
-            } else {
-                self.local.take(&set.local, key, cost)
-            }));
+            if self.failures {
+                return Ok(Now::Decided(self.left(&set.local, key), Source::Nowhere));
+            }
+            let source = self.since().map_or(Source::Nowhere, Source::Local);
+            return Ok(Now::Decided(self.local.take(&set.local, key, cost), source));
         };
         let errand = if shared.lease() > 0 && !self.failures {
             match redis.spend(shared, key, cost) {
-                Ok(decision) => return Ok(Now::Decided(decision)),
+                Ok((decision, batch)) => return Ok(Now::Decided(decision, batch.map_or(Source::Nowhere, Source::Lease))),
                 Err(errand) => Some(errand),
             }
         } else {
@@ -171,7 +169,13 @@ impl RateLimit {
         if let Some(errand) = errand {
             redis.drop_errand(shared, key, &errand);
         }
-        self.alone(redis, *on_error, set, key, cost).map(Now::Decided)
+        let (decision, source) = self.alone(redis, *on_error, set, key, cost)?;
+        Ok(Now::Decided(decision, source))
+    }
+
+    /// Now, where it may have to be known when something was counted.
+    fn since(&self) -> Option<Instant> {
+        self.followed.load(Ordering::Relaxed).then(|| self.local.moment())
     }
 
     /// Whether there is anything left, without taking it.
@@ -180,19 +184,28 @@ impl RateLimit {
     }
 
     /// The decision without Redis.
-    fn alone(&self, redis: &RedisStore, on_error: OnError, set: &Set, key: &[u8], cost: u64) -> Result<Decision, Rejection> {
+    fn alone(
+        &self,
+        redis: &RedisStore,
+        on_error: OnError,
+        set: &Set,
+        key: &[u8],
+        cost: u64,
+    ) -> Result<(Decision, Source), Rejection> {
         redis.metrics().fallbacks.increment();
+        let open = || (Decision::Admitted(Standings::new()), Source::Nowhere);
         match on_error {
-            OnError::Open => Ok(Decision::Admitted(Standings::new())),
-            OnError::Closed if self.shadow => Ok(Decision::Admitted(Standings::new())),
+            OnError::Open => Ok(open()),
+            OnError::Closed if self.shadow => Ok(open()),
             OnError::Closed => Err(Rejection::new(&rejection::LIMIT_UNAVAILABLE).retry_after(Duration::from_secs(1))),
-            OnError::Local if self.failures => Ok(self.left(&self.share(redis, set), key)),
+            OnError::Local if self.failures => Ok((self.left(&self.share(redis, set), key), Source::Nowhere)),
             OnError::Local => {
+                let source = self.since().map_or(Source::Nowhere, Source::Share);
                 let decision = self.local.take(&self.share(redis, set), key, cost);
                 if let (Decision::Admitted(_), Some(shared)) = (&decision, &set.shared) {
                     redis.owe(shared, key, cost);
                 }
-                Ok(decision)
+                Ok((decision, source))
             }
         }
     }
@@ -211,10 +224,12 @@ impl RateLimit {
         }
     }
 
-    /// Remembers for the response whom it is about, where something may still be charged.
-    fn remember(&self, ctx: &mut RequestCtx, set: u16, key: &[u8], cost: u64) {
-        if self.failures || self.cost_header.is_some() {
-            Late::add(&mut ctx.extensions, self.id, set, key, cost);
+    /// Remembers what was counted, where something may still be charged for it, or given back.
+    fn remember(&self, ctx: &mut RequestCtx, set: u16, key: &[u8], cost: u64, (decision, source): (&Decision, Source)) {
+        let source = if matches!(decision, Decision::Admitted(_)) { source } else { Source::Nowhere };
+        let may_go_back = source != Source::Nowhere && self.followed.load(Ordering::Relaxed);
+        if may_go_back || self.failures || self.cost_header.is_some() {
+            ctx.uses.add(self.id, set, key, cost, source);
         }
     }
 
@@ -234,14 +249,17 @@ impl RateLimit {
         let Some(shared) = &set.shared else { return Err(Rejection::new(&rejection::INTERNAL_ERROR)) };
         let answer = match errand {
             Some(errand) => redis.fetch(shared, &key, cost, errand).await,
-            None if self.failures => redis.look(shared, &key, redis.timeout()).await.map(late::left),
+            None if self.failures => {
+                let standings = redis.look(shared, &key, redis.timeout()).await;
+                standings.map(|standings| (late::left(standings), Source::Nowhere))
+            }
             None => redis.take(shared, &key, cost).await,
         };
-        let decision = match answer {
-            Some(decision) => decision,
+        let (decision, source) = match answer {
+            Some(answer) => answer,
             None => self.alone(redis, *on_error, set, &key, cost)?,
         };
-        self.remember(ctx, number, &key, cost);
+        self.remember(ctx, number, &key, cost, (&decision, source));
         self.conclude(ctx, number, set, &key, &decision)
     }
 }
@@ -276,13 +294,12 @@ impl Filter for RateLimit {
             }
             return Step::reject(Rejection::new(&rejection::TIER_MISSING));
         };
-        let decided = KEY.with_borrow_mut(|key| {
-            key.clear();
+        let decided = key::scratch(|key| {
             self.keys.write(ctx, &head.headers, key);
             match self.decide(set, key, cost)? {
                 Now::Ask(key, errand) => Ok(Some((key, errand))),
-                Now::Decided(decision) => {
-                    self.remember(ctx, number, key, cost);
+                Now::Decided(decision, source) => {
+                    self.remember(ctx, number, key, cost, (&decision, source));
                     self.conclude(ctx, number, set, key, &decision).map(|_| None)
                 }
             }

@@ -47,6 +47,27 @@ impl Limit {
         }
     }
 
+    /// The state without `cost` uses that were taken at `taken` or later, because the request was refused after all. Never less
+    /// than if they had not been taken: of a bucket goes back what has not drained since, of the others what still counts.
+    pub fn give(&self, state: &State, taken: Moment, now: Moment, cost: u64) -> State {
+        match self.shape {
+            Shape::TokenBucket { per, .. } => {
+                let passed = u128::from(now.mono.saturating_sub(taken.mono)).saturating_mul(self.number.into());
+                let lasting = u128::from(cost).saturating_mul(per.into()).saturating_sub(passed);
+                let [at, ..] = *state;
+                let level = level(self.number, state, now.mono).saturating_sub(lasting);
+                [at.max(now.mono), small(level & u128::from(u64::MAX)), small(level >> 64), 0, 0]
+            }
+            Shape::SlidingWindow { per } => Slots::at(per, state, now.mono).give(taken.mono, cost),
+            Shape::FixedWindow { period } => {
+                let [window, count, ..] = *state;
+                // What was counted before the period began, or by another clock, is not of this count.
+                let same = period::at(period, taken.wall).0 == window;
+                [window, if same { count.saturating_sub(cost) } else { count }, 0, 0, 0]
+            }
+        }
+    }
+
     pub fn standing(&self, state: &State, now: Moment) -> Standing {
         match self.shape {
             Shape::TokenBucket { per, capacity } => bucket_standing(self.number, per, capacity, state, now.mono),
@@ -177,6 +198,19 @@ impl Slots {
         let [newest, ..] = &mut self.counts;
         *newest = newest.saturating_add(u16::try_from(cost).unwrap_or(u16::MAX));
         Ok(self.pack())
+    }
+
+    /// From the slot of `taken` on: there it was counted, or later, and what stays counted instead stays longer.
+    fn give(mut self, taken: u64, cost: u64) -> State {
+        let age = self.newest.saturating_sub(taken.checked_div(self.length).unwrap_or(0));
+        let newer = usize::try_from(age).unwrap_or(SLOTS).saturating_add(1);
+        let mut open = if newer > SLOTS { 0 } else { cost };
+        for count in self.counts.iter_mut().take(newer).rev() {
+            let part = u16::try_from(open).unwrap_or(u16::MAX).min(*count);
+            *count = count.saturating_sub(part);
+            open = open.saturating_sub(part.into());
+        }
+        self.pack()
     }
 
     fn pack(&self) -> State {

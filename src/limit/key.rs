@@ -9,10 +9,16 @@ use http::{HeaderMap, HeaderName};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fmt;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
+
+thread_local! {
+    /// Where keys are written, so that a request needs no buffer of its own.
+    static KEY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The most facts of one key.
 pub const FACTS_MAX: usize = 8;
@@ -102,6 +108,14 @@ impl JsonSchema for ByConfig {
         let one = json_schema!({ "type": "string", "pattern": "^(address|consumer|credential|route|header:.+|claim:.+)$" });
         json_schema!({ "title": "fact or list of facts", "anyOf": [one, { "type": "array", "items": one, "minItems": 1, "maxItems": FACTS_MAX }] })
     }
+}
+
+/// Hands out the buffer of this thread, empty.
+pub fn scratch<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    KEY.with_borrow_mut(|key| {
+        key.clear();
+        work(key)
+    })
 }
 
 /// How a filter makes keys.

@@ -159,6 +159,31 @@ impl LocalStore {
         }
     }
 
+    /// When it is, for [`LocalStore::give`].
+    pub fn moment(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Gives back `cost` uses that were taken at `taken` or a little later.
+    pub fn give(&self, set: &LocalSet, key: &[u8], taken: Instant, cost: u64) {
+        let now = self.now();
+        let since = u64::try_from(taken.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX);
+        let taken = Moment { mono: since, wall: now.wall.saturating_sub(now.mono.saturating_sub(since)) };
+        let base = self.hash(key) ^ set.scope;
+        let shard = usize::try_from(base >> 64).unwrap_or_default() % SHARDS;
+        let Some(shard) = self.shards.get(shard) else { return };
+        let mut table = shard.lock();
+        for (limit, meaning) in &set.limits {
+            let hash = base ^ meaning;
+            // What was counted in a shared bucket stays: whose it is cannot be told.
+            if let Place::Known(at) = table.find(hash, now.mono, &arrayvec::ArrayVec::<Place, 1>::new()) {
+                let state = limit.give(&table.state(at), taken, now, cost);
+                let idle = now.mono.saturating_add(limit.standing(&state, now).idle_in);
+                table.write(at, hash, state, idle, 0);
+            }
+        }
+    }
+
     /// Forgets a key.
     pub fn reset(&self, set: &LocalSet, key: &[u8]) {
         let now = self.now();

@@ -15,7 +15,7 @@ mod worker;
 
 pub use script::{SCRIPT, lease_arguments};
 
-use super::{Decision, Limit, Shape, Standing, Standings};
+use super::{Decision, Limit, Shape, Source, Standing, Standings};
 use crate::redis_link::{Alive, Node, Servers, Topology, slot_of, start};
 use crate::telemetry::metrics::RedisMetrics;
 use debts::Debts;
@@ -116,6 +116,8 @@ enum What {
     /// Consume what is left, refuse nothing.
     Charge,
     Look,
+    /// Take back what was consumed at this time of Redis, in microseconds.
+    Give(u64),
     Reset,
     Lease(Pending),
 }
@@ -145,7 +147,7 @@ pub struct Question {
     cost: u64,
     what: What,
     /// `None`: nobody waits.
-    answer: Option<oneshot::Sender<Decision>>,
+    answer: Option<oneshot::Sender<(Decision, Source)>>,
 }
 
 impl Question {
@@ -256,25 +258,25 @@ impl RedisStore {
     }
 
     /// Asks, and waits at most for the budget. `None`: decide without Redis.
-    pub async fn take(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> Option<Decision> {
+    pub async fn take(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> Option<(Decision, Source)> {
         self.ask(set, key, cost, |_| What::Take, self.shared.timeout).await
     }
 
-    /// Spends from a lease; the error is what must be asked with [`RedisStore::fetch`].
-    pub fn spend(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> Result<Decision, Box<Errand>> {
+    /// Spends from a lease, and from which batch if it was one; the error is what must be asked with [`RedisStore::fetch`].
+    pub fn spend(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> Result<(Decision, Option<u64>), Box<Errand>> {
         match self.shared.book.spend(set, key, cost, self.shared.now()) {
-            Spent::Here(decision, errand) => {
+            Spent::Here { decision, batch, errand } => {
                 if let Some(errand) = errand {
                     self.shared.run(set, key, *errand);
                 }
-                Ok(decision)
+                Ok((decision, batch))
             }
             Spent::Ask(errand) => Err(Box::new(errand)),
         }
     }
 
     /// As [`RedisStore::take`], with an errand of the lease on the same way.
-    pub async fn fetch(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64, errand: Box<Errand>) -> Option<Decision> {
+    pub async fn fetch(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64, errand: Box<Errand>) -> Option<(Decision, Source)> {
         let what = |key: &Arc<[u8]>| self.shared.pending(set, key, *errand);
         self.ask(set, key, cost, what, self.shared.timeout).await
     }
@@ -286,7 +288,7 @@ impl RedisStore {
 
     /// What is left, without taking anything. For operators: waits up to `patience`.
     pub async fn look(&self, set: &Arc<SharedSet>, key: &[u8], patience: Duration) -> Option<Standings> {
-        self.ask(set, key, 0, |_| What::Look, patience).await.map(|decision| decision.standings().clone())
+        self.ask(set, key, 0, |_| What::Look, patience).await.map(|(decision, _)| decision.standings().clone())
     }
 
     /// Forgets a key. What gateways hold of it on leases they still spend.
@@ -301,7 +303,7 @@ impl RedisStore {
         cost: u64,
         what: impl FnOnce(&Arc<[u8]>) -> What,
         patience: Duration,
-    ) -> Option<Decision> {
+    ) -> Option<(Decision, Source)> {
         let (answer, answered) = oneshot::channel();
         let key: Arc<[u8]> = key.into();
         let what = what(&key);
@@ -321,6 +323,23 @@ impl RedisStore {
         let set = Arc::clone(set);
         let question = Question { set, key: key.into(), cost, what: What::Charge, answer: None };
         node.ask(question);
+    }
+
+    /// Gives back what was taken at `taken`. Nobody waits; what cannot be told to Redis stays taken.
+    pub fn give(&self, set: &Arc<SharedSet>, key: &[u8], taken: u64, cost: u64) {
+        let Some(node) = self.shared.node(set, key) else { return };
+        let (set, what) = (Arc::clone(set), What::Give(taken));
+        node.ask(Question { set, key: key.into(), cost, what, answer: None });
+    }
+
+    /// Gives back what was spent of a batch, unless Redis has been told of it.
+    pub fn unspend(&self, set: &SharedSet, key: &[u8], batch: u64, cost: u64) {
+        self.shared.book.unspend(set, key, batch, cost);
+    }
+
+    /// What was admitted without Redis at `taken` has been refused after all.
+    pub fn owe_less(&self, set: &Arc<SharedSet>, key: &[u8], taken: Instant, cost: u64) {
+        self.shared.debts.forgive(set, key, taken, cost);
     }
 
     /// Notes what was admitted without Redis.
@@ -346,8 +365,18 @@ impl Shared {
     }
 }
 
-/// Reads the script's reply; what follows the standings is the lease: its uses and its life in nanoseconds.
-pub fn decision(set: &SharedSet, reply: &redis::Value) -> Option<(Decision, (u64, u64))> {
+/// What the script replies.
+#[derive(Debug)]
+pub struct Reply {
+    pub decision: Decision,
+    /// The new lease: its uses and its life in nanoseconds.
+    pub lease: (u64, u64),
+    /// When it was decided, in microseconds of the clock of Redis.
+    pub at: u64,
+}
+
+/// Reads the script's reply.
+pub fn reply(set: &SharedSet, reply: &redis::Value) -> Option<Reply> {
     let redis::Value::Array(values) = reply else { return None };
     let number = |value: &redis::Value| match value {
         redis::Value::Int(number) => u64::try_from(*number).ok(),
@@ -356,9 +385,9 @@ pub fn decision(set: &SharedSet, reply: &redis::Value) -> Option<(Decision, (u64
     let (admitted, rest) = values.split_first()?;
     let (triples, rest) = rest.split_at_checked(set.limits.len().checked_mul(3)?)?;
     let nanos = |micros: u64| micros.saturating_mul(1_000);
-    let lease = match rest {
-        [] => (0, 0),
-        [uses, life] => (number(uses)?, nanos(number(life)?)),
+    let (lease, at) = match rest {
+        [at] => ((0, 0), number(at)?),
+        [uses, life, at] => ((number(uses)?, nanos(number(life)?)), number(at)?),
         _ => return None,
     };
     let mut standings = Standings::new();
@@ -375,5 +404,5 @@ pub fn decision(set: &SharedSet, reply: &redis::Value) -> Option<(Decision, (u64
         0 => Decision::Refused { standings, limit: longest.0, wait: longest.1 },
         _ => Decision::Admitted(standings),
     };
-    Some((decision, lease))
+    Some(Reply { decision, lease, at })
 }

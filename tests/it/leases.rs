@@ -9,7 +9,7 @@ use crate::support::raw::{Client, request};
 use crate::support::redis::Redis;
 use crate::support::{Gateway, SOON, eventually};
 use gatewright::limit::redis::lease::{Book, Errand, IDLE, Spent};
-use gatewright::limit::redis::{SCRIPT, SharedSet, decision, lease_arguments};
+use gatewright::limit::redis::{Reply, SCRIPT, SharedSet, lease_arguments, reply};
 use gatewright::limit::{Decision, Limit, Shape};
 use gatewright::value::Period;
 use std::cmp::Reverse;
@@ -194,7 +194,7 @@ impl Simulation {
         }
         let clock = self.members[member].clock(now);
         match self.members[member].book.spend(&self.set, b"k", 1, clock) {
-            Spent::Here(decision, errand) => {
+            Spent::Here { decision, errand, .. } => {
                 if matches!(decision, Decision::Admitted(_)) {
                     self.admitted.push(now);
                 }
@@ -231,8 +231,9 @@ impl Simulation {
         for argument in self.set.arguments(std::iter::once(message.cost)) {
             command.arg(argument);
         }
-        let reply: Vec<redis::Value> = pipeline.query(&mut self.redis).unwrap();
-        let (decision, lease) = decision(&self.set, reply.last().unwrap()).unwrap_or_else(|| panic!("{reply:?}"));
+        let values: Vec<redis::Value> = pipeline.query(&mut self.redis).unwrap();
+        let Reply { decision, lease, at } = reply(&self.set, values.last().unwrap()).unwrap_or_else(|| panic!("{values:?}"));
+        assert_eq!(at, now);
         let gone = member.lives != message.lives;
         if message.cost > 0 && matches!(decision, Decision::Admitted(_)) && !reply_lost && !gone {
             self.admitted.push(now);

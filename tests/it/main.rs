@@ -33,6 +33,7 @@ mod keepalive;
 mod leases;
 mod limits;
 mod limits_kinds;
+mod limits_together;
 mod malformed;
 mod metrics;
 mod oauth;

@@ -20,10 +20,11 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Limits how often something may be asked for. Several limits hold together: a request is admitted by all of them, or
-/// refused with 429 `rate_limited` and counted by none. How exact each store is: docs/limits.md.
+/// refused with 429 `rate_limited` and counted by none, those of earlier `rate_limit` filters on the route included. How exact each
+/// store is: docs/limits.md.
 #[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
@@ -73,7 +74,7 @@ pub struct RateLimitConfig {
     pub on_error: OnErrorChoice,
     /// What clients are told on each response: `"standard"` is `RateLimit-Policy` and `RateLimit`
     /// (draft-ietf-httpapi-ratelimit-headers-11), `"legacy"` is `X-RateLimit-Limit`, `-Remaining` and `-Reset` (of the limit that is
-    /// nearest to its end, in seconds), `"both"`, or `"off"`.
+    /// nearest to its end, in seconds; of several filters, the first), `"both"`, or `"off"`.
     #[serde(default)]
     pub headers: Style,
     /// How many leading bits of an IPv6 address make one client, from 32 to 128: providers give at least a /64 to each
@@ -337,6 +338,7 @@ impl FilterConfig for RateLimitConfig {
             redis,
             shadow: self.shadow,
             style: self.headers,
+            followed: AtomicBool::new(false),
         })
     }
 }

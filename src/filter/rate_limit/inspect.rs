@@ -6,6 +6,7 @@ use crate::limit::{By, Standings};
 use crate::request::RequestCtx;
 use http::HeaderMap;
 use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// An operator waits longer for Redis than a request does.
@@ -14,6 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Limiter for RateLimit {
     fn counts_addresses(&self) -> bool {
         self.keys.facts.contains(&By::Address)
+    }
+
+    fn followed(&self) {
+        self.followed.store(true, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, ctx: &mut RequestCtx) {
+        self.undo(ctx);
     }
 
     fn inspect<'a>(&'a self, ctx: &'a RequestCtx, headers: &'a HeaderMap, reset: bool) -> BoxFuture<'a, Value> {

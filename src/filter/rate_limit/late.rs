@@ -1,7 +1,8 @@
-//! What is only known when there is a response: that an authentication failed, or what the request has cost.
+//! What is only known later: that another limit has refused the request, that an authentication failed, or what the request
+//! has cost.
 
 use super::{RateLimit, Set};
-use crate::limit::{Decision, Standings};
+use crate::limit::{Decision, Source, Standings, Use};
 use crate::rejection::{self, Code};
 use crate::request::RequestCtx;
 use http::StatusCode;
@@ -10,24 +11,6 @@ use pingora::http::ResponseHeader;
 /// The rejections that mean that somebody tried a credential that does not count. A request without any is no attempt.
 const FAILURES: [&Code; 4] =
     [&rejection::CREDENTIAL_INVALID, &rejection::CREDENTIAL_DUPLICATE, &rejection::TOKEN_INVALID, &rejection::TOKEN_EXPIRED];
-
-/// Whom each filter of a request may still charge.
-#[derive(Debug, Clone, Default)]
-pub struct Late(Vec<Use>);
-
-#[derive(Debug, Clone)]
-struct Use {
-    filter: u32,
-    set: u16,
-    key: Box<[u8]>,
-    cost: u64,
-}
-
-impl Late {
-    pub fn add(extensions: &mut http::Extensions, filter: u32, set: u16, key: &[u8], cost: u64) {
-        extensions.get_or_insert_default::<Late>().0.push(Use { filter, set, key: key.into(), cost });
-    }
-}
 
 /// Admitted if every limit has something left.
 pub fn left(standings: Standings) -> Decision {
@@ -42,20 +25,18 @@ impl RateLimit {
     /// Charges what the response says.
     pub(super) fn settle(&self, head: &mut ResponseHeader, ctx: &mut RequestCtx) {
         let told = self.cost_header.as_ref().and_then(|name| head.remove_header(name));
-        let Some(late) = ctx.extensions.get_mut::<Late>() else { return };
-        let Some(at) = late.0.iter().position(|used| used.filter == self.id) else { return };
-        let Use { set, key, cost, .. } = late.0.swap_remove(at);
-        let Some(set) = self.sets.get(usize::from(set)) else { return };
+        let Some(used) = ctx.uses.remove(self.id) else { return };
+        let Some(set) = self.sets.get(usize::from(used.set)) else { return };
         let charge = if self.failures {
             let ours = ctx.rejected.is_some_and(|code| FAILURES.contains(&code));
             let theirs = ctx.rejected.is_none() && head.status == StatusCode::UNAUTHORIZED;
-            if ours || theirs { cost } else { 0 }
+            if ours || theirs { used.cost } else { 0 }
         } else {
             let told = told.and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
-            told.unwrap_or(cost).saturating_sub(cost)
+            told.unwrap_or(used.cost).saturating_sub(used.cost)
         };
         if charge > 0 {
-            self.charge(set, &key, charge);
+            self.charge(set, ctx.uses.key(&used), charge);
         }
     }
 
@@ -68,6 +49,32 @@ impl RateLimit {
                 redis.charge(shared, key, cost);
             }
             _ => self.local.charge(&set.local, key, cost),
+        }
+    }
+
+    /// Gives back what was counted for a request that another limit has refused.
+    pub(super) fn undo(&self, ctx: &mut RequestCtx) {
+        let Some(used) = ctx.uses.remove(self.id) else { return };
+        let Some(set) = self.sets.get(usize::from(used.set)) else { return };
+        self.give(set, &used, ctx.uses.key(&used));
+        // What the response tells is as if it had not been counted.
+        for seen in ctx.limits.iter_mut().filter(|seen| seen.filter == self.id) {
+            let most = set.limits.get(usize::from(seen.limit)).map_or(0, |limit| limit.most());
+            seen.standing.remaining = seen.standing.remaining.saturating_add(used.cost).min(most);
+        }
+    }
+
+    fn give(&self, set: &Set, used: &Use, key: &[u8]) {
+        let shared = self.redis.as_ref().zip(set.shared.as_ref());
+        match (used.source, shared) {
+            (Source::Local(taken), _) => self.local.give(&set.local, key, taken, used.cost),
+            (Source::Share(taken), Some(((redis, _), shared))) => {
+                self.local.give(&self.share(redis, set), key, taken, used.cost);
+                redis.owe_less(shared, key, taken, used.cost);
+            }
+            (Source::Redis(taken), Some(((redis, _), shared))) => redis.give(shared, key, taken, used.cost),
+            (Source::Lease(batch), Some(((redis, _), shared))) => redis.unspend(shared, key, batch, used.cost),
+            (Source::Nowhere | Source::Share(_) | Source::Redis(_) | Source::Lease(_), _) => {}
         }
     }
 }

@@ -56,6 +56,56 @@ proptest! {
         }
     }
 
+    /// What is given back at once was never taken.
+    #[test]
+    fn a_use_that_is_given_back_at_once_leaves_no_trace(
+        limit in any_limit(),
+        takes in prop::collection::vec((0..SECOND, 1..5_u64), 0..40),
+        pause in 0..SECOND,
+        cost in 1..5_u64,
+    ) {
+        let (mut state, mut now) = (State::default(), 1_800_000_000 * SECOND);
+        for (pause, cost) in takes {
+            now += pause;
+            state = limit.take(&state, at(now), cost).unwrap_or(state);
+        }
+        now += pause;
+        if let Ok(taken) = limit.take(&state, at(now), cost) {
+            let given = limit.give(&taken, at(now), at(now), cost);
+            prop_assert_eq!(limit.standing(&given, at(now)), limit.standing(&state, at(now)));
+        }
+    }
+
+    /// However late what is given back comes, and however many wait for it at the same time: those that were served obey the limit,
+    /// which nobody but they has used. The oracle replays them alone.
+    #[test]
+    fn what_is_given_back_late_is_never_more_than_what_is_still_counted(
+        limit in any_limit(),
+        steps in prop::collection::vec((prop_oneof![Just(0), 0..SECOND / 50, 0..SECOND], 1..4_u64, 0..3 * SECOND, any::<bool>()), 1..80),
+    ) {
+        let (mut state, mut alone, mut now) = (State::default(), State::default(), 1_800_000_000 * SECOND);
+        let mut pending: Vec<(u64, u64, u64)> = Vec::new();
+        for (pause, cost, later, served) in steps {
+            now += pause;
+            pending.sort_unstable();
+            while let Some((due, taken, cost)) = pending.first().copied().filter(|(due, ..)| *due <= now) {
+                pending.remove(0);
+                state = limit.give(&state, at(taken), at(due), cost);
+            }
+            if let Ok(next) = limit.take(&state, at(now), cost) {
+                state = next;
+                if served {
+                    let replayed = limit.take(&alone, at(now), cost);
+                    prop_assert!(replayed.is_ok(), "more than the limit at {now}: {replayed:?}");
+                    alone = replayed.unwrap_or(alone);
+                } else {
+                    pending.push((now + later, now, cost));
+                }
+            }
+            prop_assert!(limit.standing(&state, at(now)).remaining <= limit.standing(&alone, at(now)).remaining);
+        }
+    }
+
     /// More time never makes less available, and what `more_in` and `idle_in` promise is so.
     #[test]
     fn time_only_gives(limit in any_limit(), takes in prop::collection::vec((0..SECOND, 1..5_u64), 1..40), later in 0..100 * SECOND) {
@@ -179,6 +229,25 @@ fn a_sliding_window_never_holds_more_than_its_number_and_is_late_by_a_fifteenth_
             log.times.pop_front();
         }
     }
+}
+
+#[test]
+fn of_a_bucket_goes_back_what_has_not_drained_and_of_a_quota_what_is_of_this_period() {
+    let limit = bucket(1, SECOND, 5);
+    let mut state = limit.take(&State::default(), at(0), 3).unwrap();
+    state = limit.give(&state, at(0), at(SECOND), 2);
+    assert_eq!(limit.standing(&state, at(SECOND)).remaining, 4, "3 - 1 drained - (2 - 1 drained)");
+    let limit = fixed(5, Period::Minute);
+    let state = limit.take(&State::default(), at(59 * SECOND), 2).unwrap();
+    let left = |state: &State, now| limit.standing(state, at(now)).remaining;
+    assert_eq!(left(&limit.give(&state, at(59 * SECOND), at(59 * SECOND), 1), 59 * SECOND), 4);
+    let next = limit.take(&state, at(61 * SECOND), 2).unwrap();
+    assert_eq!(left(&limit.give(&next, at(59 * SECOND), at(62 * SECOND), 2), 62 * SECOND), 3, "that minute is over");
+    let limit = sliding(5, 15 * SECOND);
+    let state = limit.take(&State::default(), at(0), 2).unwrap();
+    let next = limit.take(&state, at(17 * SECOND), 2).unwrap();
+    let left = |state: &State, now| limit.standing(state, at(now)).remaining;
+    assert_eq!(left(&limit.give(&next, at(0), at(17 * SECOND), 2), 17 * SECOND), 3, "it counts no more");
 }
 
 #[test]

@@ -67,6 +67,19 @@ impl Debts {
         }
     }
 
+    /// Takes back what was noted at `taken` or a little later.
+    pub fn forgive(&self, set: &Arc<SharedSet>, key: &[u8], taken: Instant, cost: u64) {
+        let now = self.now();
+        let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let mono = nanos(taken.saturating_duration_since(self.epoch));
+        let taken = Moment { mono, wall: now.wall.saturating_sub(now.mono.saturating_sub(mono)) };
+        if let Some(debt) = self.noted.lock().get_mut(&(Arc::as_ptr(set).addr(), Box::from(key))) {
+            for (limit, state) in set.limits.iter().zip(&mut debt.states) {
+                *state = limit.give(state, taken, now, cost);
+            }
+        }
+    }
+
     /// Everything of those keys that `mine` names that is still owed now; it is not noted any more afterwards.
     pub fn collect(&self, mine: impl Fn(&SharedSet, &[u8]) -> bool) -> Vec<Charge> {
         let now = self.now();

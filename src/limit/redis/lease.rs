@@ -55,8 +55,8 @@ pub struct Errand {
 /// What became of a use.
 #[derive(Debug)]
 pub enum Spent {
-    /// Decided here. The errand, if there is one, is not waited for.
-    Here(Decision, Option<Box<Errand>>),
+    /// Decided here. `batch` is what all of it was spent of, if it was one; the errand, if there is one, is not waited for.
+    Here { decision: Decision, batch: Option<u64>, errand: Option<Box<Errand>> },
     /// Redis must be asked.
     Ask(Errand),
 }
@@ -142,19 +142,20 @@ impl Book {
         let Some(holding) = shard.get_mut(&id) else { return plain() };
         holding.used_at = now;
         holding.batches.retain(|batch| batch.expires > now);
-        if holding.pay(cost) {
+        if let Some(batch) = holding.pay(cost) {
             self.spent.fetch_add(1, Ordering::Relaxed);
             let decision = Decision::Admitted(holding.standings(now));
             let low = holding.left() <= set.batch / 2 && holding.batches.len() < BATCHES && set.lease >= 2;
             let refill = low && holding.may_ask(now);
             holding.asking |= refill;
             let errand = refill.then(|| Box::new(self.errand(now, set.batch, std::mem::take(&mut holding.finished))));
-            return Spent::Here(decision, errand);
+            return Spent::Here { decision, batch, errand };
         }
         if let Some(refusal) = holding.refused.as_ref().filter(|refusal| refusal.believed_until > now && cost >= refusal.cost) {
             self.spent.fetch_add(1, Ordering::Relaxed);
             let (limit, wait) = (refusal.limit, refusal.over.saturating_sub(now).max(1));
-            return Spent::Here(Decision::Refused { standings: holding.standings(now), limit, wait }, None);
+            let decision = Decision::Refused { standings: holding.standings(now), limit, wait };
+            return Spent::Here { decision, batch: None, errand: None };
         }
         let want = if holding.may_ask(now) { set.batch } else { 0 };
         if want > 0 {
@@ -185,6 +186,21 @@ impl Book {
             }
         }
         holding.refused = None;
+    }
+
+    /// Takes back what was spent of a batch, as long as Redis has not been told that it was.
+    pub fn unspend(&self, set: &SharedSet, key: &[u8], batch: u64, cost: u64) {
+        let id = self.id(set, key);
+        let Some(shard) = self.shard(id) else { return };
+        let mut shard = shard.lock();
+        let Some(holding) = shard.get_mut(&id) else { return };
+        if let Some(batch) = holding.batches.iter_mut().find(|known| known.id == batch) {
+            let part = cost.min(batch.spent);
+            batch.spent = batch.spent.saturating_sub(part);
+            batch.left = batch.left.saturating_add(part);
+        } else if let Some((_, spent)) = holding.finished.iter_mut().find(|(id, _)| *id == batch) {
+            *spent = spent.saturating_sub(cost);
+        }
     }
 
     /// Remembers that `cost` was refused, so that the next one need not ask.
@@ -297,20 +313,24 @@ impl Holding {
         !self.asking && now >= self.frozen_until
     }
 
-    /// Takes `cost` from the batches, the oldest first, or nothing.
-    fn pay(&mut self, cost: u64) -> bool {
+    /// Takes `cost` from the batches, the oldest first, or nothing. Which batch it was, unless it was two.
+    fn pay(&mut self, cost: u64) -> Option<Option<u64>> {
+        // Those that are spent are reported only now: until the next use, the last one can be given back.
+        self.finish_where(|batch| batch.left == 0);
         if self.left() < cost {
-            return false;
+            return None;
         }
-        let mut open = cost;
+        let (mut open, mut from) = (cost, None);
         for batch in &mut self.batches {
             let part = open.min(batch.left);
             batch.left = batch.left.saturating_sub(part);
             batch.spent = batch.spent.saturating_add(part);
             open = open.saturating_sub(part);
+            if part == cost {
+                from = Some(batch.id);
+            }
         }
-        self.finish_where(|batch| batch.left == 0);
-        true
+        Some(from)
     }
 
     fn finish_all(&mut self) {

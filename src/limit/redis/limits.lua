@@ -2,12 +2,13 @@
 --
 -- KEYS[1]: a hash with one field for each limit, and the field '#' with the leases that are out.
 -- ARGV[1]: 'take'; 'look' (nothing is consumed or written); 'charge' (consume whatever is left, refuse nothing); 'lease'
--- (take, settle leases, hand out a new one). ARGV[2]: how many arguments of 'lease' follow. They are: id of the new lease, the
--- most uses of it, its longest life in microseconds, the number of gateways, then for each lease that comes back its id and
--- how many of its uses were spent. Then for each limit: field, kind, number, microseconds of its window (or m, h, d, mo),
--- capacity, cost.
+-- (take, settle leases, hand out a new one); 'give' (take back what was consumed, because the request was refused after all).
+-- ARGV[2]: how many arguments of 'lease' or 'give' follow. Those of 'lease' are: id of the new lease, the most uses of it, its
+-- longest life in microseconds, the number of gateways, then for each lease that comes back its id and how many of its uses
+-- were spent. That of 'give' is when it was consumed. Then for each limit: field, kind, number, microseconds of its window (or
+-- m, h, d, mo), capacity, cost.
 -- Returns 1 or 0 (admitted or not), then for each limit: remaining, microseconds until more, microseconds to wait; for 'lease'
--- also the uses of the new lease and its life in microseconds.
+-- also the uses of the new lease and its life in microseconds; then the time in microseconds.
 --
 -- A lease counts as used from when it is handed out. When it comes back, what was spent of it counts from then on; when it
 -- does not come back until it expires, all of it does. So what is counted is never less than what was admitted.
@@ -53,8 +54,9 @@ end
 -- Uses that are out on leases, and when the last of these expires.
 local held, last = 0, now
 
--- Each limit: used (now), most, add(uses), wait(uses), standing() = remaining, microseconds until more, until idle; state();
--- ends and began of a calendar window.
+-- Each limit: used (now), most, add(uses), give(uses, taken), wait(uses), standing() = remaining, microseconds until more, until
+-- idle; state(); ends and began of a calendar window. What is given back is never more than what still counts of it, whatever
+-- was counted since: the same rules as in algorithm.rs.
 local function bucket(stored, number, per, capacity)
   local at, level = now, 0
   if stored then
@@ -66,6 +68,9 @@ local function bucket(stored, number, per, capacity)
   local slack = 1e-9 + capacity * 1e-15
   local limit = { used = level, most = capacity }
   function limit.add(uses) limit.used = limit.used + uses end
+  function limit.give(uses, taken)
+    limit.used = math.max(0, limit.used - math.max(0, uses - math.max(0, now - taken) * number / per))
+  end
   function limit.wait(uses)
     local after = limit.used + held + uses
     if after <= capacity + slack then return 0 end
@@ -93,6 +98,9 @@ local function fixed(stored, number, name)
     if tonumber(i) == index then limit.used = tonumber(c) end
   end
   function limit.add(uses) limit.used = limit.used + uses end
+  function limit.give(uses, taken)
+    if taken >= began then limit.used = math.max(0, limit.used - uses) end
+  end
   function limit.wait(uses) return limit.used + held + uses > number and ends - now or 0 end
   function limit.standing()
     local count = limit.used + held
@@ -133,6 +141,16 @@ local function sliding(stored, number, per)
   function limit.add(uses)
     counts[1] = counts[1] + uses
     limit.used = limit.used + uses
+  end
+  function limit.give(uses, taken)
+    local slot = newest - math.floor(taken / length) + 1
+    if slot > slots then return end
+    for i = math.max(1, slot), 1, -1 do
+      local part = math.min(uses, counts[i])
+      counts[i] = counts[i] - part
+      limit.used = limit.used - part
+      uses = uses - part
+    end
   end
   function limit.wait(uses)
     local over = limit.used + held + uses - number
@@ -195,14 +213,16 @@ end
 local admitted, waits = 1, {}
 for n, limit in ipairs(list) do
   waits[n] = 0
-  if mode == 'charge' then
+  if mode == 'give' then
+    limit.give(costs[n], tonumber(ARGV[3]))
+  elseif mode == 'charge' then
     limit.add(math.max(0, math.min(costs[n], limit.most - limit.used - held)))
   else
     waits[n] = costs[n] > 0 and limit.wait(costs[n]) or 0
     if waits[n] > 0 then admitted = 0 end
   end
 end
-if mode ~= 'charge' and admitted == 1 then
+if mode ~= 'charge' and mode ~= 'give' and admitted == 1 then
   for n, limit in ipairs(list) do limit.add(costs[n]) end
 end
 
@@ -237,6 +257,7 @@ if mode == 'lease' then
   reply[#reply + 1] = granted
   reply[#reply + 1] = life
 end
+reply[#reply + 1] = now
 if mode ~= 'look' and (admitted == 1 or changed) then
   if changed then
     write[#write + 1] = '#'

@@ -73,6 +73,7 @@ impl ScriptLink {
             What::Take => self.call(pipeline, shared, "take", &[], set, key, costs),
             What::Charge => self.call(pipeline, shared, "charge", &[], set, key, costs),
             What::Look => self.call(pipeline, shared, "look", &[], set, key, costs),
+            What::Give(at) => self.call(pipeline, shared, "give", &[at.to_string()], set, key, costs),
             What::Reset => drop(pipeline.cmd("DEL").arg(set.name(&shared.prefix, key))),
             What::Lease(pending) => {
                 let gateways = shared.gateways.load(Ordering::Relaxed);

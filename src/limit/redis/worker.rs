@@ -1,7 +1,8 @@
 //! What is done with each server: asks in pipelines, counts the gateways, charges what was admitted without it.
 
 use super::script::ScriptLink;
-use super::{Question, Shared, What, decision, lease};
+use super::{Question, Reply, Shared, What, lease, reply};
+use crate::limit::{Decision, Source, Standings};
 use crate::redis_link::{Broken, Fault, Link, Redirection, Sent, Server, Servers, Work, jittered, slot_of};
 use redis::{Pipeline, Value};
 use std::sync::Arc;
@@ -156,24 +157,24 @@ impl Shared {
     }
 
     /// Tells who asked. `false` if the reply makes no sense.
-    fn answer(&self, mut question: Question, reply: &Value) -> bool {
-        let (decided, lease) = match (&question.what, reply) {
-            (What::Reset, Value::Int(_)) => (super::Decision::Admitted(super::Standings::new()), (0, 0)),
-            _ => match decision(&question.set, reply) {
-                Some(decided) => decided,
+    fn answer(&self, mut question: Question, value: &Value) -> bool {
+        let Reply { decision, lease, at } = match (&question.what, value) {
+            (What::Reset, Value::Int(_)) => Reply { decision: Decision::Admitted(Standings::new()), lease: (0, 0), at: 0 },
+            _ => match reply(&question.set, value) {
+                Some(reply) => reply,
                 None => return false,
             },
         };
         if let What::Lease(pending) = &mut question.what {
             pending.answered = true;
             let now = self.now();
-            self.book.answered(&question.set, &question.key, &pending.errand, &decided, lease, now);
-            self.book.refused(&question.set, &question.key, question.cost, &decided, now);
+            self.book.answered(&question.set, &question.key, &pending.errand, &decision, lease, now);
+            self.book.refused(&question.set, &question.key, question.cost, &decision, now);
         }
         if let Some(answer) = question.answer.take() {
             self.metrics.decisions.increment();
             // The request may have given up.
-            let _ = answer.send(decided);
+            let _ = answer.send((decision, Source::Redis(at)));
         }
         true
     }

@@ -15,13 +15,13 @@ fn admitted(remaining: u64) -> Decision {
 fn ask(book: &Book, set: &Arc<SharedSet>, now: u64) -> Errand {
     match book.spend(set, b"k", 1, now) {
         Spent::Ask(errand) => errand,
-        Spent::Here(decision, _) => panic!("{decision:?}"),
+        Spent::Here { decision, .. } => panic!("{decision:?}"),
     }
 }
 
 fn here(book: &Book, set: &Arc<SharedSet>, now: u64) -> (Decision, Option<Errand>) {
     match book.spend(set, b"k", 1, now) {
-        Spent::Here(decision, errand) => (decision, errand.map(|errand| *errand)),
+        Spent::Here { decision, errand, .. } => (decision, errand.map(|errand| *errand)),
         Spent::Ask(errand) => panic!("{errand:?}"),
     }
 }
@@ -105,6 +105,35 @@ fn an_idle_key_gives_back_what_it_holds_and_is_forgotten() {
     assert_eq!((back.len(), back[0].back.as_slice(), back[0].want), (1, &[(1, 1)][..], 0));
     assert_eq!(book.held(SECOND + IDLE), (0, 0));
     assert!(book.shards.iter().all(|shard| shard.lock().is_empty()));
+}
+
+#[test]
+fn a_use_can_be_taken_back_until_redis_has_been_told_of_it() {
+    let set = set(20);
+    let book = with(&set, 10);
+    let spend = |book: &Book, cost| match book.spend(&set, b"k", cost, SECOND) {
+        Spent::Here { decision: Decision::Admitted(_), batch: Some(batch), errand } => (batch, errand),
+        other => panic!("{other:?}"),
+    };
+    let batch = (0..10).map(|_| spend(&book, 1).0).last().unwrap();
+    book.unspend(&set, b"k", batch, 1);
+    assert_eq!(spend(&book, 1).0, batch, "the last use of a batch goes back");
+    let mut errand = ask(&book, &set, SECOND);
+    assert_eq!(errand.back.as_slice(), &[(batch, 10)]);
+    book.unspend(&set, b"k", batch, 1);
+    errand = ask(&book, &set, SECOND);
+    assert!(errand.back.is_empty());
+    // One that is finished and was not told yet: its use goes back to Redis.
+    let book = with(&set, 10);
+    let (first, refill) = spend(&book, 6);
+    book.answered(&set, b"k", &refill.unwrap(), &admitted(40), (10, LIFE), SECOND);
+    spend(&book, 4);
+    let (second, _) = spend(&book, 1);
+    assert_ne!(first, second);
+    book.unspend(&set, b"k", first, 2);
+    let mut back = Vec::new();
+    book.surrender(SECOND, |_, _, errand| back.push(errand.back));
+    assert_eq!(back[0].as_slice(), &[(first, 8), (second, 1)]);
 }
 
 #[test]
