@@ -32,12 +32,13 @@ mod rewrite;
 pub(crate) mod testing;
 
 pub use chain::Chain;
-pub use registry::{BuildContext, FilterSpec, Problem, Registration, Registry};
+pub use registry::{BuildContext, FilterSpec, Prepared, Problem, Registration, Registry};
 
 use crate::rejection::Rejection;
 use crate::request::RequestCtx;
 use crate::respond::LocalResponse;
 use crate::value::Located;
+use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use schemars::JsonSchema;
@@ -194,6 +195,11 @@ pub trait FilterConfig: DeserializeOwned + JsonSchema + Send + Sync + 'static {
 
     /// Takes the filters of [`FilterConfig::NESTED`].
     fn set_nested(&mut self, _filters: Vec<FilterSpec>) {}
+
+    /// The headers in which the filter finds credentials, so that other filters of the route show no value of theirs.
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        Vec::new()
+    }
 
     /// Checks what serde cannot and compiles the runtime side.
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Self::Filter, Problem>;

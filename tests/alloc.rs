@@ -44,7 +44,7 @@ fn filter(name: &str, table: &str) -> Arc<dyn Filter> {
 
 fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>, issuers: &Issuers) -> Arc<dyn Filter> {
     let registration = Registry::builtin().get(name).unwrap();
-    let build = (registration.decode)(toml::de::ValueDeserializer::parse(table).unwrap()).unwrap();
+    let prepared = (registration.decode)(toml::de::ValueDeserializer::parse(table).unwrap()).unwrap();
     let clock: SharedClock = Arc::new(SystemClock);
     let mut cx = BuildContext {
         route: "orders",
@@ -54,10 +54,11 @@ fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>, issuers: &Iss
         consumers,
         issuers,
         limits: &gatewright::limit::Stores::default(),
+        credential_headers: &[],
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     };
-    build(&mut cx).unwrap_or_else(|problem| panic!("{name}: {problem:?}"))
+    (prepared.build)(&mut cx).unwrap_or_else(|problem| panic!("{name}: {problem:?}"))
 }
 
 fn router(tables: &[&str]) -> Router {

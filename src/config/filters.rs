@@ -137,7 +137,7 @@ impl<'i> Decoder<'_, 'i> {
             None => Vec::new(),
         };
         let decoded = self.decode(value, |table| (registration.decode_nested)(table, nested.clone()))?;
-        decoded.clean.then_some(FilterEntry::Filter(FilterSpec { name: registration.name, span, build: decoded.value }))
+        decoded.clean.then_some(FilterEntry::Filter(FilterSpec { name: registration.name, span, prepared: decoded.value }))
     }
 
     /// The filters of a list within a filter. `None` if one is wrong: that was reported.

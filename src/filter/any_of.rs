@@ -7,7 +7,7 @@ use crate::request::RequestCtx;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use arrayvec::ArrayVec;
 use bytes::BufMut;
-use http::{HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -70,6 +70,10 @@ impl FilterConfig for AnyOfConfig {
         self.methods.0 = filters;
     }
 
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        self.methods.0.iter().flat_map(|spec| spec.prepared.credential_headers.iter().cloned()).collect()
+    }
+
     fn build(self, cx: &mut BuildContext<'_>) -> Result<AnyOf, Problem> {
         if self.methods.0.is_empty() || self.methods.0.len() > METHODS_MAX {
             let problem = Problem::new(format!("`methods` has {} filters", self.methods.0.len()));
@@ -80,7 +84,7 @@ impl FilterConfig for AnyOfConfig {
                 problem.span.get_or_insert_with(|| spec.span.clone());
                 problem
             };
-            let filter = (spec.build)(cx).map_err(here)?;
+            let filter = (spec.prepared.build)(cx).map_err(here)?;
             if !filter.establishes_identity() {
                 let problem = Problem::new(format!("`{}` does not tell who calls", spec.name));
                 return Err(here(problem.help("only filters such as `api_key` and `basic` can be methods")));

@@ -51,6 +51,10 @@ impl FilterConfig for ApiKeyConfig {
     const NAME: &'static str = "api_key";
     type Filter = ApiKey;
 
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        self.header.iter().filter_map(|name| parse_name(name, name).ok()).collect()
+    }
+
     fn build(self, cx: &mut BuildContext<'_>) -> Result<ApiKey, Problem> {
         let header = match &self.header {
             Some(header) => Some(parse_name(header, header)?),

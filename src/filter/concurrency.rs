@@ -113,7 +113,7 @@ impl FilterConfig for ConcurrencyConfig {
             None => cx.limits.scope(&format!("concurrency route:{}", cx.route)),
         };
         Ok(Concurrency {
-            keys: Keys { facts: self.by.0.into(), ipv6_prefix: self.ipv6_prefix.value },
+            keys: Keys::new(self.by, self.ipv6_prefix.value, cx.credential_headers),
             most: self.most.value,
             queue,
             timeout,

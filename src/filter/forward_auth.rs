@@ -124,6 +124,11 @@ impl FilterConfig for ForwardAuthConfig {
     const NAME: &'static str = "forward_auth";
     type Filter = ForwardAuth;
 
+    /// Which of them the service takes for a credential is not known here.
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        self.headers.iter().flatten().filter_map(|name| parse_name(name, name).ok()).collect()
+    }
+
     fn build(self, cx: &mut BuildContext<'_>) -> Result<ForwardAuth, Problem> {
         let at = Endpoint::parse(&self.url).map_err(|why| Problem::new(why).at(&self.url))?;
         let seconds = |from: u64, to: u64| Duration::from_millis(from)..=Duration::from_millis(to);

@@ -17,7 +17,7 @@ use crate::request::RequestCtx;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use crate::value::Located;
 use claim_headers::ClaimHeaders;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -130,6 +130,10 @@ pub struct Jwt {
 impl FilterConfig for JwtConfig {
     const NAME: &'static str = "jwt";
     type Filter = Jwt;
+
+    fn credential_headers(&self) -> Vec<HeaderName> {
+        self.token.iter().filter_map(|place| place.strip_prefix("header:")?.parse().ok()).collect()
+    }
 
     fn build(self, cx: &mut BuildContext<'_>) -> Result<Jwt, Problem> {
         let issuers = issuers(&self.issuer, cx)?;

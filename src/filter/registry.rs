@@ -11,6 +11,7 @@ use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
 use crate::value::Located;
+use http::HeaderName;
 use schemars::{Schema, SchemaGenerator};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -69,6 +70,8 @@ pub struct BuildContext<'a> {
     pub issuers: &'a Issuers,
     /// Where limits are counted.
     pub limits: &'a Stores,
+    /// The headers in which filters of the route find credentials.
+    pub credential_headers: &'a [HeaderName],
     pub diagnostics: &'a mut Diagnostics,
     /// Where the filter's name is written.
     pub span: Span,
@@ -93,7 +96,15 @@ impl BuildContext<'_> {
 pub struct FilterSpec {
     pub name: &'static str,
     pub span: Span,
+    pub prepared: Prepared,
+}
+
+/// The decoded table of a filter.
+#[derive(Clone)]
+pub struct Prepared {
     pub build: BuildFn,
+    /// See [`FilterConfig::credential_headers`].
+    pub credential_headers: Arc<[HeaderName]>,
 }
 
 pub type BuildFn = Arc<dyn Fn(&mut BuildContext<'_>) -> Result<Arc<dyn Filter>, Problem> + Send + Sync>;
@@ -102,11 +113,11 @@ pub type BuildFn = Arc<dyn Fn(&mut BuildContext<'_>) -> Result<Arc<dyn Filter>, 
 #[derive(Clone, Copy)]
 pub struct Registration {
     pub name: &'static str,
-    pub decode: fn(ValueDeserializer<'_>) -> Result<BuildFn, Error>,
+    pub decode: fn(ValueDeserializer<'_>) -> Result<Prepared, Error>,
     /// The key of the list of filters that stands within it, if one does; see [`FilterConfig::NESTED`].
     pub nested: Option<&'static str>,
     /// As `decode`, with the filters of that list.
-    pub decode_nested: fn(ValueDeserializer<'_>, Vec<FilterSpec>) -> Result<BuildFn, Error>,
+    pub decode_nested: fn(ValueDeserializer<'_>, Vec<FilterSpec>) -> Result<Prepared, Error>,
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
@@ -122,10 +133,12 @@ impl Registration {
     }
 }
 
-fn decode<C: FilterConfig + Clone>(table: ValueDeserializer<'_>, nested: Vec<FilterSpec>) -> Result<BuildFn, Error> {
+fn decode<C: FilterConfig + Clone>(table: ValueDeserializer<'_>, nested: Vec<FilterSpec>) -> Result<Prepared, Error> {
     let mut config = C::deserialize(table)?;
     config.set_nested(nested);
-    Ok(Arc::new(move |cx: &mut BuildContext<'_>| config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>)))
+    let credential_headers = config.credential_headers().into();
+    let build = move |cx: &mut BuildContext<'_>| config.clone().build(cx).map(|filter| Arc::new(filter) as Arc<dyn Filter>);
+    Ok(Prepared { build: Arc::new(build), credential_headers })
 }
 
 /// Every filter that this process knows, in the order of the reference.

@@ -54,6 +54,7 @@ pub fn in_context<T>(consumers: &Arc<Consumers>, clock: &SharedClock, build: imp
         consumers,
         issuers: &Issuers::default(),
         limits: &crate::limit::Stores::default(),
+        credential_headers: &[],
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

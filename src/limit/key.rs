@@ -3,9 +3,12 @@
 //! A key is text, so that it reads well in Redis, and two requests have the same text only if all their facts are the same:
 //! values are escaped and told apart from absent ones. A fact that a request does not have is a value of its own, so that all
 //! such requests share one bucket: whoever leaves a header out is not exempt.
+//!
+//! Keys are seen in Redis and by operators, so a header that holds credentials stands in them by its hash only.
 
 use crate::request::RequestCtx;
-use http::{HeaderMap, HeaderName};
+use aws_lc_rs::digest::{SHA256, digest};
+use http::{HeaderMap, HeaderName, header};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use std::borrow::Cow;
@@ -25,6 +28,16 @@ pub const FACTS_MAX: usize = 8;
 /// A longer value is not copied into the key but stands in it as a 128-bit hash, in bytes.
 const VALUE_MAX: usize = 128;
 
+/// What holds a credential whether or not a filter looks for it there: the upstream may.
+const CREDENTIAL_HEADERS: [HeaderName; 6] = [
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-auth-token"),
+    HeaderName::from_static("x-access-token"),
+];
+
 /// One fact of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum By {
@@ -32,6 +45,8 @@ pub enum By {
     Consumer,
     Credential,
     Header(HeaderName),
+    /// A header with a credential.
+    Credentials(HeaderName),
     Claim(Box<str>),
     Route,
 }
@@ -127,6 +142,16 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// `credential_headers`: those in which the filters of the route look for credentials.
+    pub fn new(by: ByConfig, ipv6_prefix: u8, credential_headers: &[HeaderName]) -> Self {
+        let hidden = |name: &HeaderName| CREDENTIAL_HEADERS.contains(name) || credential_headers.contains(name);
+        let facts = by.0.into_iter().map(|by| match by {
+            By::Header(name) if hidden(&name) => By::Credentials(name),
+            by => by,
+        });
+        Keys { facts: facts.collect(), ipv6_prefix }
+    }
+
     /// Whether a fact is of who is calling, so that without authentication everybody would share one count.
     pub fn need_identity(&self) -> bool {
         self.facts.iter().any(|by| matches!(by, By::Consumer | By::Credential | By::Claim(_)))
@@ -160,6 +185,16 @@ impl Keys {
                     // Further lines belong to the key too: else a client would choose which of them counts.
                     for more in values {
                         self.value(b",h", Some(more.as_bytes()), out);
+                    }
+                }
+                By::Credentials(name) => {
+                    let mut values = headers.get_all(name).iter().peekable();
+                    if values.peek().is_none() {
+                        self.value(b"h", None, out);
+                    }
+                    for (number, value) in values.enumerate() {
+                        let kind = if number == 0 { "h" } else { ",h" };
+                        let _ = write!(out, "{kind}#{:032x}", one_way(value.as_bytes()));
                     }
                 }
             }
@@ -199,6 +234,12 @@ impl Keys {
     }
 }
 
+/// Half of SHA-256: the same in every gateway, and nothing that the value can be found from, unless it can be guessed.
+fn one_way(value: &[u8]) -> u128 {
+    let digest = digest(&SHA256, value);
+    digest.as_ref().iter().take(16).fold(0, |half, byte| half << 8 | u128::from(*byte))
+}
+
 /// FNV-1a over 128 bits: the same in every gateway of every version. Who makes two values collide shares a bucket with
 /// themselves.
 pub(super) fn fnv128(bytes: &[u8]) -> u128 {
@@ -213,7 +254,8 @@ mod tests {
     use crate::identity::Identity;
 
     fn key(facts: &[&str], ctx: &RequestCtx, headers: &[(&'static str, &str)]) -> String {
-        let keys = Keys { facts: facts.iter().map(|text| text.parse().unwrap()).collect(), ipv6_prefix: 64 };
+        let by = ByConfig(facts.iter().map(|text| text.parse().unwrap()).collect());
+        let keys = Keys::new(by, 64, &[HeaderName::from_static("x-key-of-ours")]);
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
@@ -236,6 +278,21 @@ mod tests {
         ctx.route = Some("orders".into());
         assert_eq!(key(&["consumer", "route", "header:x-key"], &ctx, &[("x-key", "v")]), "c:acme|r:orders|h:v");
         assert_eq!(key(&["credential"], &ctx, &[]), "k:api_key:00000000");
+    }
+
+    #[test]
+    fn credentials_stand_in_keys_by_their_hash_alone() {
+        let ctx = RequestCtx::for_test();
+        for name in ["authorization", "cookie", "x-api-key", "x-key-of-ours"] {
+            let of = |values: &[(&'static str, &str)]| key(&[&format!("header:{name}"), "address"], &ctx, values);
+            assert_eq!(of(&[]), "h-|a:192.0.2.7");
+            let (one, other) = (of(&[(name, "secret")]), of(&[(name, "secret2")]));
+            // printf secret | sha256sum
+            assert_eq!(one, "h#2bb80d537b1da3e38bd30361aa855686|a:192.0.2.7");
+            assert_ne!(one, other);
+            let two = of(&[(name, "secret"), (name, "secret2")]);
+            assert!(two.starts_with("h#2bb80d537b1da3e38bd30361aa855686,h#") && !two.contains("secret"), "{two}");
+        }
     }
 
     #[test]

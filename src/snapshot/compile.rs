@@ -24,6 +24,7 @@ use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
 use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located};
+use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -119,11 +120,20 @@ struct RouteBuilder<'a> {
     parts: &'a CompileParts<'a>,
 }
 
+/// What the filters of one route are compiled for.
+struct Place<'a> {
+    route: &'a str,
+    credential_headers: &'a [HeaderName],
+}
+
 impl RouteBuilder<'_> {
     fn route(&self, entry: &Entry<RouteConfig>, d: &mut Diagnostics) -> Option<Arc<Route>> {
         let name = entry.name.value.as_str();
         let mut filters = Vec::new();
-        let complete = self.filters(&entry.value.filters, name, 0, d, &mut filters);
+        let mut credential_headers = Vec::new();
+        self.credential_headers(&entry.value.filters, 0, &mut credential_headers);
+        let place = Place { route: name, credential_headers: &credential_headers };
+        let complete = self.filters(&entry.value.filters, &place, 0, d, &mut filters);
         order(&filters, complete, d);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
@@ -206,7 +216,7 @@ impl RouteBuilder<'_> {
     fn filters(
         &self,
         entries: &[FilterEntry],
-        route: &str,
+        place: &Place<'_>,
         depth: usize,
         d: &mut Diagnostics,
         into: &mut Vec<(FilterSpec, Arc<dyn Filter>)>,
@@ -218,7 +228,7 @@ impl RouteBuilder<'_> {
         let mut complete = true;
         for entry in entries {
             complete &= match entry {
-                FilterEntry::Filter(spec) => match self.filter(spec, route, d) {
+                FilterEntry::Filter(spec) => match self.filter(spec, place, d) {
                     Some(filter) => {
                         into.push((spec.clone(), filter));
                         true
@@ -227,7 +237,7 @@ impl RouteBuilder<'_> {
                 },
                 // Names that do not exist were reported when the file was read.
                 FilterEntry::Use(name) => match self.config.chains.get(&name.value) {
-                    Some(chain) => self.filters(&chain.value.filters, route, depth.saturating_add(1), d, into),
+                    Some(chain) => self.filters(&chain.value.filters, place, depth.saturating_add(1), d, into),
                     None => false,
                 },
             };
@@ -235,21 +245,39 @@ impl RouteBuilder<'_> {
         complete
     }
 
-    fn filter(&self, spec: &FilterSpec, route: &str, d: &mut Diagnostics) -> Option<Arc<dyn Filter>> {
+    /// Of all filters of a route, those of its chains too: a limit may stand before the filter that reads the credential.
+    fn credential_headers(&self, entries: &[FilterEntry], depth: usize, into: &mut Vec<HeaderName>) {
+        if depth > self.config.chains.len() {
+            return;
+        }
+        for entry in entries {
+            match entry {
+                FilterEntry::Filter(spec) => into.extend(spec.prepared.credential_headers.iter().cloned()),
+                FilterEntry::Use(name) => {
+                    if let Some(chain) = self.config.chains.get(&name.value) {
+                        self.credential_headers(&chain.value.filters, depth.saturating_add(1), into);
+                    }
+                }
+            }
+        }
+    }
+
+    fn filter(&self, spec: &FilterSpec, place: &Place<'_>, d: &mut Diagnostics) -> Option<Arc<dyn Filter>> {
         let span = spec.span.clone();
         let CompileParts { state, clock, .. } = self.parts;
         let mut cx = BuildContext {
-            route,
+            route: place.route,
             state,
             clock,
             upstreams: self.upstreams,
             consumers: self.consumers,
             issuers: self.issuers,
             limits: self.limits,
+            credential_headers: place.credential_headers,
             diagnostics: d,
             span: span.clone(),
         };
-        let problem = match (spec.build)(&mut cx) {
+        let problem = match (spec.prepared.build)(&mut cx) {
             Ok(filter) => return Some(filter),
             Err(problem) if problem.reported => return None,
             Err(problem) => problem,

@@ -358,25 +358,36 @@ fn no_secret_comes_out_at_any_level() {
     let signer = Signer::hs256("k", SECRET.as_bytes());
     let token = signer.token(&json!({ "sub": "a", "exp": now() + 60, "jti": "canary-jti" }));
     let expired = signer.token(&json!({ "sub": "a", "exp": 1, "jti": "canary-jti" }));
+    let limited = |header: &str| {
+        format!(
+            "[routes.by_{header}]\nmatch = {{ path = \"/by/{header}\" }}\nupstream = \"app\"\nfilters = [\
+             {{ rate_limit = {{ by = \"header:{header}\", limits = [{{ rate = \"1/1h\", burst = 1 }}] }} }}, \
+             {{ jwt = {{ issuer = \"main\", token = [\"header:x-token\", \"header:x-sign\"] }} }}]\n"
+        )
+    };
     let routes = format!(
         "[jwt.main]\nalgorithms = ['HS256']\nsecret = {{ file = 'secret' }}\n\
          [routes.jwt]\nmatch = {{ path = \"/jwt\" }}\nupstream = \"app\"\nfilters = [{{ jwt = {{ issuer = \"main\", \
          token = [\"authorization\", \"header:x-token\", \"cookie:token\", \"query:token\"] }} }}]\n\
          [routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\nfilters = [{{ any_of = {{ methods = [{{ api_key = {{ query = \"key\" }} }}, \
          {{ jwt = {{ issuer = \"main\" }} }}, {{ hmac = {{}} }}, {{ basic = {{}} }}, {{ mtls = {{}} }}] }} }}, \
-         {{ require = {{ condition = \"request.headers['x-token'] != 'x'\" }} }}]\n{}",
+         {{ require = {{ condition = \"request.headers['x-token'] != 'x'\" }} }}]\n{}{}",
+        // Counted by what the requests carry, before anybody looks at it.
+        ["authorization", "x-token", "cookie", "x-sign"].map(limited).concat(),
         config(&origin)
     );
     for level in ["error", "warn", "info", "debug", "trace"] {
         let gateway = start(&format!("[log]\nlevel = \"{level}\"\n{routes}"));
         let mut said = String::new();
         let mut asked = 0;
-        for path in ["/jwt", "/any", "/app", "/web", "/nowhere"] {
+        let by = ["/by/authorization", "/by/x-token", "/by/cookie", "/by/x-sign"];
+        for path in ["/jwt", "/any", "/app", "/web", "/nowhere"].into_iter().chain(by).chain(by) {
             for value in [token.as_str(), &expired, "canary.a.b", "canary"] {
                 for (name, value) in [
                     ("authorization", format!("Bearer {value}")),
                     ("authorization", format!("Basic {value}")),
                     ("x-token", value.to_owned()),
+                    ("x-sign", value.to_owned()),
                     ("cookie", format!("token={value}")),
                     ("x-api-key", value.to_owned()),
                     ("signature", format!("sig=:{value}:")),
@@ -397,9 +408,11 @@ fn no_secret_comes_out_at_any_level() {
         eventually("the access log is complete", SOON, || gateway.access_log().len() >= asked);
         let log: String = gateway.access_log().iter().map(|line| format!("{line}\n")).collect();
         let (metrics, status) = (gateway.admin.get("/metrics").text(), gateway.admin.get("/status").text());
+        let top = gateway.admin.get("/limits/top?count=1000").text();
+        assert!(top.matches(": \"h#").count() > 12, "keys of credentials are counted: {top}");
         let reload = gateway.reload_with(&routes.replace("/said", "said")).unwrap_err();
         let parts = [("answers", &said), ("access log", &log), ("stderr", &gateway.stderr()), ("metrics", &metrics)];
-        for (name, text) in parts.into_iter().chain([("status", &status), ("reload", &reload)]) {
+        for (name, text) in parts.into_iter().chain([("status", &status), ("reload", &reload), ("limits", &top)]) {
             for secret in ["canary", token.as_str(), &expired, SECRET, token.rsplit('.').next().unwrap()] {
                 assert!(!text.contains(secret), "{level}: a secret is in the {name}:\n{text}");
             }

@@ -18,13 +18,13 @@ fn build(anonymous: bool, methods: &[&str]) -> Result<Arc<dyn Filter>, Problem> 
     let specs = methods.iter().zip(1..).map(|(method, place)| {
         let (name, table) = method.split_once(' ').unwrap_or((method, "{}"));
         let registration = registry.get(name).unwrap();
-        let build = (registration.decode)(ValueDeserializer::parse(table).unwrap()).unwrap();
-        FilterSpec { name: registration.name, span: Span { file: FileId(0), range: place..place }, build }
+        let prepared = (registration.decode)(ValueDeserializer::parse(table).unwrap()).unwrap();
+        FilterSpec { name: registration.name, span: Span { file: FileId(0), range: place..place }, prepared }
     });
     let table = format!("{{ methods = [], anonymous = {anonymous} }}");
     let decode = registry.get("any_of").unwrap().decode_nested;
-    let build = decode(ValueDeserializer::parse(&table).unwrap(), specs.collect()).unwrap();
-    in_context(&all, &(Arc::new(SystemClock) as SharedClock), |cx| build(cx))
+    let prepared = decode(ValueDeserializer::parse(&table).unwrap(), specs.collect()).unwrap();
+    in_context(&all, &(Arc::new(SystemClock) as SharedClock), |cx| (prepared.build)(cx))
 }
 
 async fn ask(filter: &Arc<dyn Filter>, lines: &str) -> Result<Option<String>, &'static str> {

@@ -22,6 +22,7 @@ fn build_on(world: &World, issuers: &Issuers, known: &str, table: &str) -> Resul
         consumers: &consumers(known),
         issuers,
         limits: &crate::limit::Stores::default(),
+        credential_headers: &[],
         diagnostics: &mut Diagnostics::default(),
         span: Span { file: FileId(0), range: 0..0 },
     })

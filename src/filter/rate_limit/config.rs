@@ -30,6 +30,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 pub struct RateLimitConfig {
     /// Who is counted: `"address"` (of the client, IPv6 by network), `"consumer"`, `"credential"`, `"header:NAME"`,
     /// `"claim:NAME"`, `"route"` (everybody together), or a list of these for each combination. Requests that lack it share one count.
+    /// Headers that hold credentials (`authorization`, `proxy-authorization`, `cookie`, `x-api-key`, `x-auth-token`, `x-access-token`
+    /// and those in which a filter of the route looks for one) are counted by their SHA-256: no value of theirs is in Redis or in what
+    /// `gatewright limit top` prints.
     pub by: ByConfig,
     /// Up to 8 limits such as `[{ rate = "5/1s", burst = 10 }, { quota = "1000/1d" }]`, or `"tier"`: those of the consumer's
     /// tier.
@@ -330,7 +333,7 @@ impl FilterConfig for RateLimitConfig {
             cost_header,
             failures: self.on == Counted::AuthFailure,
             top: cx.state.get_or_create("limits", Top::default),
-            keys: Keys { facts: self.by.0.into(), ipv6_prefix: self.ipv6_prefix.value },
+            keys: Keys::new(self.by, self.ipv6_prefix.value, cx.credential_headers),
             costs,
             choice,
             sets: sets.into(),
