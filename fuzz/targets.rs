@@ -4,7 +4,7 @@
 //! cargo and mutates the corpus at random.
 
 use gatewright::canonical::{self, PathForm, PathRules, check_query, is_canonical};
-use gatewright::listener::chunks::ChunkScanner;
+use gatewright::http1::chunks::ChunkScanner;
 use gatewright::listener::head::{Framing, Head, HeadLimits, HeadScanner, Malformed, Version};
 use gatewright::listener::proxy_protocol::{Named, parse_fixed, parse_line, parse_rest};
 
