@@ -11,6 +11,7 @@
 //! ```
 
 pub mod address;
+pub mod answer;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
