@@ -98,8 +98,11 @@ fn heads_have_bounds_in_bytes_and_in_lines() {
     assert_eq!(whole(&lines(usize::from(HEADERS_MAX) + 1), Asked::Other), Err(Malformed::TooManyHeaders));
 }
 
+/// Where it ends, its minor version, and the headers in order with their names in lower case.
+type Parsed = (usize, u8, Vec<(String, Vec<u8>)>);
+
 /// The head at the beginning as httparse reads it in its own way, as strict as it can be.
-fn second_opinion(bytes: &[u8]) -> Option<(usize, u8, Vec<(String, Vec<u8>)>)> {
+fn second_opinion(bytes: &[u8]) -> Option<Parsed> {
     let mut headers = [httparse::EMPTY_HEADER; 300];
     let mut response = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(end) = response.parse(bytes).ok()? else { return None };
