@@ -55,7 +55,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverag
 fuzz: ## Each parser of untrusted bytes under libFuzzer, 10 million runs or RUNS=n
 	@scripts/setup.sh build
 	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --target $(FUZZ_HOST) --manifest-path fuzz/Cargo.toml
-	for target in head canonical_path proxy_protocol chunks; do
+	for target in head canonical_path proxy_protocol chunks answer; do
 		mkdir -p fuzz/artifacts/$$target
 		# New inputs go to a directory of their own: the committed corpus stays small.
 		mkdir -p fuzz/target/corpus/$$target

@@ -16,6 +16,7 @@ use std::fmt::Write;
 use std::hint::black_box;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 fn allocations(work: impl FnOnce()) -> u64 {
     allocation_counter::measure(work).count_total
@@ -65,7 +66,7 @@ fn select(criterion: &mut Criterion) {
         drop(attempt());
         assert_eq!(allocations(|| drop(black_box(attempt()))), 0, "choosing an endpoint allocates");
         let attempt_now = attempt();
-        assert_eq!(allocations(|| drop(black_box(attempt_now.http_peer(None)))), 1, "a peer is one box");
+        assert_eq!(allocations(|| drop(black_box(attempt_now.http_peer(None, Instant::now())))), 1, "a peer is one box");
         drop(attempt_now);
         let id = BenchmarkId::new(format!("weights up to {largest_weight}"), endpoints);
         group.bench_function(id, |bencher| bencher.iter(|| black_box(upstream.select(black_box(&Tried::new())))));
@@ -111,7 +112,7 @@ fn select(criterion: &mut Criterion) {
     let upstream = upstream(10, 1);
     let endpoint = upstream.select(&Tried::new()).unwrap();
     criterion.bench_function("begin and end an attempt", |bencher| bencher.iter(|| drop(black_box(endpoint.clone().begin()))));
-    criterion.bench_function("peer", |bencher| bencher.iter(|| black_box(endpoint.http_peer(None))));
+    criterion.bench_function("peer", |bencher| bencher.iter(|| black_box(endpoint.http_peer(None, Instant::now()))));
 }
 
 criterion_group!(benches, select);

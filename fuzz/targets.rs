@@ -4,9 +4,10 @@
 //! cargo and mutates the corpus at random.
 
 use gatewright::canonical::{self, PathForm, PathRules, check_query, is_canonical};
-use gatewright::listener::chunks::ChunkScanner;
+use gatewright::http1::chunks::ChunkScanner;
 use gatewright::listener::head::{Framing, Head, HeadLimits, HeadScanner, Malformed, Version};
 use gatewright::listener::proxy_protocol::{Named, parse_fixed, parse_line, parse_rest};
+use gatewright::upstream::answer::{AnswerScanner, Asked, Malformed as MalformedAnswer};
 
 /// The raw check of a request head: the same verdict however the bytes are cut, and no head passes that an independent
 /// parser refuses or reads differently.
@@ -190,5 +191,67 @@ fn plain_end(bytes: &[u8]) -> Option<usize> {
             return None;
         }
         at += 2;
+    }
+}
+
+/// The raw check of an answer: the same verdict however it is cut, and what passes is read by an independent parser in the same
+/// way, with its end at the same place.
+pub fn answer(data: &[u8]) {
+    let Some((&[cut, asked], bytes)) = data.split_first_chunk() else { return };
+    let asked = [Asked::Other, Asked::Head, Asked::Upgrade][usize::from(asked % 3)];
+    let scan = |scanner: &mut AnswerScanner, bytes: &[u8]| -> Result<usize, MalformedAnswer> {
+        let read = scanner.scan(bytes)?;
+        assert!(read <= bytes.len(), "more than there is");
+        Ok(read)
+    };
+    let mut scanner = AnswerScanner::new(asked);
+    let whole = scan(&mut scanner, bytes).map(|read| (read, scanner.is_over()));
+    let cut = usize::from(cut).min(bytes.len());
+    let mut scanner = AnswerScanner::new(asked);
+    let pieces = scan(&mut scanner, &bytes[..cut]).and_then(|first| {
+        let second = scan(&mut scanner, &bytes[first..])?;
+        Ok((first + second, scanner.is_over()))
+    });
+    assert_eq!(whole, pieces, "{}", bytes.escape_ascii());
+    let Ok((passed, over)) = whole else { return };
+    plain_answer(&bytes[..passed], asked, over);
+}
+
+/// Reads what has passed once more, with httparse for the heads and the plainest of rules for the bodies.
+fn plain_answer(bytes: &[u8], asked: Asked, over: bool) {
+    let mut at = 0;
+    while at < bytes.len() {
+        let mut headers = [httparse::EMPTY_HEADER; 300];
+        let mut response = httparse::Response::new(&mut headers);
+        let parsed = response.parse(&bytes[at..]);
+        let Ok(httparse::Status::Complete(end)) = parsed else {
+            panic!("{parsed:?} of a head that passed: {}", bytes[at..].escape_ascii());
+        };
+        at += end;
+        let value = |name: &str| {
+            let all: Vec<_> = response.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).collect();
+            assert!(all.len() <= 1, "{name} twice: {}", bytes.escape_ascii());
+            all.first().map(|header| header.value)
+        };
+        let (length, coding) = (value("content-length"), value("transfer-encoding"));
+        assert!(length.is_none() || coding.is_none(), "{}", bytes.escape_ascii());
+        assert!(coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked") && response.version == Some(1)));
+        let body = &bytes[at..];
+        match response.code.expect("a status") {
+            101 => return assert!(asked == Asked::Upgrade && !over),
+            100..=199 => continue,
+            204 | 304 => return assert!(over && body.is_empty()),
+            _ if asked == Asked::Head => return assert!(over && body.is_empty()),
+            _ => {}
+        }
+        match (length, coding) {
+            (None, None) => assert!(!over),
+            (Some(length), _) => {
+                let length: usize = std::str::from_utf8(length).expect("digits").parse().expect("a number");
+                assert!(body.len() <= length && over == (body.len() == length), "{}", bytes.escape_ascii());
+            }
+            (None, Some(_)) => assert_eq!(plain_end(body), over.then_some(body.len()), "{}", bytes.escape_ascii()),
+        }
+        return;
     }
 }

@@ -12,8 +12,8 @@
 //!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
 //!   for both ends.
 //! - [`limit`], [`cache`], [`consumer`] (through [`tracked`]), [`signature`] and [`discovery`] reach a Redis by [`redis_link`].
-//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`state`],
-//!   [`telemetry`], [`value`], [`diagnostic`], [`clock`].
+//! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`http1`],
+//!   [`state`], [`telemetry`], [`value`], [`diagnostic`], [`clock`].
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.
@@ -34,6 +34,7 @@ pub mod discovery;
 pub mod fields;
 pub mod filter;
 pub mod forwarded;
+pub mod http1;
 pub mod identity;
 pub mod jwt;
 pub mod limit;

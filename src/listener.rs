@@ -6,7 +6,6 @@
 
 mod accept;
 mod bind;
-pub mod chunks;
 mod connection;
 mod deadline;
 mod h2;

@@ -177,12 +177,12 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         reused: bool,
-        _peer: &HttpPeer,
+        peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
         ctx: &mut Box<Ctx>,
     ) -> Result<()> {
-        forward::connected(ctx, reused);
+        forward::connected(ctx, peer, reused);
         Ok(())
     }
 
@@ -267,9 +267,9 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         error: Box<Error>,
         ctx: &mut Box<Ctx>,
-        reused: bool,
+        _reused: bool,
     ) -> Box<Error> {
-        forward::attempt_failed(session, ctx, error, reused)
+        forward::attempt_failed(session, ctx, error)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Box<Ctx>) -> FailToProxy {

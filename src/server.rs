@@ -19,6 +19,7 @@ use crate::state::StatePool;
 use crate::telemetry::logger::{self, LoggerHandle, LoggerOptions};
 use crate::telemetry::metrics::GatewayMetrics;
 use crate::upgrade::{Door, Fate, Predecessor, Received, Upgrader};
+use crate::upstream::Keeper;
 use crate::value::Address;
 use control::Control;
 use parking_lot::Mutex;
@@ -159,7 +160,9 @@ fn assemble(
         drain_delay: fixed.drain_delay,
         grace_period: fixed.grace_period,
     };
-    let control = Control::new(reloader, admin, admin_socket, readiness, config.server.watch, ready);
+    let keeper = Keeper::of(&admin.state);
+    keeper.keep_at_most(fixed.upstream_keepalive);
+    let control = Control::new(reloader, admin, admin_socket, readiness, keeper, config.server.watch, ready);
     let server = Server::new_with_opt_and_conf(None, server_conf(&fixed));
     let edge = EdgeService { listeners: Arc::clone(&listeners), edge, workers: fixed.threads };
     Ok(Process { server, edge, control, signals, gateway, listeners, upgrader })

@@ -11,18 +11,22 @@
 //! ```
 
 pub mod address;
+pub mod answer;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
 pub mod config;
 mod dependents;
+mod dial;
 pub mod endpoint;
+pub mod exchange;
 mod guards;
 pub mod health;
 pub mod hedge;
 pub mod outlier;
 pub mod overload;
 mod peer;
+mod pool;
 mod probe;
 mod report;
 pub mod resolve;
@@ -33,9 +37,11 @@ mod window;
 
 pub use balance::{Affinity, Facts};
 pub use config::{Protocol, UpstreamConfig, WhenAllDown};
+pub use dial::{Opened, take_opened};
 pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
 pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
+pub use pool::Keeper;
 pub use resolve::{Resolve, SystemResolver};
 pub use side::{Side, Stream};
 pub use supervisor::Supervisor;
@@ -43,6 +49,7 @@ pub use supervisor::Supervisor;
 use crate::clock::SharedClock;
 use crate::discovery::{Feed, Plan, Watch};
 use crate::state::StatePool;
+use crate::telemetry::metrics::UpstreamMetrics;
 use crate::tls::ClientTls;
 use crate::value::Duration as Written;
 use address::Address;
@@ -54,8 +61,8 @@ use parking_lot::Mutex;
 use resolve::{NameState, Refresh};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 /// One upstream as one snapshot sees it.
@@ -80,6 +87,12 @@ pub struct Upstream {
     set: ArcSwap<Set>,
     /// Held while `set` is renewed: two changes at once must not lose one.
     renewing: Mutex<()>,
+}
+
+/// What is counted for the upstream of this name.
+pub fn metrics_of(state: &StatePool, upstream: &str) -> Arc<UpstreamMetrics> {
+    static REASONS: LazyLock<Box<[&str]>> = LazyLock::new(|| answer::Malformed::ALL.iter().map(|reason| reason.name()).collect());
+    state.get_or_create(upstream, || UpstreamMetrics::new(&REASONS))
 }
 
 /// One line of `endpoints`.
@@ -445,6 +458,7 @@ impl Upstream {
         }
         let Settings { written, weight, priority, zone } = settings.clone();
         let far = self.zone.is_some() && self.zone != zone;
+        let reach = peer::Reach { upstream: &self.name, address, group: self.group, timeouts: &self.timeouts, link: &self.link };
         Arc::new(Endpoint {
             address,
             written,
@@ -459,7 +473,7 @@ impl Upstream {
             state,
             health,
             guards: self.guards.of_endpoint(&self.name, address, &self.state, &self.clock),
-            peer: peer::prepare(address, self.group, &self.timeouts, &self.link),
+            peers: peer::Peers::prepare(&reach, &self.state),
         })
     }
 }

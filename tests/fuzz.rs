@@ -50,6 +50,8 @@ const PIECES: &[&[u8]] = &[
     b"GET ",
     b"http://a/",
     b"_",
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.1 103 X\r\n\r\n",
     b"0\r\n\r\n",
     b"5\r\nhello\r\n",
     b"ffffffff",
@@ -126,4 +128,9 @@ fn no_bytes_break_the_proxy_protocol() {
 #[test]
 fn no_bytes_break_the_check_of_chunks() {
     run("chunks", targets::chunks);
+}
+
+#[test]
+fn no_bytes_break_the_check_of_answers() {
+    run("answer", targets::answer);
 }

@@ -7,10 +7,10 @@ use crate::listener::{ListenerPlan, ListenerState};
 use crate::snapshot::Route;
 use crate::telemetry::metrics::{
     self, AuthMetrics, AuthSample, CacheSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics,
-    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, SourceSample, UpstreamMetrics,
+    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, SourceSample,
 };
 use crate::telemetry::process::ProcessSample;
-use crate::upstream::{Endpoint, Upstream};
+use crate::upstream::{self, Endpoint, Upstream};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -20,7 +20,7 @@ pub fn exposition(admin: &Admin) -> String {
     let snapshot = admin.gateway.snapshot();
     let routes = snapshot.routes().map(|route| (route.name.to_string(), Arc::clone(&route.metrics)));
     let unrouted: (String, Arc<RouteMetrics>) = (NO_ROUTE.to_owned(), Arc::clone(&snapshot.unrouted));
-    let upstream = |name: &Arc<str>| (name.to_string(), admin.state.get_or_create(name, UpstreamMetrics::default));
+    let upstream = |name: &Arc<str>| (name.to_string(), upstream::metrics_of(&admin.state, name));
     let listener = |state: Arc<ListenerState>| (state.name.to_string(), Arc::clone(&state.metrics));
     let mut logs = vec![LogSample { log: "gateway", stats: admin.reloader.logger.stats() }];
     if let Some(access_log) = &snapshot.access_log {

@@ -13,11 +13,12 @@
 
 use super::connection::Connection;
 use super::deadline::Backstop;
-use super::head::{Malformed, is_token};
+use super::head::Malformed;
 use super::io::EdgeIo;
 use super::stage::{Active, Stage};
 use super::transport::Transport;
 use super::{Edge, Irregular, ListenerSettings};
+use crate::http1::line::is_token;
 use http::{Method, header};
 use pingora::apps::HttpServerApp;
 use pingora::http::RequestHeader;

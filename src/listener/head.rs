@@ -21,11 +21,11 @@ pub mod connection;
 mod line;
 
 use crate::canonical::canonical_host;
+use crate::http1::line::{Control, FieldFault, control, is_token, number, split_field, trim};
 use crate::rejection::{self, Code};
 use crate::request::HOST_MAX;
 use arrayvec::ArrayString;
 use line::{Authority, Line};
-pub(super) use line::{has_control, is_token};
 
 /// The bounds of one request head, and what a listener may relax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +168,30 @@ crate::canonical::path::problems! {
     }
 }
 
+impl From<Control> for Malformed {
+    fn from(control: Control) -> Self {
+        match control {
+            Control::Nul => Malformed::Nul,
+            Control::BareCr => Malformed::BareCr,
+            Control::Other => Malformed::ControlByte,
+        }
+    }
+}
+
+impl From<FieldFault> for Malformed {
+    fn from(fault: FieldFault) -> Self {
+        match fault {
+            FieldFault::Fold => Malformed::ObsFold,
+            FieldFault::MissingColon => Malformed::MissingColon,
+            FieldFault::EmptyName => Malformed::EmptyName,
+            FieldFault::SpaceBeforeColon => Malformed::SpaceBeforeColon,
+            FieldFault::Name => Malformed::HeaderName,
+            FieldFault::Underscore => Malformed::Underscore,
+            FieldFault::Control(control) => control.into(),
+        }
+    }
+}
+
 impl Malformed {
     /// How the client is told. The connection is closed after each of them: where this head ends is not known.
     pub fn rejection(self) -> &'static Code {
@@ -238,7 +262,7 @@ impl HeadScanner {
                 && !line::may_start_request(first)
             {
                 // Another protocol, most likely TLS: it may never send the line feed that would be waited for.
-                return Err(line::control(&[first]).unwrap_or(Malformed::Method));
+                return Err(control(&[first]).map_or(Malformed::Method, Malformed::from));
             }
             let Some(at) = memchr::memchr(b'\n', buf.get(self.searched..end).unwrap_or_default()) else {
                 self.searched = self.searched.max(end);
@@ -264,17 +288,11 @@ impl HeadScanner {
     }
 
     fn header(&mut self, content: &[u8], start: usize, limits: &HeadLimits) -> Result<(), Malformed> {
-        if matches!(content.first(), Some(b' ' | b'\t')) {
-            return Err(Malformed::ObsFold);
-        }
         self.headers = self.headers.saturating_add(1);
         if self.headers > limits.max_headers {
             return Err(Malformed::TooManyHeaders);
         }
-        let (name, value) = line::split_header(content, limits.allow_underscores)?;
-        if line::has_control(value) {
-            return Err(line::control(value).unwrap_or(Malformed::ControlByte));
-        }
+        let (name, value) = split_field(content, limits.allow_underscores)?;
         // The length tells nearly all names apart, so that most headers cost one jump here.
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
@@ -287,7 +305,7 @@ impl HeadScanner {
                 self.seen.host = Some((end.saturating_sub(value.len()), end));
             }
             6 if name.eq_ignore_ascii_case(b"expect") => {
-                if !line::trim(value).eq_ignore_ascii_case(b"100-continue") {
+                if !trim(value).eq_ignore_ascii_case(b"100-continue") {
                     return Err(Malformed::Expect);
                 }
                 self.seen.expect_continue = true;
@@ -304,7 +322,7 @@ impl HeadScanner {
                 if self.seen.content_length.is_some() {
                     return Err(Malformed::DuplicateContentLength);
                 }
-                self.seen.content_length = Some(line::number(value).ok_or(Malformed::ContentLength)?);
+                self.seen.content_length = Some(number(value).ok_or(Malformed::ContentLength)?);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 let value = framing_value(value)?;
@@ -327,10 +345,10 @@ impl HeadScanner {
         }
         self.seen.upgrade = true;
         for protocol in value.split(|&byte| byte == b',') {
-            let protocol = line::trim(protocol);
+            let protocol = trim(protocol);
             // A name and, after a slash, a version (RFC 9110 §7.8).
             let mut parts = protocol.splitn(2, |&byte| byte == b'/');
-            if !parts.all(line::is_token) {
+            if !parts.all(is_token) {
                 return Err(Malformed::Upgrade);
             }
             self.seen.h2c |= protocol.eq_ignore_ascii_case(b"h2c");
@@ -391,7 +409,7 @@ fn framing_value(value: &[u8]) -> Result<&[u8], Malformed> {
 /// RFC 9112 §3.2.2: the target's host is the one that counts. A `Host` that says another is an attempt to have two readers
 /// see two hosts.
 fn check_authority(authority: &Authority, host: Option<(usize, usize)>, buf: &[u8]) -> Result<(), Malformed> {
-    let read = |(start, end): (usize, usize)| {
+    let read = |(start, end): (usize, usize)| -> Result<_, Malformed> {
         let mut name = ArrayString::<HOST_MAX>::new();
         let port = canonical_host(buf.get(start..end).unwrap_or_default(), &mut name).map_err(|_| Malformed::Host)?;
         Ok((name, port.unwrap_or(authority.default_port)))

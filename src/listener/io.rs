@@ -8,10 +8,11 @@
 //! - Reading stops where the request ends. Bytes of the next request stay with us, so that pipelining neither confuses
 //!   the session (which takes any byte after the end for a client error) nor loses a request.
 
-use super::chunks::ChunkScanner;
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
 use super::patience::{Patience, Tolerance};
 use super::transport::Transport;
+use crate::http1::chunks::ChunkScanner;
+use crate::http1::write::WriteBuffer;
 use crate::request::TlsFacts;
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -22,7 +23,7 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use std::cell::Cell;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -33,8 +34,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 const READ_CHUNK: usize = 4 << 10;
 /// RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Writes up to this many bytes wait for the flush that follows them.
-const WRITE_BUFFER: usize = 16 << 10;
 /// How long, and for how many bytes, a connection that is closed early goes on reading.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
@@ -42,8 +41,6 @@ const LINGER_BYTES: usize = 1 << 20;
 thread_local! {
     /// One read buffer for each worker: what a connection that turned out to have nothing to read gave back.
     static SPARE: Cell<BytesMut> = Cell::default();
-    /// One write buffer for each worker: what a connection gave back when it began to idle.
-    static SPARE_WRITE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// How many bytes of the transport still belong to the request under way.
@@ -114,7 +111,7 @@ pub struct EdgeIo<T> {
     read: BytesMut,
     remaining: Remaining,
     chunks: ChunkScanner,
-    write: Vec<u8>,
+    write: WriteBuffer,
     digest: Arc<SocketDigest>,
     tls: Option<Arc<TlsFacts>>,
     bounds: IoBounds,
@@ -142,7 +139,7 @@ impl<T: Transport> EdgeIo<T> {
             read: BytesMut::new(),
             remaining: Remaining::Exactly(0),
             chunks: ChunkScanner::new(),
-            write: Vec::new(),
+            write: WriteBuffer::new(),
             digest: Arc::new(digest),
             tls,
             bounds,
@@ -200,10 +197,7 @@ impl<T: Transport> EdgeIo<T> {
             return Ok(true);
         }
         self.read = BytesMut::new();
-        if self.write.capacity() > 0 {
-            self.write.clear();
-            SPARE_WRITE.set(std::mem::take(&mut self.write));
-        }
+        self.write.give_back();
         std::future::poll_fn(|cx| {
             ready!(self.transport.poll_readable(cx))?;
             let mut spare = SPARE.take();
@@ -301,21 +295,12 @@ impl<T: Transport> EdgeIo<T> {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut written = 0;
-        while let Some(rest) = self.write.get(written..).filter(|rest| !rest.is_empty()) {
-            match Pin::new(&mut self.transport).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => written = written.saturating_add(n),
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-                Poll::Pending => {
-                    self.write.drain(..written.min(self.write.len()));
-                    self.wrote(written);
-                    return self.poll_reader_too_slow(cx);
-                }
-            }
-        }
-        self.write.clear();
+        let done = self.write.poll_drain(&mut self.transport, cx, &mut written);
         self.wrote(written);
-        Poll::Ready(Ok(()))
+        match done {
+            Poll::Pending => self.poll_reader_too_slow(cx),
+            done => done,
+        }
     }
 
     fn wrote(&mut self, bytes: usize) {
@@ -468,32 +453,6 @@ impl<T: Transport> EdgeIo<T> {
 }
 
 impl<T: Transport> EdgeIo<T> {
-    /// Writes what is not worth collecting, in one system call with what has been collected before it: a head and its body are
-    /// one segment more often, and wake the client once.
-    fn poll_write_large(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let collected = self.write.len();
-            let done = if collected == 0 {
-                Pin::new(&mut self.transport).poll_write(cx, data)
-            } else {
-                let both = [IoSlice::new(&self.write), IoSlice::new(data)];
-                Pin::new(&mut self.transport).poll_write_vectored(cx, &both)
-            };
-            let written = match done {
-                Poll::Pending => return self.poll_reader_too_slow(cx),
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-                Poll::Ready(Ok(written)) => written,
-            };
-            self.wrote(written);
-            self.write.drain(..written.min(collected));
-            let of_data = written.saturating_sub(collected);
-            // Nothing of a transport that takes nothing is an error to whoever writes.
-            if of_data > 0 || written == 0 {
-                return Poll::Ready(Ok(of_data));
-            }
-        }
-    }
-
     /// The session writes a head. With a 101 the connection becomes a tunnel.
     fn see_upgrade(&mut self, data: &[u8]) {
         if data.starts_with(b"HTTP/1.1 101") {
@@ -512,17 +471,13 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
         if this.remaining == Remaining::Upgrade {
             this.see_upgrade(data);
         }
-        if data.len() >= WRITE_BUFFER {
-            return this.poll_write_large(cx, data);
+        let mut written = 0;
+        let done = this.write.poll_write(&mut this.transport, cx, data, &mut written);
+        this.wrote(written);
+        match done {
+            Poll::Pending => this.poll_reader_too_slow(cx),
+            done => done,
         }
-        if this.write.len().saturating_add(data.len()) > WRITE_BUFFER {
-            ready!(this.poll_drain(cx))?;
-        }
-        if this.write.capacity() == 0 {
-            this.write = SPARE_WRITE.take();
-        }
-        this.write.extend_from_slice(data);
-        Poll::Ready(Ok(data.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -15,7 +15,7 @@ use crate::upstream::breaker::Permit;
 use crate::upstream::hedge::Hedge;
 use crate::upstream::overload::Place;
 use crate::upstream::retry::RetryPolicy;
-use crate::upstream::{Endpoint, FixedAnswer};
+use crate::upstream::{Endpoint, FixedAnswer, exchange};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -66,6 +66,8 @@ pub(super) struct Guarded {
     failure: Option<&'static Code>,
     /// The attempt ends for the sake of another.
     again: bool,
+    /// The endpoint that the next one is at, whoever's turn it is.
+    same: Option<Arc<Endpoint>>,
     /// The connection of this attempt is a race and must not be used again.
     pub(super) hedged: bool,
     /// The deadline is the client's own, so that missing it is no fault of the upstream.
@@ -182,6 +184,10 @@ pub fn pause(ctx: &mut Ctx) -> Option<Duration> {
 
 /// The endpoint of the next attempt.
 pub fn choose(session: &Session, ctx: &mut Ctx, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
+    if let Some(same) = ctx.attempt.guarded.same.take() {
+        // With the permits that it has.
+        return Ok(same);
+    }
     // Lent to itself for the while, which costs less than a second handle.
     let route = ctx.route.take();
     let chosen = match &route {
@@ -312,6 +318,19 @@ pub fn connect_failed(ctx: &mut Ctx) -> bool {
     ctx.in_time() && target::move_on(ctx, &route, &Rejection::new(&rejection::UPSTREAM_CONNECT_FAILED))
 }
 
+/// The endpoint may speak HTTP/2 and has chosen HTTP/1, on a connection that Pingora has made. Nothing was sent on it: the same
+/// attempt begins anew, on one of our own.
+pub fn again_by_http1(ctx: &mut Ctx) -> Box<Error> {
+    ctx.attempt.count = ctx.attempt.count.saturating_sub(1);
+    let now = ctx.gateway.clock().now();
+    if let Some(endpoint) = &ctx.attempt.endpoint {
+        endpoint.state().chose_http1(now);
+        ctx.attempt.guarded.same = Some(Arc::clone(endpoint.endpoint()));
+    }
+    ctx.attempt.guarded.again = true;
+    Error::new(ErrorType::Custom(AGAIN))
+}
+
 /// Since the attempt began.
 fn since(ctx: &Ctx) -> Duration {
     ctx.attempt.started.map_or(Duration::ZERO, |started| ctx.gateway.clock().now().saturating_duration_since(started))
@@ -402,7 +421,7 @@ fn repeatable(session: &Session, policy: &RetryPolicy) -> bool {
 }
 
 /// The connection was made, and then something broke. `true`: the request is to be sent again.
-pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> bool {
+pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error) -> bool {
     let Some(route) = ctx.route.clone() else { return false };
     let Some(target) = route.target(ctx.choice) else { return false };
     if std::mem::take(&mut ctx.attempt.guarded.again) {
@@ -414,8 +433,18 @@ pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> 
     let of_upstream = error.esource() == &ErrorSource::Upstream || invalid;
     let kind = kind(error);
     let unanswered = ctx.attempt.header_time.is_none();
+    let malformed = exchange::malformed(error);
+    if let Some(why) = malformed {
+        target.metrics.malformed.count(why as usize);
+        let who = ctx.attempt.endpoint.as_ref().map(|endpoint| endpoint.address());
+        log::warn!(
+            "upstream {}: an answer of {} is refused: {why}",
+            target.upstream.name(),
+            who.map_or_else(String::new, |a| a.to_string())
+        );
+    }
     // A pooled connection that the upstream closed in the meantime says nothing about the endpoint; a fresh one does.
-    let stale = reused && unanswered && broke(error);
+    let stale = ctx.attempt.reused && unanswered && malformed.is_none() && broke(error);
     if of_upstream && !stale {
         if let Some(endpoint) = &ctx.attempt.endpoint {
             endpoint.state().count_error();
@@ -456,8 +485,9 @@ pub fn failed(session: &Session, ctx: &mut Ctx, error: &Error, reused: bool) -> 
     let guarded = &mut ctx.attempt.guarded;
     guarded.pause = Some(pause);
     guarded.retries = guarded.retries.saturating_add(1);
-    guarded.failure = Some(match kind {
-        Kind::Timeout => &rejection::UPSTREAM_TIMEOUT,
+    guarded.failure = Some(match (kind, malformed) {
+        (Kind::Timeout, _) => &rejection::UPSTREAM_TIMEOUT,
+        (_, Some(_)) => &rejection::UPSTREAM_PROTOCOL_ERROR,
         _ => &rejection::UPSTREAM_RESET,
     });
     true

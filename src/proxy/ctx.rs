@@ -72,6 +72,8 @@ pub(super) struct Attempt {
     pub connect_time: Option<Duration>,
     pub header_time: Option<Duration>,
     pub reused: bool,
+    /// Its connection is one on which answers are checked as bytes: every one for HTTP/1.
+    pub checked: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
     /// What breakers, the overload limit and retries know of it.

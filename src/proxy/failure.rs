@@ -3,6 +3,7 @@
 use super::Ctx;
 use crate::rejection::{self, Code, Rejection};
 use crate::respond;
+use crate::upstream::exchange;
 use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
@@ -52,6 +53,7 @@ fn reason(error: &Error, ctx: &Ctx) -> Option<&'static Code> {
             _ => Some(&rejection::REQUEST_MALFORMED),
         },
         _ if late => Some(&rejection::DEADLINE_EXCEEDED),
+        ErrorSource::Upstream if exchange::malformed(error).is_some() => Some(&rejection::UPSTREAM_PROTOCOL_ERROR),
         ErrorSource::Upstream => Some(match error.etype() {
             ConnectTimedout | ReadTimedout | WriteTimedout | TLSHandshakeTimedout => &rejection::UPSTREAM_TIMEOUT,
             ConnectRefused | ConnectNoRoute | ConnectError | SocketError | BindError | TLSHandshakeFailure

@@ -5,15 +5,13 @@ use crate::fields::{self, Fields};
 use crate::forwarded::{self, ForwardedFacts};
 use crate::identity;
 use crate::rejection::{self, Rejection};
+use crate::upstream::answer::INTERIM_MAX;
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result};
 use std::time::Duration;
-
-/// Interim responses that one attempt may give: 100, 103 and a few of 102. More are a flood.
-const MAX_INTERIM: u32 = 16;
 
 /// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message.
 static HOP_BY_HOP: [HeaderName; 4] =
@@ -33,7 +31,7 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
     } else {
-        endpoint.http_peer(left)
+        endpoint.http_peer(left, now)
     };
     attempt::hedge(session, ctx, &endpoint, &mut peer);
     if ctx.attempt.count > 0
@@ -76,8 +74,12 @@ pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
     error
 }
 
-pub fn connected(ctx: &mut Ctx, reused: bool) {
+/// `reused` is what Pingora knows, which is about the connections that it has made by itself.
+pub fn connected(ctx: &mut Ctx, peer: &HttpPeer, reused: bool) {
+    let opened = peer.options.custom_l4.as_ref().and_then(|_| crate::upstream::take_opened());
+    let reused = opened.map_or(reused, |opened| opened.reused);
     ctx.attempt.reused = reused;
+    ctx.attempt.checked = opened.is_some();
     let started = ctx.attempt.started.filter(|_| !reused);
     let elapsed = started.map(|started| ctx.gateway.clock().now().saturating_duration_since(started));
     ctx.attempt.connect_time = elapsed;
@@ -96,6 +98,10 @@ pub fn connected(ctx: &mut Ctx, reused: bool) {
 /// The request as the upstream will see it. Pingora has removed the hop-by-hop headers by now, and those that the client
 /// named in `Connection`: what is written here stays.
 pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    if head.version != Version::HTTP_2 && !ctx.attempt.checked {
+        // `protocol = "auto"`, and the endpoint has taken HTTP/1. Nobody would check its answer.
+        return Err(attempt::again_by_http1(ctx));
+    }
     if let Some(digest) = &mut ctx.request.body_digest {
         // Each attempt sends the body from its beginning.
         digest.restart();
@@ -162,12 +168,11 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     ctx.check_deadline_at(now)?;
     if head.status.is_informational() && head.status != 101 {
         ctx.attempt.interim = ctx.attempt.interim.saturating_add(1);
-        if ctx.attempt.interim > MAX_INTERIM {
+        if ctx.attempt.interim > u32::from(INTERIM_MAX) {
             return Err(ctx.fail(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR)));
         }
         return Ok(());
     }
-    check_framing(head, ctx)?;
     let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let (Some(endpoint), Some(elapsed)) = (&ctx.attempt.endpoint, elapsed) {
@@ -201,16 +206,6 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     Ok(())
 }
 
-/// A response that two readers could end at two places is not passed on, and its connection is not used again. Pingora
-/// refuses lengths that differ and those that are no numbers, and drops a length beside a coding (RFC 9112 §6.3).
-fn check_framing(head: &ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
-    // `chunked` is the only coding that we undo, and nobody applies it twice.
-    let plain = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    let clear = codings.next().is_none_or(plain) && codings.next().is_none();
-    if clear { Ok(()) } else { Err(ctx.fail(Rejection::new(&rejection::UPSTREAM_PROTOCOL_ERROR))) }
-}
-
 /// RFC 9110 §7.6.1: what belongs to the connection with the upstream ends there. Pingora does this for requests only.
 fn remove_hop_by_hop(fields: &mut dyn Fields) {
     // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
@@ -232,7 +227,7 @@ fn remove_hop_by_hop(fields: &mut dyn Fields) {
     }
 }
 
-pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>, reused: bool) -> Box<Error> {
-    error.set_retry(attempt::failed(session, ctx, &error, reused));
+pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
+    error.set_retry(attempt::failed(session, ctx, &error));
     error
 }

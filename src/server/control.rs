@@ -7,7 +7,7 @@ use crate::readiness::Readiness;
 use crate::reload::{self, Reloader, SETTLE};
 use crate::systemd;
 use crate::upgrade::{Predecessor, Refused};
-use crate::upstream::{Supervisor, SystemResolver};
+use crate::upstream::{Keeper, Supervisor, SystemResolver};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::{ListenFds, ShutdownWatch};
@@ -24,6 +24,7 @@ pub struct Control {
     admin: Arc<Admin>,
     socket: Mutex<Option<AdminSocket>>,
     readiness: Arc<Readiness>,
+    keeper: Arc<Keeper>,
     watch: bool,
     ready: Mutex<Option<Ready>>,
     predecessor: Mutex<Option<Predecessor>>,
@@ -35,6 +36,7 @@ impl Control {
         admin: Arc<Admin>,
         socket: AdminSocket,
         readiness: Arc<Readiness>,
+        keeper: Arc<Keeper>,
         watch: bool,
         ready: Option<Ready>,
     ) -> Self {
@@ -43,6 +45,7 @@ impl Control {
             admin,
             socket: Mutex::new(Some(socket)),
             readiness,
+            keeper,
             watch,
             ready: Mutex::new(ready),
             predecessor: Mutex::default(),
@@ -73,6 +76,9 @@ impl Service for Control {
             log::error!("the control service was started twice");
             return;
         }
+        // For as long as there are connections, so beyond an upgrade as well.
+        let keeper = Arc::clone(&self.keeper);
+        tokio::spawn(async move { keeper.tend().await });
         let keys = KeySupervisor::new(tokio::runtime::Handle::current());
         keys.reconcile(snapshot.issuers.jobs());
         if self.reloader.keys.set(keys).is_err() {

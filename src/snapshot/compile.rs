@@ -19,7 +19,7 @@ use crate::redis_link::Topology;
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
-use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
+use crate::telemetry::metrics::RouteMetrics;
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
 use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
@@ -196,7 +196,7 @@ impl RouteBuilder<'_> {
     /// `None` for a name that does not exist, which was reported when the file was read.
     fn target(&self, name: &Located<String>) -> Option<Target> {
         let upstream = Arc::clone(self.upstreams.get(name.value.as_str())?);
-        let metrics = self.parts.state.get_or_create(upstream.name(), UpstreamMetrics::default);
+        let metrics = upstream::metrics_of(self.parts.state, upstream.name());
         Some(Target { upstream, metrics })
     }
 

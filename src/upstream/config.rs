@@ -28,6 +28,14 @@ pub const ENDPOINTS_MAX: usize = 4096;
 pub const ATTEMPTS_MAX: usize = 10;
 
 /// A named group of endpoints that serve the same thing, and how the gateway uses them.
+///
+/// Answers are held to the strictness of requests. Over HTTP/1 each is checked byte by byte: what two readers could end at two
+/// places is refused with 502 `upstream_protocol_error` and its connection closed, or breaks off where its head has passed
+/// already. That is `Content-Length` with `Transfer-Encoding`, either of them twice or malformed, a coding other than `chunked`
+/// or in HTTP/1.0, bare line feeds, folded lines, white space before a colon, control bytes, malformed chunks, a 101 that was
+/// not asked for, a body where there can be none, and bytes after the end, which includes a body in answer to HEAD. A head has at
+/// most 64 KiB and 256 lines, and at most 16 interim answers (1xx) come before it. Refusals are counted by reason in
+/// `gatewright_upstream_malformed_answers_total`. They are sent again like a connection that broke, see `retry`.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamConfig {
@@ -73,7 +81,8 @@ pub struct UpstreamConfig {
     #[serde(default)]
     pub resolve: ResolveConfig,
     /// What is spoken with the endpoints. gRPC needs HTTP/2. Upgrades such as WebSocket use HTTP/1.1 where the endpoint may
-    /// speak either. Default `"http1"`.
+    /// speak either. With `"auto"` an endpoint that chooses HTTP/1.1 is spoken to by it for a minute before it is asked again.
+    /// Default `"http1"`.
     #[serde(default)]
     pub protocol: Located<Protocol>,
     /// How many requests may share one HTTP/2 connection at once, 1 to 10000, default 100. Further ones open another.
@@ -116,7 +125,8 @@ pub enum WhenAllDown {
 pub struct TimeoutsConfig {
     /// The longest that opening a connection may take. Default `"1s"`. Then another endpoint is tried, see `retry`.
     pub connect: Located<Duration>,
-    /// The longest silence while the response is read, not the whole of it. Default `"30s"`.
+    /// The longest silence while the response is read, not the whole of it; of its head, in HTTP/1, all together. Default
+    /// `"30s"`.
     pub read: Located<Duration>,
     /// How long one attempt may wait for the answer to begin; then another one may be made, see `retry`. Silences within the
     /// answer are bounded by it as well, so that upstreams that stream with long pauses need a long one. Default: only

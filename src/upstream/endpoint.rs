@@ -12,9 +12,9 @@ use super::dependents::Dependents;
 use super::guards::EndpointGuards;
 use super::health::HealthState;
 use super::outlier::OutlierState;
+use super::peer::Peers;
 use arrayvec::ArrayVec;
 use parking_lot::Mutex;
-use pingora::upstreams::peer::HttpPeer;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -40,7 +40,12 @@ pub struct EndpointState {
     dependents: Dependents,
     /// The last attempt to open a connection failed.
     refusing: AtomicBool,
+    /// Until when it is not asked again whether it speaks HTTP/2.
+    http1_until: Mutex<Option<Instant>>,
 }
+
+/// How long an endpoint that had the choice and took HTTP/1 is kept to it.
+const HTTP1_FOR: Duration = Duration::from_secs(60);
 
 /// Tells endpoints apart within one process, cheaper than by address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,6 +67,7 @@ impl EndpointState {
             warm_since: Mutex::new(warm_since),
             dependents: Dependents::default(),
             refusing: AtomicBool::new(false),
+            http1_until: Mutex::default(),
         }
     }
 
@@ -132,6 +138,16 @@ impl EndpointState {
         self.refusing.load(Relaxed)
     }
 
+    /// It had the choice between HTTP/2 and HTTP/1, and has taken this one.
+    pub fn chose_http1(&self, now: Instant) {
+        *self.http1_until.lock() = now.checked_add(HTTP1_FOR);
+    }
+
+    /// Whether it is to be spoken to by HTTP/1 without asking.
+    pub(super) fn speaks_http1(&self, now: Instant) -> bool {
+        self.http1_until.lock().is_some_and(|until| now < until)
+    }
+
     /// Counts an attempt that failed after the connection stood.
     pub fn count_error(&self) {
         self.errors.fetch_add(1, Relaxed);
@@ -157,7 +173,7 @@ pub struct Endpoint {
     pub(super) state: Arc<EndpointState>,
     pub(super) health: Option<Arc<HealthState>>,
     pub(super) guards: EndpointGuards,
-    pub(super) peer: HttpPeer,
+    pub(super) peers: Peers,
 }
 
 impl Endpoint {

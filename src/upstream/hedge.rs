@@ -16,17 +16,17 @@ mod config;
 pub use config::HedgeConfig;
 
 use super::budget::Allowance;
+use super::dial;
 use super::endpoint::{InFlight, Tried};
 use super::{Endpoint, Upstream};
 use crate::telemetry::histogram::Histogram;
 use crate::telemetry::metrics::Counter;
 use async_trait::async_trait;
+use pingora::Result;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, Result};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -123,18 +123,7 @@ impl Hedge {
 #[async_trait]
 impl L4Connect for Hedge {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let Some(address) = address.as_inet() else {
-            return Error::e_explain(ErrorType::InternalError, "a race needs an internet address");
-        };
-        let first = TcpStream::connect(address).await.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-        let first = first.map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => ErrorType::ConnectNoRoute,
-                _ => ErrorType::ConnectError,
-            };
-            Error::because(kind, "the first endpoint of a race", error)
-        })?;
+        let first = dial::tcp(address).await?;
         let race = Race {
             first: Some(first),
             second: None,
@@ -143,7 +132,7 @@ impl L4Connect for Hedge {
             decided: false,
             hedge: Some(self.clone()),
         };
-        Ok(VirtualSocketStream::new(Box::new(race)).into())
+        Ok(dial::exchange(race, (), false, false))
     }
 }
 
@@ -280,12 +269,5 @@ impl AsyncWrite for Race {
             (None, Some(Second { way: Way::Open(stream), .. })) => Pin::new(stream).poll_shutdown(cx),
             _ => Poll::Ready(Ok(())),
         }
-    }
-}
-
-impl VirtualSocket for Race {
-    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
-        // Both were set up when they were opened.
-        Ok(())
     }
 }

@@ -1,69 +1,230 @@
 //! What upstreams may answer: a response that could be read in two ways is a 502, and its connection is not used again.
 
-use crate::support::raw::{Client, get, request};
-use crate::support::{Answer, Gateway, Origin, SOON, everything_to};
+use crate::support::h2::H2Origin;
+use crate::support::http1::{Broken, Response};
+use crate::support::raw::{Client, get, request, send};
+use crate::support::teller::{Case, Teller, Told, malformed_answers};
+use crate::support::tls::Authority;
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use std::net::SocketAddr;
+
+/// One upstream and one route for each worker, so that their connections do not mix: `/N/...` goes to upstream `uN`.
+fn lanes(address: SocketAddr, more: &str) -> String {
+    let lane = |n: usize| {
+        format!(
+            "[upstreams.u{n}]\nendpoints = [\"{address}\"]\n{more}\n\
+             [routes.r{n}]\nmatch = {{ path = \"/{n}/{{*rest}}\" }}\nupstream = \"u{n}\"\n"
+        )
+    };
+    (0..LANES).map(lane).collect()
+}
+
+/// Work for that many clients at once.
+const LANES: usize = 8;
+
+fn ask(gateway: SocketAddr, asked: &str, target: &str) -> Result<Response, Broken> {
+    let upgrade: &[_] = if asked == "upgrade" { &[("connection", "upgrade"), ("upgrade", "websocket")] } else { &[] };
+    Client::connect(gateway).exchange(request(if asked == "head" { "HEAD" } else { "GET" }, target, upgrade, b""))
+}
+
+#[track_caller]
+fn assert_refused(what: &str, answer: Result<Response, Broken>) {
+    let answer = answer.unwrap_or_else(|broken| panic!("{what}: {broken}"));
+    assert_eq!(answer.status, 502, "{what}: {}", answer.text());
+    assert!(answer.body.is_empty() || answer.code() == "upstream_protocol_error", "{what}: {}", answer.text());
+}
+
+/// Runs the whole corpus against `teller`: at once, and byte by byte.
+fn refuses_the_corpus(gateway: &Gateway, teller: &Teller, cases: &[Case]) {
+    let http = gateway.http();
+    std::thread::scope(|scope| {
+        for lane in 0..LANES {
+            scope.spawn(move || {
+                for Case { name, asked, reason, .. } in cases.iter().skip(lane).step_by(LANES) {
+                    // All of it in one piece: nothing of it has passed when the fault is seen.
+                    assert_refused(name, ask(http, asked, &format!("/{lane}/whole/{name}")));
+                    let target = format!("/{lane}/drip/{name}");
+                    let answer = ask(http, asked, &target);
+                    match *reason {
+                        // The answer may be complete before there is anything wrong. What comes then ends the connection.
+                        "excess_bytes" => {
+                            match answer {
+                                Err(Broken::Truncated(_) | Broken::Closed) => {}
+                                Err(broken) => panic!("{name}, byte by byte: {broken}"),
+                                Ok(answer) => assert!(answer.status == 502 || matches!(answer.text().as_str(), "" | "ab")),
+                            }
+                            let ended = |told: &Told| told.targets.contains(&target) && told.ended;
+                            eventually(&format!("{name}: the connection is closed"), SOON, || teller.told().iter().any(ended));
+                        }
+                        // The head has passed, and maybe some of the body: never a whole one.
+                        "malformed_chunk" => match answer {
+                            Err(Broken::Truncated(_) | Broken::Closed) => {}
+                            answer => assert_refused(name, answer),
+                        },
+                        _ => assert_refused(name, answer),
+                    }
+                }
+            });
+        }
+    });
+    teller.assert_not_used_after(|target| !target.ends_with("/good"));
+    let metrics = gateway.metrics();
+    for reason in cases.iter().map(|case| case.reason) {
+        let counted = metrics.get("gatewright_upstream_malformed_answers_total", &[("reason", reason)]);
+        assert!(counted.is_some_and(|count| count >= 1.0), "{reason} is not counted");
+    }
+}
+
+fn answers(cases: &[Case]) -> impl Iterator<Item = (String, Vec<u8>)> {
+    cases.iter().map(|case| (case.name.to_owned(), case.bytes.clone()))
+}
 
 #[test]
-fn an_ambiguous_answer_is_502_and_its_connection_is_not_used_again() {
-    let origin = Origin::start("a");
-    let gateway = Gateway::start(&everything_to(&[&origin], ""));
-    let cases = [
-        ("two lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc"),
-        ("a list of lengths", "HTTP/1.1 200 OK\r\ncontent-length: 2, 3\r\n\r\nabc"),
-        ("a length that is no number", "HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nab"),
-        ("a length beyond all bounds", "HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\nab"),
-        (
-            "chunks twice",
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
-        ),
-        ("another coding", "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"),
-        ("a control byte", "HTTP/1.1 200 OK\r\nx-a: \u{1}\r\ncontent-length: 2\r\n\r\nab"),
-        ("a zero byte", "HTTP/1.1 200 OK\r\nx-a: a\0b\r\ncontent-length: 2\r\n\r\nab"),
-        ("no status", "HTTP/1.1\r\ncontent-length: 2\r\n\r\nab"),
-        ("another protocol", "SSH-2.0-OpenSSH_9.6\r\n\r\n"),
-    ];
-    for (what, bytes) in cases {
-        origin.answer(Answer::Bytes(bytes.as_bytes().to_vec()));
-        let answer = get(gateway.http(), "/");
-        assert_eq!(answer.status, 502, "{what}: {:?} {}", answer.headers, answer.text());
-        // It closes its connection, so that no good one is left in the pool for the next case.
-        origin.answer(Answer::CloseAfter(1));
-        let before = origin.connections();
-        assert_eq!(get(gateway.http(), "/").status, 200, "{what}");
-        assert_eq!(origin.connections(), before + 1, "{what}: the connection was used again");
+fn no_answer_of_the_corpus_passes_and_none_of_their_connections_is_used_again() {
+    let cases = malformed_answers();
+    assert!(cases.len() >= 190, "{}", cases.len());
+    let teller = Teller::start(answers(&cases));
+    let gateway = Gateway::start(&lanes(teller.address, "retry = { attempts = 1 }"));
+    refuses_the_corpus(&gateway, &teller, &cases);
+    // Good answers between bad ones use their connection again, over the same upstreams.
+    for _ in 0..5 {
+        assert_eq!(get(gateway.http(), "/0/whole/good").text(), "good");
+    }
+    assert!(teller.told().iter().any(|told| told.targets.len() >= 5));
+}
+
+#[test]
+fn over_tls_answers_are_held_to_the_same() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["orders.internal"]);
+    // Each kind once. An endpoint that may speak HTTP/2 and does not is no way around it.
+    let mut seen = std::collections::HashSet::new();
+    let cases: Vec<Case> = malformed_answers().into_iter().filter(|case| seen.insert(case.reason)).collect();
+    for protocol in ["http1", "auto"] {
+        let teller = Teller::over(answers(&cases), Some(pair.server()));
+        let more = format!(
+            "retry = {{ attempts = 1 }}\nprotocol = \"{protocol}\"\ntls = {{ sni = \"orders.internal\", ca = \"ca.pem\" }}"
+        );
+        let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
+        let gateway = Gateway::try_start_with(&lanes(teller.address, &more), write).unwrap();
+        refuses_the_corpus(&gateway, &teller, &cases);
+        let before = teller.told().len();
+        for _ in 0..5 {
+            assert_eq!(get(gateway.http(), "/0/whole/good").text(), "good", "{protocol}");
+        }
+        assert_eq!(teller.told().len(), before + 1, "{protocol}: a connection that is good is used again");
     }
 }
 
 #[test]
-fn an_answer_that_can_be_mended_has_one_reading_for_the_client() {
-    let origin = Origin::start("a");
-    let gateway = Gateway::start(&everything_to(&[&origin], ""));
-    for bytes in [
-        // RFC 9112 §6.3: the coding overrides the length, which is not passed on.
-        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
-        // RFC 9112 §5.1: the space is removed.
-        "HTTP/1.1 200 OK\r\ncontent-length : 2\r\n\r\nab",
-    ] {
-        origin.answer(Answer::Bytes(bytes.into()));
-        // The parser of the test takes neither.
-        assert_eq!(get(gateway.http(), "/").text(), "ab");
-    }
-}
-
-#[test]
-fn bytes_after_an_answer_are_nobodys_answer() {
-    let origin = Origin::start("a");
-    let gateway = Gateway::start(&everything_to(&[&origin], ""));
-    let excess = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nabHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
-    origin.answer(Answer::Bytes(excess.as_bytes().to_vec()));
-    let mut client = Client::connect(gateway.http());
-    for _ in 0..10 {
-        let answer = client.exchange(request("GET", "/", &[], b"")).unwrap();
-        assert!(answer.status == 502 || answer.text() == "ab", "{} {}", answer.status, answer.text());
-        if !answer.keep_alive {
-            client = Client::connect(gateway.http());
+fn a_refused_answer_is_not_asked_for_again_unless_that_is_harmless() {
+    let cases = malformed_answers();
+    let teller = Teller::start(answers(&cases));
+    let gateway = Gateway::start(&lanes(teller.address, "retry = { attempts = 3 }"));
+    let asked = || teller.told().iter().map(|told| told.targets.len()).sum::<usize>();
+    for (method, times) in [("POST", 1), ("PATCH", 1), ("GET", 3), ("PUT", 3)] {
+        for name in ["cl_te", "after_length", "chunk_letters", "lf_status"] {
+            let before = asked();
+            let answer = send(gateway.http(), method, &format!("/0/whole/{name}"), &[], b"");
+            assert_eq!((answer.status, answer.code().as_str()), (502, "upstream_protocol_error"), "{method} {name}");
+            assert_eq!(asked() - before, times, "{method} {name}");
         }
     }
+    teller.assert_not_used_after(|_| true);
+}
+
+#[test]
+fn an_answer_in_pieces_arrives_as_it_was() {
+    let body: String = (0..500).map(|n| format!("{n},")).collect();
+    let chunked: String = body.as_bytes().chunks(7).map(|chunk| format!("7\r\n{}\r\n", String::from_utf8_lossy(chunk))).collect();
+    let tail = body.len() % 7;
+    let chunked = match tail {
+        0 => chunked,
+        tail => chunked.replacen(
+            &format!("7\r\n{}\r\n", &body[body.len() - tail..]),
+            &format!("{tail}\r\n{}\r\n", &body[body.len() - tail..]),
+            1,
+        ),
+    };
+    let interim = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n";
+    let teller = Teller::start([
+        ("length".to_owned(), format!("{interim}HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()),
+        ("chunks".to_owned(), format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunked}0\r\n\r\n").into_bytes()),
+    ]);
+    let gateway = Gateway::start(&lanes(teller.address, ""));
+    for how in ["whole", "drip"] {
+        for name in ["length", "chunks"] {
+            let answer = get(gateway.http(), &format!("/0/{how}/{name}"));
+            assert_eq!((answer.status, answer.text()), (200, body.clone()), "{how} {name}");
+            assert_eq!(answer.interim.len(), usize::from(name == "length"), "{how} {name}");
+        }
+    }
+    assert_eq!(teller.told().len(), 1, "one connection for all: {:?}", teller.told());
+}
+
+#[test]
+fn an_answer_may_come_before_its_request_has_been_sent() {
+    let teller = Teller::start([("early".to_owned(), b"HTTP/1.1 413 X\r\ncontent-length: 5\r\n\r\nlarge".to_vec())]);
+    let gateway = Gateway::start(&lanes(teller.address, ""));
+    let mut client = Client::connect(gateway.http());
+    client.send("POST /0/whole/early HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nthe first of it");
+    let answer = client.response();
+    assert_eq!((answer.status, answer.text().as_str()), (413, "large"));
+    // Half a request is on that connection: the next one must not follow it there.
+    assert_eq!(get(gateway.http(), "/0/whole/good").text(), "good");
+    teller.assert_not_used_after(|target| target.ends_with("/early"));
+}
+
+#[test]
+fn an_endpoint_that_chooses_http1_is_asked_over_checked_connections_only() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["orders.internal"]);
+    let teller = Teller::over([], Some(pair.server()));
+    let more = "protocol = \"auto\"\ntls = { sni = \"orders.internal\", ca = \"ca.pem\" }";
+    let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
+    let gateway = Gateway::try_start_with(&lanes(teller.address, more), write).unwrap();
+    for method in ["POST", "GET", "POST", "GET"] {
+        assert_eq!(send(gateway.http(), method, "/0/whole/good", &[], b"body").status, 200);
+    }
+    // The connection that was given up carried nothing, and the one after it everything.
+    let told = teller.told();
+    assert_eq!(told.iter().map(|told| told.targets.len()).collect::<Vec<_>>(), [4], "{told:?}");
+    gateway.logged("one attempt for each", |line| line["attempts"] == 1 && line["method"] == "POST");
+    assert_eq!(gateway.metric("gatewright_upstream_retries_total", &[("upstream", "u0")]), 0.0);
+    assert_eq!(gateway.metric("gatewright_upstream_connects_total", &[("upstream", "u0"), ("kind", "reused")]), 3.0);
+}
+
+#[test]
+fn new_tls_connections_to_an_endpoint_resume_the_session_of_the_first() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["orders.internal"]);
+    let teller = Teller::over([], Some(pair.server()));
+    let more = "keepalive = { connections = 0 }\ntls = { sni = \"orders.internal\", ca = \"ca.pem\" }";
+    let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
+    let gateway = Gateway::try_start_with(&lanes(teller.address, more), write).unwrap();
+    for _ in 0..3 {
+        assert_eq!(get(gateway.http(), "/0/whole/good").text(), "good");
+    }
+    assert_eq!(teller.told().iter().map(|told| told.resumed).collect::<Vec<_>>(), [false, true, true]);
+}
+
+#[test]
+fn over_http2_a_body_of_another_length_than_announced_is_no_answer() {
+    for (announced, sends) in [("4", "hello"), ("6", "hello"), ("0", "hello"), ("5, 5", "hello"), ("+5", "hello")] {
+        let origin = H2Origin::answering(announced, sends);
+        let gateway = Gateway::start(&origin.everything("protocol = \"h2c\""));
+        match Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")) {
+            // The head may have passed before its body was seen.
+            Err(Broken::Truncated(_) | Broken::Closed) => {}
+            // That there is none is known from the head, and nothing of it passes.
+            Ok(answer) if announced == "0" => assert_eq!(answer.text(), "", "{}", answer.status),
+            Ok(answer) => assert_eq!(answer.status, 502, "{announced} for {sends}: {}", answer.text()),
+            Err(broken) => panic!("{announced} for {sends}: {broken}"),
+        }
+    }
+    let origin = H2Origin::answering("5", "hello");
+    let gateway = Gateway::start(&origin.everything("protocol = \"h2c\""));
+    assert_eq!(get(gateway.http(), "/").text(), "hello");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Requests that are not HTTP, or could be read in two ways: 400, the connection closed, nothing forwarded.
 
+use crate::support::corpus::rows;
 use crate::support::raw::{Client, get};
 use crate::support::{Gateway, Origin, everything_to};
 
@@ -56,37 +57,13 @@ fn malformed_requests_are_counted_by_reason() {
     assert_eq!(counted.len(), 2, "one reason for two faults: {counted:?}");
 }
 
-/// The bytes of one line of the corpus: name, reason, text with escapes.
-fn unescape(text: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        let escaped = (byte == b'\\').then(|| rest.next().unwrap());
-        out.push(match escaped {
-            None => byte,
-            Some(b'r') => b'\r',
-            Some(b'n') => b'\n',
-            Some(b't') => b'\t',
-            Some(b'x') => {
-                let digits = [rest.next().unwrap(), rest.next().unwrap()];
-                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
-            }
-            Some(other) => other,
-        });
-    }
-    out
-}
-
 #[test]
 fn no_head_of_the_corpus_reaches_an_origin() {
     let origin = Origin::start("a");
     let gateway = Gateway::start(&everything_to(&[&origin], ""));
-    let text = include_str!("../corpus/http1/malformed.txt");
-    let cases: Vec<_> =
-        text.lines().filter(|line| !line.starts_with('#')).map(|l| l.splitn(3, ' ').collect::<Vec<_>>()).collect();
+    let cases: Vec<_> = rows::<2>(include_str!("../corpus/http1/malformed.txt")).collect();
     assert!(cases.len() >= 300, "{}", cases.len());
-    for case in cases {
-        let mut bytes = unescape(case[2]);
+    for ([name, _], mut bytes) in cases {
         // What a reader that stops elsewhere would take for the next request.
         bytes.extend(b"GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n");
         let mut client = Client::connect(gateway.http());
@@ -95,13 +72,13 @@ fn no_head_of_the_corpus_reaches_an_origin() {
         assert!(
             answers.is_empty() || answers.starts_with("HTTP/1.1 4") || answers.starts_with("HTTP/1.1 5"),
             "{}: {answers}",
-            case[0]
+            name
         );
         assert_eq!(
             answers.matches("HTTP/1.1 4").count() + answers.matches("HTTP/1.1 505 ").count(),
             usize::from(!answers.is_empty()),
             "{}: {answers}",
-            case[0]
+            name
         );
     }
     assert_eq!(origin.count(), 0, "{:?}", origin.requests());

@@ -4,7 +4,8 @@
 //! rests, such as the header in which the gateway tells the service who calls, has it taken away between the decision and
 //! the service. No honest client names such a header, so doing it is refused. Other names are removed, as the RFC says.
 
-use super::{Malformed, line};
+use super::Malformed;
+use crate::http1::line::{is_token, trim};
 
 /// What the options of one `Connection` line say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,13 +85,13 @@ pub const PROTECTED_PREFIXES: &[&str] = &[
 pub fn check(value: &[u8]) -> Result<Options, Malformed> {
     let mut options = Options::default();
     for option in value.split(|&byte| byte == b',') {
-        let option = line::trim(option);
+        let option = trim(option);
         match option.len() {
             0 => {}
             5 if option.eq_ignore_ascii_case(b"close") => options.close = true,
             7 if option.eq_ignore_ascii_case(b"upgrade") => options.upgrade = true,
             10 if option.eq_ignore_ascii_case(b"keep-alive") => options.keep_alive = true,
-            _ if !line::is_token(option) => return Err(Malformed::Connection),
+            _ if !is_token(option) => return Err(Malformed::Connection),
             _ if is_protected(option) => return Err(Malformed::ConnectionNominates),
             _ => {}
         }

@@ -1,7 +1,8 @@
-//! The pieces of one line of a request head. Each function sees a complete line without its CRLF.
+//! The request line. Each function sees a complete line without its CRLF, or a part of one.
 
 use super::{HeadLimits, Malformed, Version};
 use crate::canonical::path::{may_stand_in_path, may_stand_in_query};
+use crate::http1::line::control;
 
 /// The request line, as far as later lines need it.
 #[derive(Debug, Clone)]
@@ -21,11 +22,9 @@ pub(super) struct Authority {
 
 const METHOD_MAX: usize = 32;
 
-const TOKEN: u8 = 1;
-const UNDERSCORE: u8 = 1 << 1;
-const METHOD: u8 = 1 << 2;
-const PATH: u8 = 1 << 3;
-const QUERY: u8 = 1 << 4;
+const METHOD: u8 = 1;
+const PATH: u8 = 1 << 1;
+const QUERY: u8 = 1 << 2;
 
 const CLASSES: [u8; 256] = classes();
 
@@ -35,15 +34,6 @@ const fn classes() -> [u8; 256] {
     let mut index = 0;
     while index < 256 {
         let byte = index as u8;
-        // RFC 9110 §5.6.2.
-        let punctuation = matches!(byte, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.')
-            || matches!(byte, b'^' | b'`' | b'|' | b'~');
-        if byte.is_ascii_alphanumeric() || punctuation {
-            table[index] |= TOKEN;
-        }
-        if byte == b'_' {
-            table[index] |= UNDERSCORE;
-        }
         if byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_') {
             table[index] |= METHOD;
         }
@@ -67,57 +57,15 @@ fn all(bytes: &[u8], of: u8) -> bool {
     bytes.iter().fold(of, |common, &byte| common & class(byte)) != 0
 }
 
-pub(in crate::listener) fn is_token(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.iter().all(|&byte| class(byte) & (TOKEN | UNDERSCORE) != 0)
-}
-
 /// The first byte of a method, or of the empty line that may precede it (a line feed is judged with its line).
 pub(super) fn may_start_request(byte: u8) -> bool {
     matches!(byte, b'\r' | b'\n') || class(byte) & METHOD != 0
 }
 
-/// Whether there is a byte that no header value may hold. Written so that the compiler makes SIMD of it.
-pub(in crate::listener) fn has_control(value: &[u8]) -> bool {
-    value.iter().fold(false, |found, &byte| found | ((byte < 0x20) & (byte != b'\t')) | (byte == 0x7f))
-}
-
-/// Names the first byte that [`has_control`] found.
-pub(super) fn control(bytes: &[u8]) -> Option<Malformed> {
-    bytes.iter().find_map(|&byte| match byte {
-        0 => Some(Malformed::Nul),
-        b'\r' => Some(Malformed::BareCr),
-        b'\t' => None,
-        ..0x20 | 0x7f => Some(Malformed::ControlByte),
-        _ => None,
-    })
-}
-
-/// Without spaces and tabs around it (RFC 9110 §5.6.3).
-pub(super) fn trim(mut value: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
-        value = rest;
-    }
-    value
-}
-
-/// Decimal digits without a leading zero. Bounded by `i64::MAX`, because many programs count bodies with a sign.
-pub(super) fn number(digits: &[u8]) -> Option<u64> {
-    match digits {
-        [b'0'] => return Some(0),
-        [b'1'..=b'9', ..] if digits.len() <= 19 => {}
-        _ => return None,
-    }
-    let number = digits.iter().try_fold(0_u64, |number, &digit| match digit {
-        b'0'..=b'9' => number.checked_mul(10)?.checked_add(u64::from(digit.wrapping_sub(b'0'))),
-        _ => None,
-    })?;
-    (number <= i64::MAX as u64).then_some(number)
-}
-
 /// `start` is where the line begins in the head.
 pub(super) fn parse(line: &[u8], start: usize, limits: &HeadLimits) -> Result<Line, Malformed> {
     // A control byte explains better what is wrong than the shape that it spoils.
-    parse_parts(line, start, limits).map_err(|problem| control(line).unwrap_or(problem))
+    parse_parts(line, start, limits).map_err(|problem| control(line).map_or(problem, Malformed::from))
 }
 
 fn parse_parts(line: &[u8], start: usize, limits: &HeadLimits) -> Result<Line, Malformed> {
@@ -180,21 +128,4 @@ fn absolute(target: &[u8], start: usize) -> Result<Authority, Malformed> {
     }
     let from = start.saturating_add(skip);
     Ok(Authority { range: (from, from.saturating_add(end)), default_port })
-}
-
-/// Splits `Name: value` at the colon; the value is not trimmed.
-pub(super) fn split_header(line: &[u8], allow_underscores: bool) -> Result<(&[u8], &[u8]), Malformed> {
-    let allowed = if allow_underscores { TOKEN | UNDERSCORE } else { TOKEN };
-    let end = line.iter().position(|&byte| class(byte) & allowed == 0);
-    let (name, rest) = end.and_then(|end| line.split_at_checked(end)).ok_or(Malformed::MissingColon)?;
-    match rest {
-        [b':', ..] if name.is_empty() => Err(Malformed::EmptyName),
-        [b':', value @ ..] => Ok((name, value)),
-        [b'_', ..] => Err(Malformed::Underscore),
-        [b' ' | b'\t', ..] if trim(rest).first() == Some(&b':') => Err(Malformed::SpaceBeforeColon),
-        [other, ..] => {
-            Err(control(&[*other]).unwrap_or(if rest.contains(&b':') { Malformed::HeaderName } else { Malformed::MissingColon }))
-        }
-        [] => Err(Malformed::MissingColon),
-    }
 }

@@ -1,6 +1,7 @@
 //! The corpus, its verdicts in every division into pieces, and a second opinion by httparse.
 
 use super::*;
+use crate::http1::corpus::rows;
 use proptest::prelude::*;
 
 const MALFORMED: &str = include_str!("../../../tests/corpus/http1/malformed.txt");
@@ -8,31 +9,7 @@ const VALID: &str = include_str!("../../../tests/corpus/http1/valid.txt");
 
 /// Name, expectation, bytes.
 fn corpus(text: &'static str) -> Vec<(&'static str, &'static str, Vec<u8>)> {
-    let rows = text.lines().filter(|line| !line.starts_with('#'));
-    let parts = rows.map(|row| row.splitn(3, ' ').collect::<Vec<_>>());
-    parts.map(|parts| (parts[0], parts[1], unescape(parts[2]))).collect()
-}
-
-fn unescape(text: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        out.push(match byte {
-            b'\\' => match rest.next().expect("an escape") {
-                b'r' => b'\r',
-                b'n' => b'\n',
-                b't' => b'\t',
-                b'\\' => b'\\',
-                b'x' => {
-                    let digits = [rest.next().expect("a digit"), rest.next().expect("a digit")];
-                    u8::from_str_radix(std::str::from_utf8(&digits).expect("digits"), 16).expect("digits")
-                }
-                other => panic!("unknown escape \\{}", char::from(other)),
-            },
-            other => other,
-        });
-    }
-    out
+    rows::<2>(text).map(|([name, expected], bytes)| (name, expected, bytes)).collect()
 }
 
 fn whole(bytes: &[u8], limits: &HeadLimits) -> Result<Option<Head>, Malformed> {

@@ -164,6 +164,7 @@ fn upstreams(page: &mut Page, upstreams: &[(String, Arc<UpstreamMetrics>)]) {
     }
     each(page, &t::UPSTREAM_CONNECT_FAILURES, upstreams, |metrics| metrics.connect_failures.get());
     each(page, &t::UPSTREAM_RETRIES, upstreams, |metrics| metrics.retries.get());
+    by_reason(page, &t::UPSTREAM_MALFORMED, upstreams, |metrics| &metrics.malformed);
 }
 
 fn mirrors(page: &mut Page, samples: &[MirrorSample]) {
@@ -320,19 +321,17 @@ fn cache(page: &mut Page, sample: &CacheSample) {
 fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     each(page, &t::CONNECTIONS_ACCEPTED, listeners, ListenerMetrics::accepted);
     each(page, &t::CONNECTIONS_ACTIVE, listeners, ListenerMetrics::active);
-    type Which = fn(&ListenerMetrics) -> &Reasons;
-    let by_reason: [(_, Which); 3] = [
-        (&t::CONNECTIONS_REFUSED, |metrics| &metrics.refused),
-        (&t::MALFORMED, |metrics| &metrics.malformed),
-        (&t::CONNECTIONS_CUT, |metrics| &metrics.cut),
-    ];
-    for (metric, which) in by_reason {
-        let mut family = page.family(metric);
-        for (listener, metrics) in listeners {
-            let reasons = which(metrics);
-            for (reason, count) in reasons.counts().filter(|(_, count)| *count > 0) {
-                family.sample(&[listener, reason], count);
-            }
+    by_reason(page, &t::CONNECTIONS_REFUSED, listeners, |metrics| &metrics.refused);
+    by_reason(page, &t::MALFORMED, listeners, |metrics| &metrics.malformed);
+    by_reason(page, &t::CONNECTIONS_CUT, listeners, |metrics| &metrics.cut);
+}
+
+/// Reasons that have counted nothing are left out.
+fn by_reason<T>(page: &mut Page, metric: &'static Metric, all: &[(String, Arc<T>)], reasons: fn(&T) -> &Reasons) {
+    let mut family = page.family(metric);
+    for (name, metrics) in all {
+        for (reason, count) in reasons(metrics).counts().filter(|(_, count)| *count > 0) {
+            family.sample(&[name, reason], count);
         }
     }
 }

@@ -79,6 +79,8 @@ metrics! {
         "Connections to endpoints that could not be opened";
     UPSTREAM_RETRIES = Counter "gatewright_upstream_retries_total" ["upstream"]
         "Attempts after the first one of a request";
+    UPSTREAM_MALFORMED = Counter "gatewright_upstream_malformed_answers_total" ["upstream", "reason"]
+        "Answers over HTTP/1 that were not valid or not unambiguous, and so refused; excess_bytes also counts idle connections on which something came";
     MIRROR_REQUESTS = Counter "gatewright_mirror_requests_total" ["route", "result"]
         "Copies of requests for the mirror of the route: answered, failed, or not sent because the queue was full (busy) or the body too large or incomplete (body)";
     ENDPOINT_HEALTHY = Gauge "gatewright_endpoint_healthy" ["upstream", "endpoint"]

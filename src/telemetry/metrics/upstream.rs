@@ -1,11 +1,11 @@
 //! What is counted for each upstream, and what an endpoint shows at a scrape.
 
-use super::Counter;
 use super::label::{STATUS_CLASSES, StatusClass};
+use super::{Counter, Reasons};
 use crate::telemetry::histogram::Histogram;
 use std::time::{Duration, SystemTime};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct UpstreamMetrics {
     responses: [Counter; STATUS_CLASSES.len()],
     /// From the start of an attempt to the header of its response.
@@ -18,9 +18,25 @@ pub struct UpstreamMetrics {
     pub connect_failures: Counter,
     /// Attempts after the first of a request.
     pub retries: Counter,
+    /// Answers over HTTP/1 that were not understood, or could have been in two ways.
+    pub malformed: Reasons,
 }
 
 impl UpstreamMetrics {
+    /// With the reasons for which answers are refused.
+    pub fn new(malformations: &'static [&'static str]) -> Self {
+        UpstreamMetrics {
+            responses: Default::default(),
+            response_time: Histogram::default(),
+            connect_time: Histogram::default(),
+            connects_new: Counter::default(),
+            connects_reused: Counter::default(),
+            connect_failures: Counter::default(),
+            retries: Counter::default(),
+            malformed: Reasons::new(malformations),
+        }
+    }
+
     /// Counts an attempt that is over; `None` if no response came.
     pub fn attempted(&self, status: Option<u16>) {
         if let Some(counter) = self.responses.get(StatusClass::of_sent(status).index()) {

@@ -130,7 +130,12 @@ impl Drop for H2Origin {
 
 impl H2Origin {
     pub fn plain() -> H2Origin {
-        H2Origin::start(None)
+        H2Origin::start(None, None)
+    }
+
+    /// Says this `content-length` and sends this body, whatever is asked.
+    pub fn answering(length: &'static str, body: &'static str) -> H2Origin {
+        H2Origin::start(None, Some((length, body)))
     }
 
     /// With `clients`, it wants certificates of theirs.
@@ -147,10 +152,10 @@ impl H2Origin {
         let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
         let mut config = builder.with_single_cert(vec![pair.der()], key).unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
-        H2Origin::start(Some(TlsAcceptor::from(Arc::new(config))))
+        H2Origin::start(Some(TlsAcceptor::from(Arc::new(config))), None)
     }
 
-    fn start(tls: Option<TlsAcceptor>) -> H2Origin {
+    fn start(tls: Option<TlsAcceptor>, fixed: Option<(&'static str, &'static str)>) -> H2Origin {
         let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
@@ -160,10 +165,10 @@ impl H2Origin {
                 let (seen, tls) = (shared.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => serve(socket, seen).await,
+                        None => serve(socket, seen, fixed).await,
                         Some(tls) => {
                             if let Ok(stream) = tls.accept(socket).await {
-                                serve(stream, seen).await;
+                                serve(stream, seen, fixed).await;
                             }
                         }
                     }
@@ -182,13 +187,20 @@ impl H2Origin {
     }
 }
 
-async fn serve<T: AsyncRead + AsyncWrite + Unpin>(stream: T, seen: Arc<Seen>) {
+async fn serve<T: AsyncRead + AsyncWrite + Unpin>(stream: T, seen: Arc<Seen>, fixed: Option<(&'static str, &'static str)>) {
     let Ok(mut connection) = server::handshake(stream).await else { return };
     seen.connections.fetch_add(1, Ordering::SeqCst);
-    while let Some(Ok((request, respond))) = connection.accept().await {
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
         let (head, body) = request.into_parts();
         let fails = head.uri.path().ends_with("/Fail");
         seen.requests.lock().push(head);
+        if let Some((length, body)) = fixed {
+            let head = Response::builder().header("content-length", length).body(()).unwrap();
+            if let Ok(mut out) = respond.send_response(head, false) {
+                let _ = out.send_data(Bytes::from_static(body.as_bytes()), true);
+            }
+            continue;
+        }
         // The other end may go at any time; then there is nobody to tell.
         tokio::spawn(async move {
             let _ = echo(body, respond, fails).await;

@@ -6,6 +6,8 @@
 
 pub mod admin;
 pub mod consul;
+#[path = "../../../src/http1/corpus.rs"]
+pub mod corpus;
 pub mod dns;
 pub mod frames;
 pub mod gateway;
@@ -19,6 +21,7 @@ pub mod raw;
 pub mod redis;
 pub mod redis_many;
 mod selftest;
+pub mod teller;
 pub mod tls;
 pub mod tokens;
 

@@ -28,7 +28,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         route.end(Method::of(method.as_bytes()), status, Duration::from_micros(90 << index), 10, 20);
     }
     rejection::ALL.iter().for_each(|code| route.rejected(code));
-    let upstream = Arc::new(UpstreamMetrics::default());
+    let upstream = Arc::new(UpstreamMetrics::new(&["excess_bytes"]));
     upstream.attempted(Some(200));
     upstream.attempted(None);
     upstream.connected(Duration::from_micros(300));
@@ -36,6 +36,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     upstream.response_time.observe(Duration::from_millis(7));
     upstream.connect_failures.increment();
     upstream.retries.add(3);
+    upstream.malformed.count(0);
     let listener = Arc::new(ListenerMetrics::new(&["too_many_connections"], &["bad_header"], &["slow_body"]));
     drop(listener.accept());
     listener.refused.count(0);
@@ -157,7 +158,7 @@ fn promtool_accepts_the_exposition_of_a_gateway_that_has_done_nothing() {
         routes: vec![("r".into(), Arc::default())],
         auth: vec![AuthSample { route: "r".into(), filter: "jwt".into(), metrics: Arc::default() }],
         keys: vec![KeySample { issuer: "i".into(), fetched: 0, failed: 0, age: None }],
-        upstreams: vec![("u".into(), Arc::default())],
+        upstreams: vec![("u".into(), Arc::new(UpstreamMetrics::new(&[])))],
         mirrors: Vec::new(),
         endpoints: Vec::new(),
         source: Some(crate::telemetry::metrics::SourceSample::default()),

@@ -1,4 +1,4 @@
-//! The framing of a chunked request body, checked byte for byte on its way to the session.
+//! The framing of a chunked body, checked byte for byte on its way to the session.
 //!
 //! Pingora's parser finds the end of a chunked body, and finds one where others would find none: a size that is empty or
 //! followed by white space, an extension with a line feed in it, trailers that are no fields. Whoever stands in front of the
@@ -12,7 +12,7 @@
 //!
 //! The end that is found is the end of the request: bytes after it stay with the connection for the next one.
 
-use super::head::{has_control, is_token};
+use super::line::{has_control, is_token};
 
 /// The longest line with a size and its extensions, in bytes. Nothing that is in use needs extensions at all.
 const LINE_MAX: u16 = 256;
