@@ -6,7 +6,8 @@ use super::vary::Selecting;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// What an entry costs beside its bytes: structs, map slots and the allocator.
@@ -43,6 +44,21 @@ pub struct Entry {
     pub selecting: Selecting,
     pub tags: Box<[Box<str>]>,
     pub(crate) expired: AtomicU8,
+    held: OnceLock<Held>,
+}
+
+/// Counts the bytes of an entry for as long as it exists: one that is pushed out of the store while clients are being answered with
+/// it takes memory until the last of them has it.
+#[derive(Debug)]
+struct Held {
+    total: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A body, or a part of one.
@@ -74,7 +90,16 @@ impl Entry {
         selecting: Selecting,
         tags: Box<[Box<str>]>,
     ) -> Self {
-        Entry { head, body, terms, received, selecting, tags, expired: AtomicU8::new(0) }
+        Entry { head, body, terms, received, selecting, tags, expired: AtomicU8::new(0), held: OnceLock::new() }
+    }
+
+    /// Counts it in `total` from now on, once.
+    pub fn hold(&self, total: &Arc<AtomicU64>) {
+        self.held.get_or_init(|| {
+            let bytes = self.weight();
+            total.fetch_add(bytes, Ordering::Relaxed);
+            Held { total: Arc::clone(total), bytes }
+        });
     }
 
     pub fn age(&self, now: Instant) -> Duration {

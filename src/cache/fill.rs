@@ -264,7 +264,7 @@ impl Fill {
         let mut stored = None;
         if kept && let Ok(of) = &head.outcome {
             let entry = Arc::new(self.entry(&head.header, of, chunks, length));
-            if self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch) {
+            if self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch, 0) {
                 self.share(&entry);
                 stored = Some(entry);
             } else {
@@ -312,13 +312,13 @@ impl Fill {
             return None;
         }
         let entry = Arc::new(entry);
-        let kept = self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch);
+        let kept = self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch, 0);
         kept.then_some(entry)
     }
 
     /// Stores an entry that was confirmed, unless it was purged meanwhile.
     pub fn keep(&self, entry: &Arc<Entry>) -> bool {
-        let kept = self.store.insert(&self.key, Arc::clone(entry), self.policy.max_variants, self.epoch);
+        let kept = self.store.insert(&self.key, Arc::clone(entry), self.policy.max_variants, self.epoch, 0);
         if kept {
             self.share(entry);
         }

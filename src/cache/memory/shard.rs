@@ -7,6 +7,7 @@ use super::super::sketch::Sketch;
 use super::How;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// No item.
 const NONE: u32 = u32::MAX;
@@ -25,6 +26,8 @@ struct Item {
     /// Newest first.
     entries: Vec<Arc<Entry>>,
     bytes: u64,
+    /// Of them, those of the entries.
+    entries_bytes: u64,
     part: Part,
     /// Towards more and less recent use.
     newer: u32,
@@ -32,6 +35,13 @@ struct Item {
     /// Other keys of the same URL.
     url_before: u32,
     url_after: u32,
+}
+
+/// What had to go.
+enum Way {
+    Evicted,
+    /// It was not worth what it would have pushed out.
+    Rejected,
 }
 
 /// A list by use. The items themselves hold the links.
@@ -59,8 +69,14 @@ pub struct Shard {
     main: List,
     filling: u64,
     entries: u64,
+    /// Bytes of the entries that are stored, and of all that exist.
+    stored_entries: u64,
+    held: Arc<AtomicU64>,
     sketch: Sketch,
 }
+
+/// The oldest that nobody is being answered with is looked for among so many.
+const SKIPPED_MAX: u32 = 8;
 
 impl Shard {
     pub fn new(budget: u64) -> Self {
@@ -77,6 +93,8 @@ impl Shard {
             main: List::EMPTY,
             filling: 0,
             entries: 0,
+            stored_entries: 0,
+            held: Arc::default(),
             sketch,
         }
     }
@@ -89,8 +107,22 @@ impl Shard {
         self.filling
     }
 
+    /// What is stored no more, and still being sent.
+    pub fn leaving(&self) -> u64 {
+        self.held.load(Ordering::Relaxed).saturating_sub(self.stored_entries)
+    }
+
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// Counts an entry for as long as it exists.
+    pub fn hold(&self, entry: &Entry) {
+        entry.hold(&self.held);
+    }
+
+    fn is_over(&self) -> bool {
+        self.stored().saturating_add(self.filling).saturating_add(self.leaving()) > self.budget
     }
 
     fn item(&self, at: u32) -> Option<&Item> {
@@ -107,8 +139,10 @@ impl Shard {
         (*self.item(at)?.key.bytes == *bytes).then_some(at)
     }
 
-    pub fn get(&mut self, bytes: &[u8], hash: u64, fits: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
-        self.sketch.increment(hash);
+    pub fn get(&mut self, bytes: &[u8], hash: u64, again: bool, fits: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        if !again {
+            self.sketch.increment(hash);
+        }
         let at = self.find(bytes, hash)?;
         self.unlink(at);
         self.link(at);
@@ -119,7 +153,8 @@ impl Shard {
         self.find(bytes, hash).and_then(|at| Some(self.item(at)?.entries.clone())).unwrap_or_default()
     }
 
-    pub fn insert(&mut self, key: &Arc<Key>, entry: Arc<Entry>, max_variants: usize) {
+    /// Returns its place, for [`Shard::settle`].
+    pub fn insert(&mut self, key: &Arc<Key>, entry: Arc<Entry>, max_variants: usize) -> u32 {
         // Another key with the same hash gives way: this happens by chance once in many lives of the universe.
         if let Some(at) = self.by_key.get(&key.hash).copied()
             && self.item(at).is_some_and(|item| item.key.bytes != key.bytes)
@@ -142,43 +177,74 @@ impl Shard {
         }
         self.entries = self.entries.saturating_sub(dropped as u64).saturating_add(added as u64);
         self.link(at);
+        at
     }
 
-    /// Moves what the window has too much of to the main part, or out. Returns evictions and rejections.
-    pub fn settle(&mut self) -> (u64, u64) {
+    /// Moves what the window has too much of to the main part, or out, after an item was inserted. Where nothing can go, that does.
+    /// Returns evictions and rejections.
+    pub fn settle(&mut self, inserted: u32) -> (u64, u64) {
         let (mut evicted, mut rejected) = (0_u64, 0_u64);
-        let window_most = self.budget / 8;
         loop {
-            let over = self.stored().saturating_add(self.filling) > self.budget;
-            let crowded = self.window.bytes > window_most;
-            if !over && !crowded {
+            let crowded = self.window.bytes > self.window_most() && self.window.oldest != NONE;
+            if self.is_over() {
+                match self.make_way(None, crowded) {
+                    Some(Way::Evicted) => evicted = evicted.saturating_add(1),
+                    Some(Way::Rejected) => rejected = rejected.saturating_add(1),
+                    None => {
+                        self.take(inserted);
+                        return (evicted, rejected.saturating_add(1));
+                    }
+                }
+            } else if crowded {
+                self.promote(self.window.oldest);
+            } else {
                 return (evicted, rejected);
             }
-            let candidate = self.window.oldest;
-            if candidate == NONE {
-                if self.main.oldest == NONE {
-                    return (evicted, rejected);
-                }
-                self.take(self.main.oldest);
-                evicted = evicted.saturating_add(1);
-                continue;
-            }
-            if !over {
+        }
+    }
+
+    fn window_most(&self) -> u64 {
+        self.budget / 8
+    }
+
+    /// Takes one item out. Where the window is `crowded`, its oldest, or what is coming in, has to be asked for more often than the
+    /// oldest of the main part to push that out. `None`: nothing may go for what is coming in.
+    fn make_way(&mut self, coming: Option<u64>, crowded: bool) -> Option<Way> {
+        let candidate = self.idle(Part::Window);
+        let victim = self.idle(Part::Main);
+        let often = match (candidate, coming) {
+            (NONE, Some(hash)) => self.sketch.frequency(hash),
+            (NONE, None) => u8::MAX,
+            (candidate, _) => self.frequency(candidate),
+        };
+        if victim != NONE && (!crowded || often > self.frequency(victim)) {
+            self.take(victim);
+            if crowded && candidate != NONE {
                 self.promote(candidate);
-                continue;
             }
-            let victim = self.main.oldest;
-            if victim != NONE && self.frequency(candidate) > self.frequency(victim) {
-                self.take(victim);
-                evicted = evicted.saturating_add(1);
-            } else if crowded || victim == NONE {
-                self.take(candidate);
-                rejected = rejected.saturating_add(1);
-            } else {
-                self.take(victim);
-                evicted = evicted.saturating_add(1);
+            return Some(Way::Evicted);
+        }
+        if candidate != NONE {
+            self.take(candidate);
+            return Some(if victim == NONE { Way::Evicted } else { Way::Rejected });
+        }
+        None
+    }
+
+    /// The oldest of a part that nobody is being answered with, as far as it is found without a long search: to push out another
+    /// would free nothing.
+    fn idle(&mut self, part: Part) -> u32 {
+        for _ in 0..SKIPPED_MAX {
+            let at = self.list(part).oldest;
+            match self.item(at) {
+                Some(item) if item.entries.iter().any(|entry| Arc::strong_count(entry) > 1) => {
+                    self.unlink(at);
+                    self.link(at);
+                }
+                _ => return at,
             }
         }
+        NONE
     }
 
     fn frequency(&self, at: u32) -> u8 {
@@ -193,22 +259,25 @@ impl Shard {
         self.link(at);
     }
 
-    /// Whether it fits, and how many had to go for it.
-    pub fn reserve(&mut self, bytes: u64) -> (bool, u64) {
-        let mut evicted = 0_u64;
-        if self.filling.saturating_add(bytes) > self.budget {
-            return (false, evicted);
-        }
-        while self.stored().saturating_add(self.filling).saturating_add(bytes) > self.budget {
-            let victim = if self.main.oldest != NONE { self.main.oldest } else { self.window.oldest };
-            if victim == NONE {
-                return (false, evicted);
-            }
-            self.take(victim);
-            evicted = evicted.saturating_add(1);
+    /// Whether it fits, with evictions and rejections for it. What is coming in takes room in the window.
+    pub fn reserve(&mut self, hash: u64, bytes: u64) -> (bool, (u64, u64)) {
+        let (mut evicted, mut rejected) = (0_u64, 0_u64);
+        if self.filling.saturating_add(self.leaving()).saturating_add(bytes) > self.budget {
+            return (false, (evicted, rejected));
         }
         self.filling = self.filling.saturating_add(bytes);
-        (true, evicted)
+        while self.is_over() {
+            let crowded = self.window.bytes.saturating_add(self.filling) > self.window_most();
+            match self.make_way(Some(hash), crowded) {
+                Some(Way::Evicted) => evicted = evicted.saturating_add(1),
+                Some(Way::Rejected) => rejected = rejected.saturating_add(1),
+                None => {
+                    self.release(bytes);
+                    return (false, (evicted, rejected.saturating_add(1)));
+                }
+            }
+        }
+        (true, (evicted, rejected))
     }
 
     pub fn release(&mut self, bytes: u64) {
@@ -285,6 +354,7 @@ impl Shard {
             key: Arc::clone(key),
             entries: Vec::new(),
             bytes: 0,
+            entries_bytes: 0,
             part: Part::Window,
             newer: NONE,
             older: NONE,
@@ -338,13 +408,14 @@ impl Shard {
     /// Puts an item at the newest end of its list.
     fn link(&mut self, at: u32) {
         let Some(item) = self.item(at) else { return };
-        let (part, bytes) = (item.part, item.bytes);
+        let (part, bytes, entries) = (item.part, item.bytes, item.entries_bytes);
         let list = self.list(part);
         let second = std::mem::replace(&mut list.newest, at);
         if list.oldest == NONE {
             list.oldest = at;
         }
         list.bytes = list.bytes.saturating_add(bytes);
+        self.stored_entries = self.stored_entries.saturating_add(entries);
         if let Some(item) = self.item_mut(at) {
             (item.newer, item.older) = (NONE, second);
         }
@@ -355,7 +426,8 @@ impl Shard {
 
     fn unlink(&mut self, at: u32) {
         let Some(item) = self.item(at) else { return };
-        let (part, bytes, newer, older) = (item.part, item.bytes, item.newer, item.older);
+        let (part, bytes, entries) = (item.part, item.bytes, item.entries_bytes);
+        let (newer, older) = (item.newer, item.older);
         match self.item_mut(newer) {
             Some(newer) => newer.older = older,
             None => self.list(part).newest = older,
@@ -366,13 +438,14 @@ impl Shard {
         }
         let list = self.list(part);
         list.bytes = list.bytes.saturating_sub(bytes);
+        self.stored_entries = self.stored_entries.saturating_sub(entries);
     }
 }
 
 impl Item {
     fn weigh(&mut self) {
         let key = self.key.bytes.len().saturating_add(self.key.url.len()).saturating_add(KEY_OVERHEAD);
-        let entries = self.entries.iter().map(|entry| entry.weight()).fold(0, u64::saturating_add);
-        self.bytes = entries.saturating_add(u64::try_from(key).unwrap_or(0));
+        self.entries_bytes = self.entries.iter().map(|entry| entry.weight()).fold(0, u64::saturating_add);
+        self.bytes = self.entries_bytes.saturating_add(u64::try_from(key).unwrap_or(0));
     }
 }

@@ -53,7 +53,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         ctx.cache = Some(Box::new(Role::Past(why)));
         return Ok(Outcome::Forward);
     }
-    let found = look_up(session, ctx, &cache, &policy);
+    let found = look_up(session, ctx, &cache, &policy, false);
     let now = ctx.gateway.clock().now();
     let mut stale = None;
     let mut why = Forwarded::UriMiss;
@@ -120,14 +120,15 @@ fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
     (!session.is_body_empty()).then_some(Bypass::Body)
 }
 
-pub(super) fn look_up(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy) -> Found {
+/// `again`: a request that has looked before.
+pub(super) fn look_up(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, again: bool) -> Found {
     let head = session.req_header();
     SCRATCH.with_borrow_mut(|(bytes, url)| {
         key::url(&ctx.request, &head.uri, url);
         key::write(&policy.key, &policy.route, policy.public, &ctx.request, &head.uri, &head.headers, bytes);
         let hasher = &cache.memory.hasher;
         let (hash, base_hash) = (hasher.hash(bytes), hasher.hash(key::base(url).as_bytes()));
-        Found { entry: cache.memory.get(bytes, hash, base_hash, &head.headers), hash, base_hash }
+        Found { entry: cache.memory.get(bytes, hash, base_hash, &head.headers, again), hash, base_hash }
     })
 }
 
@@ -162,7 +163,7 @@ async fn coded(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, fou
     let hash = cache.memory.hasher.hash(&bytes);
     // Before the look at the entry: a purge in between is seen by one of the two.
     let epoch = cache.memory.epoch();
-    let known = cache.memory.get(&bytes, hash, plain.base_hash, &head.headers);
+    let known = cache.memory.get(&bytes, hash, plain.base_hash, &head.headers, false);
     if let Some(known) = known.filter(|known| known.received.at == entry.received.at && known.expired() == entry.expired()) {
         return known;
     }
@@ -185,7 +186,7 @@ async fn coded(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, fou
     let fresh = Arc::new(fresh);
     if entry.expired() == Expired::No {
         let key = Arc::new(Key { bytes, hash, ..Key::clone(&plain) });
-        cache.memory.insert(&key, Arc::clone(&fresh), policy.max_variants, epoch);
+        cache.memory.insert(&key, Arc::clone(&fresh), policy.max_variants, epoch, 0);
     } else {
         fresh.expire(entry.expired());
     }

@@ -163,7 +163,7 @@ impl Miss {
 
     /// What another's fetch has brought since, if it will do for this request.
     fn stored(&self, session: &Session, ctx: &Ctx) -> Option<Arc<Entry>> {
-        let entry = look_up(session, ctx, &self.cache, &self.policy).entry.filter(|entry| entry.is_complete())?;
+        let entry = look_up(session, ctx, &self.cache, &self.policy, true).entry.filter(|entry| entry.is_complete())?;
         let decision = decide::decide(&entry, &self.control, &self.policy, ctx.gateway.clock().now());
         (decision != Use::Validate).then_some(entry)
     }

@@ -295,6 +295,7 @@ fn cache(page: &mut Page, sample: &CacheSample) {
         family.sample(&["capacity"], memory.capacity);
         family.sample(&["stored"], memory.stored);
         family.sample(&["filling"], memory.filling);
+        family.sample(&["leaving"], memory.leaving);
         page.family(&t::CACHE_ENTRIES).sample(&[], memory.entries);
         let mut family = page.family(&t::CACHE_EVICTED);
         family.sample(&["room"], memory.evicted);

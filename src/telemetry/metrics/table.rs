@@ -168,7 +168,7 @@ metrics! {
     CACHE_INVALIDATIONS = Counter "gatewright_cache_invalidations_total" ["route"]
         "Stored answers that unsafe requests to the route have made invalid";
     CACHE_MEMORY = Gauge "gatewright_cache_memory_bytes" ["state"]
-        "Memory of the cache: its bound (capacity), what is stored, and what is coming in (filling)";
+        "Memory of the cache: its bound (capacity), what is stored, what is coming in (filling), and what is stored no more but still being sent (leaving)";
     CACHE_ENTRIES = Gauge "gatewright_cache_entries" []
         "Stored answers";
     CACHE_EVICTED = Counter "gatewright_cache_evicted_total" ["reason"]
