@@ -195,7 +195,7 @@ impl ProxyHttp for Gateway {
             // We code for each client; one who coded already would leave nothing to choose.
             head.remove_header(&http::header::ACCEPT_ENCODING);
         }
-        Ok(())
+        forward::send_hedged(head, ctx)
     }
 
     async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {

@@ -17,6 +17,7 @@ pub mod budget;
 pub mod config;
 mod dependents;
 pub mod endpoint;
+pub mod exchange;
 mod guards;
 pub mod health;
 pub mod hedge;
@@ -27,7 +28,6 @@ mod probe;
 mod report;
 pub mod resolve;
 pub mod retry;
-mod side;
 mod supervisor;
 mod window;
 
@@ -37,7 +37,6 @@ pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
 pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
 pub use resolve::{Resolve, SystemResolver};
-pub use side::{Side, Stream};
 pub use supervisor::Supervisor;
 
 use crate::clock::SharedClock;

@@ -12,6 +12,7 @@ use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
 use crate::telemetry::metrics::GaugeGuard;
+use crate::upstream::hedge::Ticket;
 use crate::upstream::{InFlight, Tried};
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
@@ -74,6 +75,10 @@ pub(super) struct Attempt {
     pub reused: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
+    /// Where it is hedged: how it takes part in the race.
+    pub race: Option<Ticket>,
+    /// By how much it began before the request to the endpoint that answers.
+    pub ahead: Duration,
     /// What breakers, the overload limit and retries know of it.
     pub guarded: Guarded,
 }

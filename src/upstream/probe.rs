@@ -9,7 +9,6 @@
 mod grpc;
 
 use super::health::{CheckError, Definition};
-use super::side;
 use crate::tls::ClientTls;
 use bytes::Bytes;
 use http::header;
@@ -17,12 +16,16 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// The most of a response's body that is read, in bytes: enough for what health pages say, so that the endpoint sees an
@@ -79,7 +82,10 @@ struct Question<'a> {
 
 /// The TLS that requests use: an endpoint whose certificate does not pass is not healthy.
 async fn secure(stream: TcpStream, tls: &ClientTls, http2: bool) -> Result<TlsStream<TcpStream>, CheckError> {
-    side::secure(stream, tls, http2).await.map_err(|_| CheckError::Connect)
+    let name = ServerName::try_from(tls.sni.clone()).map_err(|_| CheckError::Connect)?;
+    let mut config = ClientConfig::clone(&tls.config);
+    config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|_| CheckError::Connect)
 }
 
 async fn exchange<T>(stream: T, question: &Question<'_>, scheme: &str) -> Result<Answer, CheckError>

@@ -166,53 +166,6 @@ fn grpc_calls_carry_their_deadline_and_are_retried_by_their_status() {
     assert!(origin.seen.connections.load(Ordering::SeqCst) <= 3);
 }
 
-#[test]
-fn a_slow_answer_is_overtaken_by_that_of_a_second_endpoint() {
-    let (origins, gateway) = two("hedge = { after = \"100ms\" }\nretry = { attempts = 1 }");
-    origins[0].answer(Answer::Delay(Duration::from_secs(10)));
-    for n in 0..6 {
-        let begun = Instant::now();
-        let response = get(gateway.http(), &format!("/{n}"));
-        assert_eq!((response.status, response.origin().as_str()), (200, "b"));
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    }
-    let sent = gateway.metric("gatewright_upstream_hedges_total", &[("event", "sent")]);
-    assert!(sent >= 3.0 && sent == gateway.metric("gatewright_upstream_hedges_total", &[("event", "won")]), "{sent}");
-    let targets = |origin: &Origin| origin.requests().iter().map(|r| r.request_line()).collect::<Vec<_>>();
-    assert!(targets(&origins[0]).iter().all(|line| targets(&origins[1]).contains(line)), "the same request");
-    eventually("the loser's place is given back", SOON, || gateway.endpoint(origins[0].address())["in_flight"] == 0);
-    eventually("and the winner's", SOON, || gateway.endpoint(origins[1].address())["in_flight"] == 0);
-    // Nothing that changes anything is sent twice.
-    let before = origins[0].count() + origins[1].count();
-    origins[0].answer(Answer::Delay(Duration::from_millis(400)));
-    for _ in 0..2 {
-        assert_eq!(send(gateway.http(), "POST", "/", &[], b"once").status, 200);
-    }
-    assert_eq!(origins[0].count() + origins[1].count(), before + 2);
-}
-
-#[test]
-fn hedges_are_bounded_by_the_budget_and_a_lost_race_is_no_error() {
-    let (origins, gateway) = two("hedge = { after = \"20ms\" }\nretry = { attempts = 1, budget_floor = 5 }");
-    origins.iter().for_each(|origin| origin.answer(Answer::Delay(Duration::from_millis(60))));
-    let mut client = Client::connect(gateway.http());
-    for _ in 0..40 {
-        assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
-    }
-    let sent = gateway.metric("gatewright_upstream_hedges_total", &[("event", "sent")]);
-    assert!((1.0..=6.0).contains(&sent), "{sent}");
-}
-
-#[test]
-fn an_endpoint_that_breaks_while_another_is_asked_is_not_noticed() {
-    let (origins, gateway) = two("hedge = { after = \"50ms\" }\nretry = { attempts = 1 }");
-    // Late enough for the second request to be on its way.
-    origins[0].answer(Answer::LateReset(Duration::from_millis(300)));
-    origins[1].answer(Answer::Delay(Duration::from_millis(600)));
-    let origin = (0..2).map(|_| get(gateway.http(), "/")).map(|response| (response.status, response.origin()));
-    assert_eq!(origin.collect::<Vec<_>>(), [(200, "b".to_owned()), (200, "b".to_owned())]);
-}
-
 const BREAKER: &str = "breaker = { consecutive_failures = 5, open_for = \"1s\", probes = 2 }\nretry = { attempts = 1 }";
 
 #[test]

@@ -19,6 +19,7 @@ pub mod raw;
 pub mod redis;
 pub mod redis_many;
 mod selftest;
+pub mod service;
 pub mod tls;
 pub mod tokens;
 
