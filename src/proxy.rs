@@ -97,9 +97,10 @@ impl ProxyHttp for Gateway {
             Err(rejection) => Err(rejection),
         };
         match outcome {
-            Ok(Flow::Continue) if ctx.has_upstream() => {
-                return Ok(ctx.has_cache() && matches!(cache::answer(session, ctx).await?, cache::Outcome::Answered));
+            Ok(Flow::Continue) if ctx.has_cache() => {
+                return Ok(matches!(cache::answer(session, ctx).await?, cache::Outcome::Answered));
             }
+            Ok(Flow::Continue) if ctx.has_upstream() => return Ok(false),
             Ok(Flow::Continue) => respond::reject(session, ctx, Rejection::new(&rejection::INTERNAL_ERROR)).await?,
             Ok(Flow::Respond(response)) => respond::local(session, ctx, *response).await?,
             Err(rejection) => respond::reject(session, ctx, rejection).await?,

@@ -35,6 +35,8 @@ pub struct Ctx {
     pub(super) upgrade: bool,
     /// Which of its route's upstreams it goes to.
     pub(super) choice: Choice,
+    /// Its part of a split is settled.
+    pub(super) drawn: bool,
     /// What makes the client keep to it.
     pub(super) cookie: Option<HeaderValue>,
     /// The copy for the route's mirror, as far as it has come.
@@ -99,6 +101,7 @@ impl Ctx {
             body: BodyCount::default(),
             upgrade: false,
             choice: Choice::Primary,
+            drawn: false,
             cookie: None,
             mirror: None,
             attempt: Attempt::default(),
@@ -146,6 +149,14 @@ impl Ctx {
             }
             fields.add(&forwarded::VIA_HEADER, via);
         });
+    }
+
+    /// Lets the client keep to its part of a split.
+    pub(super) fn give_cookie(&mut self, head: &mut ResponseHeader) -> Result<()> {
+        match self.cookie.take() {
+            Some(cookie) => head.append_header(http::header::SET_COOKIE, cookie).map(drop),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {

@@ -1,10 +1,11 @@
 //! An origin that speaks what real services speak: HTTP/1.1 or HTTP/2, with or without TLS, on hyper. It answers with its name,
-//! when the test says.
+//! when the test says, and gRPC's health checks.
 
 use super::runtime;
 use super::tls::Pair;
 use bytes::Bytes;
-use http::Response;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -17,7 +18,7 @@ use rustls::pki_types::pem::PemObject;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -34,6 +35,8 @@ pub struct Service {
 struct Shared {
     name: String,
     delay: Mutex<Duration>,
+    /// `ServingStatus`: 1 serving, 2 not.
+    serving: AtomicU8,
     connections: AtomicUsize,
     requests: Mutex<Vec<http::Request<Bytes>>>,
 }
@@ -46,6 +49,7 @@ impl Service {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             delay: Mutex::default(),
+            serving: AtomicU8::new(1),
             connections: AtomicUsize::new(0),
             requests: Mutex::default(),
         });
@@ -74,6 +78,11 @@ impl Service {
     /// How long it takes to answer from now on.
     pub fn delay(&self, delay: Duration) {
         *self.shared.delay.lock() = delay;
+    }
+
+    /// What it says of itself when it is asked by gRPC's health checking protocol.
+    pub fn serving(&self, serving: bool) {
+        self.shared.serving.store(if serving { 1 } else { 2 }, Ordering::SeqCst);
     }
 
     /// Connections accepted so far.
@@ -111,12 +120,22 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, ht
     };
 }
 
-async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    shared: Arc<Shared>,
+    request: http::Request<Incoming>,
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let (head, body) = request.into_parts();
-    let Ok(body) = body.collect().await else { return Ok(Response::new(Full::default())) };
+    let Ok(body) = body.collect().await else { return Ok(Response::new(Full::default().boxed())) };
+    if head.uri.path() == "/grpc.health.v1.Health/Check" {
+        // A message of one field, an enum, behind its prefix.
+        let message = Bytes::from(vec![0, 0, 0, 0, 2, 8, shared.serving.load(Ordering::SeqCst)]);
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+        let body = Full::new(message).with_trailers(std::future::ready(Some(Ok(trailers))));
+        return Ok(Response::builder().header("content-type", "application/grpc").body(body.boxed()).unwrap());
+    }
     shared.requests.lock().push(http::Request::from_parts(head, body.to_bytes()));
     let delay = *shared.delay.lock();
     tokio::time::sleep(delay).await;
     let response = Response::builder().header("x-served-by", &shared.name);
-    Ok(response.body(Full::from(shared.name.clone())).unwrap())
+    Ok(response.body(Full::from(shared.name.clone()).boxed()).unwrap())
 }
