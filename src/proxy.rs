@@ -278,6 +278,9 @@ impl ProxyHttp for Gateway {
         if !ctx.is_fetch() {
             record::request(session, error, ctx);
         }
+        if ctx.keep_client {
+            Box::pin(failure::keep(session, ctx)).await;
+        }
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Box<Ctx>, _error: &Error) -> bool {

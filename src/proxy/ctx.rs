@@ -49,6 +49,8 @@ pub struct Ctx {
     pub(super) cache: Option<Box<super::cache::Role>>,
     /// Codes the body on its way to the client.
     pub(super) encoder: Option<Box<Encoder>>,
+    /// The request has failed and was answered, and its connection may carry another one.
+    pub(super) keep_client: bool,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, Option<http::uri::PathAndQuery>)>,
 }
@@ -110,6 +112,7 @@ impl Ctx {
             recorded: false,
             cache: None,
             encoder: None,
+            keep_client: false,
             head: None,
         }
     }
