@@ -259,6 +259,15 @@ impl Upstream {
         set.levels.iter().find_map(|level| pick.from(level)).cloned()
     }
 
+    /// One that is ejected, for a request that no other endpoint can take: its checks pass, so that it is only suspected.
+    pub fn last_resort(&self, tried: &Tried) -> Option<Arc<Endpoint>> {
+        let set = self.set.load();
+        let suspected = |endpoint: &&Arc<Endpoint>| {
+            endpoint.weight > 0 && endpoint.passes_checks() && !endpoint.is_healthy() && !endpoint.state.is_drained()
+        };
+        set.endpoints.iter().filter(suspected).find(|endpoint| !tried.contains(endpoint.id())).cloned()
+    }
+
     /// Whether the facts of a request decide which endpoint it goes to.
     pub fn asks(&self) -> bool {
         matches!(self.policy.kind, Kind::Hash { .. } | Kind::Sticky)

@@ -48,6 +48,8 @@ pub(super) struct Guarded {
     upstream: Option<Permit>,
     route: Option<Permit>,
     endpoint: Option<Permit>,
+    /// The request was counted in the budget of this upstream.
+    counted: bool,
     /// The permits of this attempt were asked for.
     admitted: bool,
     /// Its end has been reported.
@@ -124,17 +126,21 @@ fn guard(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     let Some(target) = route.target(ctx.choice) else { return Ok(()) };
     let guards = target.guards();
     permits(ctx, &route, target, now)?;
-    if let Some(overload) = &guards.overload
-        && ctx.attempt.guarded.place.is_none()
-        && !session.is_upgrade_req()
-    {
-        let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
-        let Some(place) = overload.enter(share) else {
-            ctx.attempt.guarded.release();
-            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
-        };
-        ctx.attempt.guarded.place = Some(place);
+    enter(session, ctx, guards)
+}
+
+/// A place of the upstream's overload limit, unless the request has one.
+fn enter(session: &Session, ctx: &mut Ctx, guards: &Guards) -> Result<(), Rejection> {
+    let Some(overload) = guards.overload.as_ref().filter(|_| ctx.attempt.guarded.place.is_none()) else { return Ok(()) };
+    if session.is_upgrade_req() {
+        return Ok(());
     }
+    let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
+    let Some(place) = overload.enter(share) else {
+        ctx.attempt.guarded.release();
+        return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
+    };
+    ctx.attempt.guarded.place = Some(place);
     Ok(())
 }
 
@@ -164,7 +170,7 @@ impl Guarded {
     /// Forgets what one upstream has said, for another.
     pub(super) fn leave(&mut self) {
         self.release();
-        (self.answer, self.place, self.failure) = (None, None, None);
+        (self.answer, self.place, self.failure, self.counted) = (None, None, None, false);
     }
 
     fn release(&mut self) {
@@ -202,23 +208,30 @@ fn choose_on(session: &Session, ctx: &mut Ctx, route: &Route, now: Instant) -> R
 
 fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
     let first = ctx.attempt.count == 0;
-    if first {
+    // Of this upstream: one that was come to late has been asked for nothing before.
+    if !std::mem::replace(&mut ctx.attempt.guarded.counted, true) {
         target.guards().budget.request(now);
-    } else {
+    }
+    if !first {
         // What was replayed is counted again.
         ctx.body.received = 0;
         ctx.attempt.guarded.endpoint = None;
     }
     permits(ctx, route, target, now)?;
+    enter(session, ctx, target.guards())?;
     let guarded = &mut ctx.attempt.guarded;
     (guarded.admitted, guarded.reported, guarded.sent) = (false, false, None);
     let failure = guarded.failure.take();
     let mut open_for = None;
     let mut found = search(session, target, ctx, now, &mut open_for);
-    // A failed connect would only fail again; everything else may go better the next time.
-    if found.is_none() && !first && failure != Some(&rejection::UPSTREAM_CONNECT_FAILED) {
-        ctx.attempt.tried.clear();
-        found = search(session, target, ctx, now, &mut open_for);
+    if found.is_none() && !first {
+        // A failed connect would only fail again; everything else may go better the next time.
+        found = if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) {
+            last_resort(target, ctx, now)
+        } else {
+            ctx.attempt.tried.clear();
+            search(session, target, ctx, now, &mut open_for)
+        };
     }
     let Some(endpoint) = found else {
         ctx.attempt.guarded.release();
@@ -230,6 +243,9 @@ fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, n
     };
     // Moving on to an endpoint that accepts connections costs the upstream nothing. Knocking at one more closed door does.
     if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) && endpoint.state().is_refusing() {
+        if let Some(open) = open_door(session, target, ctx, &endpoint, now) {
+            return Ok(open);
+        }
         let allowance = policy(route, target).allowance;
         if !target.guards().budget.withdraw(allowance, now) {
             ctx.attempt.guarded.release();
@@ -237,6 +253,26 @@ fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, n
         }
     }
     Ok(endpoint)
+}
+
+/// An endpoint that accepts connections, as far as is known, in place of this one that does not.
+fn open_door(session: &Session, target: &Target, ctx: &mut Ctx, closed: &Arc<Endpoint>, now: Instant) -> Option<Arc<Endpoint>> {
+    let (tried, permit) = (ctx.attempt.tried.clone(), ctx.attempt.guarded.endpoint.take());
+    ctx.attempt.tried.add(closed);
+    let mut found = None;
+    for _ in 0..MAX_PASSED {
+        found = search(session, target, ctx, now, &mut None);
+        match &found {
+            Some(endpoint) if endpoint.state().is_refusing() => ctx.attempt.tried.add(endpoint),
+            _ => break,
+        }
+    }
+    let found = found.filter(|endpoint| !endpoint.state().is_refusing());
+    ctx.attempt.tried = tried;
+    if found.is_none() {
+        ctx.attempt.guarded.endpoint = permit;
+    }
+    found
 }
 
 fn search(
@@ -261,6 +297,15 @@ fn search(
         }
     }
     None
+}
+
+/// An endpoint that is ejected, where every other one cannot even be connected to.
+fn last_resort(target: &Target, ctx: &mut Ctx, now: Instant) -> Option<Arc<Endpoint>> {
+    let endpoint = target.upstream.last_resort(&ctx.attempt.tried)?;
+    if let Some(breaker) = &endpoint.guards().breaker {
+        ctx.attempt.guarded.endpoint = Some(breaker.admit(now).ok()?);
+    }
+    Some(endpoint)
 }
 
 fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {

@@ -202,6 +202,65 @@ fn an_open_breaker_refuses_at_once_and_closes_after_its_probes() {
 }
 
 #[test]
+fn an_endpoint_that_is_back_from_its_ejection_starts_slowly() {
+    let origins = Origin::start_many(5);
+    let more = "outlier = { consecutive_errors = 3, eject_for = \"500ms\" }\nslow_start = \"1h\"\nretry = { attempts = 2, on = [\"500\"] }";
+    let gateway = Gateway::start(&everything_to(&origins.iter().collect::<Vec<_>>(), more));
+    let mut client = Client::connect(gateway.http());
+    let mut get = || client.exchange(request("GET", "/", &[], b"")).unwrap().status;
+    origins[2].answer(Answer::Status(500));
+    let ejected = || gateway.endpoint(origins[2].address())["ejected_for_ms"].is_number();
+    eventually("an ejection", SOON, || get() == 200 && ejected());
+    origins[2].answer(Answer::Echo);
+    eventually("its return", SOON, || !ejected());
+    let before = origins[2].count();
+    for _ in 0..400 {
+        assert_eq!(get(), 200);
+    }
+    // A tenth of the weight of each of the four others: of 400 requests about 10, where 80 would be its full share.
+    let share = origins[2].count() - before;
+    assert!((5..=20).contains(&share), "{share} of 400");
+}
+
+#[test]
+fn an_ejected_endpoint_takes_what_no_other_one_can() {
+    let (origins, gateway) = two("outlier = { consecutive_errors = 3, eject_for = \"1h\" }");
+    origins[0].answer(Answer::Status(500));
+    let ejected = || gateway.endpoint(origins[0].address())["ejected_for_ms"].is_number();
+    eventually("an ejection", SOON, || get(gateway.http(), "/").status == 200 && ejected());
+    origins[0].answer(Answer::Echo);
+    assert_eq!(get(gateway.http(), "/").origin(), "b");
+    origins[1].kill();
+    for _ in 0..3 {
+        assert_eq!(get(gateway.http(), "/").origin(), "a");
+    }
+    origins[1].start_again();
+    eventually("b again", SOON, || get(gateway.http(), "/").origin() == "b");
+    assert!(ejected());
+}
+
+#[test]
+fn an_endpoint_that_a_reload_removes_leaves_no_series_behind() {
+    let origins = Origin::start_many(2);
+    let more = "outlier = {}\nbreaker = { scope = \"both\" }\n\
+                health = { path = \"/health\", interval = \"50ms\", timeout = \"40ms\", rise = 1, fall = 1 }";
+    let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], more));
+    (0..4).for_each(|_| assert_eq!(get(gateway.http(), "/").status, 200));
+    eventually("checks", SOON, || origins.iter().all(|origin| origin.health_checks() > 1));
+    let series = |origin: &Origin| {
+        let address = origin.address().to_string();
+        gateway.metrics().series().into_iter().filter(|series| series.contains(&address)).collect::<Vec<_>>()
+    };
+    let kept = series(&origins[0]);
+    assert!(kept.len() > 10 && series(&origins[1]).len() == kept.len(), "{kept:?}");
+    gateway.reload_with(&everything_to(&[&origins[0]], more)).unwrap();
+    assert_eq!((series(&origins[0]), series(&origins[1])), (kept, Vec::new()));
+    let (left, stays) = (origins[1].health_checks(), origins[0].health_checks());
+    eventually("more checks of a", SOON, || origins[0].health_checks() > stays + 10);
+    assert!(origins[1].health_checks() <= left + 1, "one may have been on its way");
+}
+
+#[test]
 fn a_breaker_survives_a_reload() {
     let origin = Origin::start("a");
     let toml = everything_to(&[&origin], &BREAKER.replace("1s", "1h"));
