@@ -6,12 +6,21 @@
 //! when they arrive. Such a head is a plain [`HeaderMap`] once taken apart, and what this gateway adds goes into that in one
 //! step: Pingora's own setters would parse each name anew and copy it.
 
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use std::mem;
 
 /// How many fields this gateway adds to every request: forwarding, id and `Via`. Room for more would make most maps grow.
 const ADDED: usize = 5;
+
+/// Whether two readers of an answer with these fields would find its end at the same place. `chunked` is the only coding that
+/// we undo, and nobody applies it twice. Pingora refuses lengths that differ and those that are no numbers, and drops a length
+/// beside a coding (RFC 9112 §6.3).
+pub fn framing_is_clear(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let plain = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(plain) && codings.next().is_none()
+}
 
 /// What may hold fields.
 pub trait Fields {

@@ -4,14 +4,11 @@
 //! done with the copy happens on a thread of its own ([`Worker`]) behind a bounded queue, after the request has ended: when
 //! the other upstream is slow, the queue is full, copies are dropped, and the main path never knows.
 
-mod client;
-
 use crate::telemetry::metrics::Counter;
-use crate::upstream::Upstream;
+use crate::upstream::exchanger::{Exchanger, Request};
+use crate::upstream::{Tried, Upstream};
 use bytes::Bytes;
-use client::Client;
-use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use pingora::http::RequestHeader;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -23,6 +20,11 @@ const QUEUE: usize = 1_024;
 const QUEUE_BYTES: usize = 64 << 20;
 /// Copies under way at once.
 const AT_ONCE: usize = 128;
+
+/// Connections that are kept for the next copy.
+const IDLE: usize = 128;
+/// The most of an answer that is read for the sake of its connection, in bytes.
+const ANSWER_MAX: usize = 1 << 20;
 
 /// What belongs to the connection that a request came on, and what frames its body, which is sent as a whole.
 const NOT_COPIED: [HeaderName; 7] = [
@@ -71,7 +73,7 @@ pub struct MirrorBounds {
 /// A copy that is being made.
 pub struct MirrorCopy {
     mirror: Arc<Mirror>,
-    head: Parts,
+    head: RequestHeader,
     body: Vec<Bytes>,
     length: usize,
     ended: bool,
@@ -94,7 +96,7 @@ impl Mirror {
 }
 
 /// The head without what belongs to its connection; the host in the header `Host`.
-fn copy(head: &RequestHeader) -> Option<Parts> {
+fn copy(head: &RequestHeader) -> Option<RequestHeader> {
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     let mut request = http::Request::new(());
     *request.method_mut() = head.method.clone();
@@ -106,7 +108,7 @@ fn copy(head: &RequestHeader) -> Option<Parts> {
     }
     *request.headers_mut() = headers;
     // A CONNECT has no path, and its answer no end.
-    (head.method != Method::CONNECT).then(|| request.into_parts().0)
+    (head.method != Method::CONNECT).then(|| RequestHeader::from(request.into_parts().0))
 }
 
 impl MirrorCopy {
@@ -138,9 +140,22 @@ impl MirrorCopy {
 
 struct Job {
     mirror: Arc<Mirror>,
-    head: Parts,
+    head: RequestHeader,
     body: Vec<Bytes>,
     length: usize,
+}
+
+/// Sends a copy, and reads its answer to throw it away. The caller bounds the time.
+async fn send(exchanger: Arc<Exchanger>, upstream: &Upstream, mut head: RequestHeader, body: &[Bytes]) -> Result<(), String> {
+    let endpoint = upstream.select(&Tried::new()).ok_or("no endpoint takes traffic")?.begin();
+    if !body.is_empty() || matches!(head.method, Method::POST | Method::PUT | Method::PATCH) {
+        let length: usize = body.iter().map(Bytes::len).sum();
+        let _ = head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let request = Request { head: &head, body, keep: endpoint.may_pool() };
+    let answer = exchanger.send(endpoint.http_peer(None, std::time::Instant::now()), request, |_| {}).await;
+    answer.map_err(|failed| failed.error.to_string())?.discard(ANSWER_MAX).await;
+    Ok(())
 }
 
 /// The thread that sends copies. One for all mirrors of a process; it ends with the last of them.
@@ -185,15 +200,17 @@ fn run(mut queue: mpsc::Receiver<Job>, bytes: &Arc<AtomicUsize>) {
         Ok(runtime) => runtime,
         Err(error) => return log::error!("requests are not mirrored: {error}"),
     };
+    crate::upstream::apart();
     runtime.block_on(async move {
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        let client = Arc::new(Client::default());
+        // One of its own: connections belong to the runtime that opened them.
+        let exchanger = Arc::new(Exchanger::new(IDLE));
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             let Some(job) = queue.recv().await else { return };
-            let (client, bytes) = (Arc::clone(&client), Arc::clone(bytes));
+            let (exchanger, bytes) = (Arc::clone(&exchanger), Arc::clone(bytes));
             tokio::spawn(async move {
                 let Job { mirror, head, body, length } = job;
-                let sent = tokio::time::timeout(mirror.timeout, client.send(&mirror.upstream, head, body)).await;
+                let sent = tokio::time::timeout(mirror.timeout, send(exchanger, &mirror.upstream, head, &body)).await;
                 match sent {
                     Ok(Ok(())) => mirror.metrics.answered.increment(),
                     Ok(Err(why)) => {

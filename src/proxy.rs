@@ -97,9 +97,10 @@ impl ProxyHttp for Gateway {
             Err(rejection) => Err(rejection),
         };
         match outcome {
-            Ok(Flow::Continue) if ctx.has_upstream() => {
-                return Ok(ctx.has_cache() && matches!(cache::answer(session, ctx).await?, cache::Outcome::Answered));
+            Ok(Flow::Continue) if ctx.has_cache() => {
+                return Ok(matches!(cache::answer(session, ctx).await?, cache::Outcome::Answered));
             }
+            Ok(Flow::Continue) if ctx.has_upstream() => return Ok(false),
             Ok(Flow::Continue) => respond::reject(session, ctx, Rejection::new(&rejection::INTERNAL_ERROR)).await?,
             Ok(Flow::Respond(response)) => respond::local(session, ctx, *response).await?,
             Err(rejection) => respond::reject(session, ctx, rejection).await?,
@@ -195,7 +196,7 @@ impl ProxyHttp for Gateway {
             // We code for each client; one who coded already would leave nothing to choose.
             head.remove_header(&http::header::ACCEPT_ENCODING);
         }
-        Ok(())
+        forward::send_hedged(head, ctx)
     }
 
     async fn upstream_response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
@@ -279,6 +280,9 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
         if !ctx.is_fetch() {
             record::request(session, error, ctx);
+        }
+        if ctx.keep_client {
+            Box::pin(failure::keep(session, ctx)).await;
         }
     }
 

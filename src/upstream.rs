@@ -20,6 +20,7 @@ mod dependents;
 mod dial;
 pub mod endpoint;
 pub mod exchange;
+pub mod exchanger;
 mod guards;
 pub mod health;
 pub mod hedge;
@@ -31,7 +32,6 @@ mod probe;
 mod report;
 pub mod resolve;
 pub mod retry;
-mod side;
 mod supervisor;
 mod window;
 
@@ -41,9 +41,8 @@ pub use dial::{Opened, take_opened};
 pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
 pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
-pub use pool::Keeper;
+pub use pool::{Keeper, apart};
 pub use resolve::{Resolve, SystemResolver};
-pub use side::{Side, Stream};
 pub use supervisor::Supervisor;
 
 use crate::clock::SharedClock;
@@ -271,6 +270,15 @@ impl Upstream {
         let now = || self.clock.now();
         let pick = Pick { policy: &self.policy, endpoints: &set.endpoints, tried, turn: &self.turn.next, affinity, now: &now };
         set.levels.iter().find_map(|level| pick.from(level)).cloned()
+    }
+
+    /// One that is ejected, for a request that no other endpoint can take: its checks pass, so that it is only suspected.
+    pub fn last_resort(&self, tried: &Tried) -> Option<Arc<Endpoint>> {
+        let set = self.set.load();
+        let suspected = |endpoint: &&Arc<Endpoint>| {
+            endpoint.weight > 0 && endpoint.passes_checks() && !endpoint.is_healthy() && !endpoint.state.is_drained()
+        };
+        set.endpoints.iter().filter(suspected).find(|endpoint| !tried.contains(endpoint.id())).cloned()
     }
 
     /// Whether the facts of a request decide which endpoint it goes to.

@@ -64,8 +64,8 @@ pub enum Store {
 /// Unless the origin or this table says otherwise, only what RFC 9111 lets a shared cache store is stored: nothing that is
 /// `private` or `no-store`, no answer to `Authorization` without `public`, `s-maxage` or `must-revalidate`.
 ///
-/// Upstreams of one route share what is stored: on a route with `split` a stored answer is given to clients of every part. Where
-/// parts answer differently, put them on routes of their own, told apart by header or host.
+/// On a route with `split` each part has stored answers of its own. What a `fallback`, or the rest of a split, answers in the
+/// stead of an upstream that takes nothing is stored as its answer.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouteCacheConfig {

@@ -1,4 +1,5 @@
-//! What makes two requests the same request: scheme, host, path, query, chosen fields, route, and whose answer it is.
+//! What makes two requests the same request: scheme, host, path, query, chosen fields, route, the part of its split, and whose
+//! answer it is.
 //!
 //! Every part stands behind its length, so that no two different lists of parts have the same bytes. Stores compare the bytes of
 //! the key, never only a hash of it: two callers whose keys collide must not get each other's answers.
@@ -106,15 +107,26 @@ pub fn base(url: &str) -> &str {
     url.split('?').next().unwrap_or_default()
 }
 
+/// Whose answers a key is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub route: &'a str,
+    /// The upstream of the part of a split that the request has drawn; empty: that of the route.
+    pub part: &'a str,
+    /// All callers share them.
+    pub public: bool,
+}
+
 /// Writes the bytes of the key.
-pub fn write(rules: &KeyRules, route: &str, public: bool, ctx: &RequestCtx, uri: &Uri, headers: &HeaderMap, out: &mut Vec<u8>) {
+pub fn write(rules: &KeyRules, place: Place<'_>, ctx: &RequestCtx, uri: &Uri, headers: &HeaderMap, out: &mut Vec<u8>) {
     out.clear();
     part(out, b"GET");
     part(out, ctx.scheme.as_str().as_bytes());
     part(out, ctx.host.as_bytes());
     part(out, uri.path().as_bytes());
     query(rules, uri.query(), out);
-    part(out, route.as_bytes());
+    part(out, place.route.as_bytes());
+    part(out, place.part.as_bytes());
     for name in &rules.headers {
         let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {
@@ -131,11 +143,11 @@ pub fn write(rules: &KeyRules, route: &str, public: bool, ctx: &RequestCtx, uri:
         }
     }
     match &ctx.identity {
-        Some(identity) if !public => partition(identity, out),
+        Some(identity) if !place.public => partition(identity, out),
         _ => part(out, b""),
     }
     let certificate = ctx.tls.as_ref().and_then(|tls| tls.client.as_ref()).filter(|_| rules.certificate);
-    if !public && (certificate.is_some() || !ctx.apart.is_empty()) {
+    if !place.public && (certificate.is_some() || !ctx.apart.is_empty()) {
         part(out, certificate.map_or(&b""[..], |certificate| certificate.sha256.as_bytes()));
         part(out, &ctx.apart);
     }
@@ -205,8 +217,23 @@ mod tests {
     fn key(rules: &KeyRules, target: &str, headers: &[(&'static str, &'static str)], ctx: &RequestCtx) -> Vec<u8> {
         let headers = headers.iter().map(|(n, v)| (HeaderName::from_static(n), v.parse().unwrap())).collect();
         let mut out = Vec::new();
-        write(rules, "route", false, ctx, &target.parse().unwrap(), &headers, &mut out);
+        let place = Place { route: "route", part: "", public: false };
+        write(rules, place, ctx, &target.parse().unwrap(), &headers, &mut out);
         out
+    }
+
+    #[test]
+    fn the_parts_of_a_split_keep_their_answers_apart() {
+        let ctx = RequestCtx::for_test();
+        let of = |route: &str, part: &str| {
+            let mut out = Vec::new();
+            let place = Place { route, part, public: true };
+            write(&KeyRules::default(), place, &ctx, &"/".parse().unwrap(), &HeaderMap::new(), &mut out);
+            out
+        };
+        assert_ne!(of("r", ""), of("r", "next"));
+        assert_ne!(of("r", "next"), of("rn", "ext"));
+        assert_eq!(of("r", "next"), of("r", "next"));
     }
 
     #[test]
@@ -248,7 +275,7 @@ mod tests {
             let mut ctx = RequestCtx::for_test();
             ctx.identity = name.map(Identity::for_test);
             let mut out = Vec::new();
-            write(&rules, "r", public, &ctx, &"/".parse().unwrap(), &HeaderMap::new(), &mut out);
+            write(&rules, Place { route: "r", part: "", public }, &ctx, &"/".parse().unwrap(), &HeaderMap::new(), &mut out);
             out
         };
         assert_ne!(of(Some("a"), false), of(Some("b"), false));
@@ -262,7 +289,8 @@ mod tests {
             let mut ctx = RequestCtx::for_test();
             told.iter().for_each(|(name, value)| ctx.tell_apart(name, value));
             let mut out = Vec::new();
-            write(&KeyRules::default(), "r", public, &ctx, &"/".parse().unwrap(), &HeaderMap::new(), &mut out);
+            let place = Place { route: "r", part: "", public };
+            write(&KeyRules::default(), place, &ctx, &"/".parse().unwrap(), &HeaderMap::new(), &mut out);
             out
         };
         assert_ne!(of(&[("a", b"1")], false), of(&[("a", b"2")], false));

@@ -298,7 +298,9 @@ mod tests {
             let request: HeaderMap = [(http::header::ACCEPT, n.to_string().parse().unwrap())].into_iter().collect();
             let response: HeaderMap = [(http::header::VARY, "accept".parse().unwrap())].into_iter().collect();
             let selecting = super::super::vary::Selecting::of(&response, &request).unwrap();
-            (request, Arc::new(Entry { selecting, ..entry(10, &[]) }))
+            let mut entry = entry(10, &[]);
+            entry.selecting = selecting;
+            (request, Arc::new(entry))
         };
         for n in 0..6 {
             store.insert(&key, with(n).1, 4, store.epoch(), 0);

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub const PARTS_MAX: usize = 16;
 
 /// Sends parts of the requests elsewhere, such as to a new version; the rest goes to the route's `upstream`. A part whose upstream
-/// has no endpoint left leaves its requests to the rest.
+/// has no endpoint left leaves its requests to the rest. Where the route has a `cache`, each part has stored answers of its own.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SplitConfig {
@@ -66,7 +66,7 @@ pub struct KeepCookie {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MirrorConfig {
-    /// The upstream that gets the copies, over HTTP/1.1, or HTTP/2 where its `protocol` is nothing else.
+    /// The upstream that gets the copies, by its `protocol`.
     pub upstream: Located<String>,
     /// The share of the requests that is copied. Default `"100%"`.
     #[serde(default = "all")]

@@ -9,12 +9,8 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 /// The largest answer, in bytes: some thousand endpoints as Consul describes them.
 const BODY_MAX: usize = 16 << 20;
@@ -40,10 +36,7 @@ pub(super) async fn get(address: &str, target: &str, headers: &HeaderMap, tls: O
     match tls {
         None => exchange(stream, request, address).await,
         Some(tls) => {
-            let name = ServerName::try_from(tls.sni.clone()).map_err(|error| Failure::new(Reason::Invalid, error))?;
-            let mut config = ClientConfig::clone(&tls.config);
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
-            let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(unreachable)?;
+            let stream = tls.handshake(stream, false).await.map_err(unreachable)?;
             exchange(stream, request, address).await
         }
     }

@@ -13,9 +13,10 @@ use crate::rejection::{self, Rejection};
 use crate::request::{Scheme, TlsFacts};
 use crate::respond;
 use arc_swap::Cache;
+use parking_lot::Mutex;
 use pingora::apps::HttpServerApp;
-use pingora::protocols::SocketDigest;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr};
@@ -48,6 +49,8 @@ pub struct Connection {
     /// The request under way is the last one this connection may carry.
     last: AtomicBool,
     fault: AtomicU8,
+    /// What a request left behind that Pingora would have closed.
+    kept: Mutex<Option<Stream>>,
 }
 
 impl Connection {
@@ -64,6 +67,7 @@ impl Connection {
             malformed: None,
             last: AtomicBool::new(false),
             fault: AtomicU8::new(0),
+            kept: Mutex::new(None),
         })
     }
 
@@ -79,6 +83,7 @@ impl Connection {
             malformed,
             last: AtomicBool::new(false),
             fault: AtomicU8::new(0),
+            kept: Mutex::new(None),
         })
     }
 
@@ -99,6 +104,11 @@ impl Connection {
         } else {
             None
         }
+    }
+
+    /// The connection may carry another request, whatever Pingora says.
+    pub fn keep(&self, stream: Stream) {
+        *self.kept.lock() = Some(stream);
     }
 
     /// An upgrade is on its way to the upstream and must be answered until then.
@@ -208,7 +218,8 @@ pub async fn serve<T: Transport>(
         connection.deadline.set(None);
         // A connection that must close has said so in its answer, and is then not reusable. One that has not said so is not
         // closed for a stage that came in the meantime: the client may have sent its next request already.
-        let Some((stream, _)) = reusable.map(|stream| stream.consume()) else { return };
+        let stream = reusable.map(|stream| stream.consume().0);
+        let Some(stream) = stream.or_else(|| connection.kept.lock().take()) else { return };
         match stream.into_any().downcast::<EdgeIo<T>>() {
             Ok(same) => io = same,
             Err(_) => return,

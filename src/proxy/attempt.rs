@@ -11,11 +11,12 @@ use super::{Ctx, target};
 use crate::rejection::{self, Code, Rejection};
 use crate::respond::{self, LocalResponse};
 use crate::snapshot::{Choice, Route, Target};
-use crate::upstream::breaker::Permit;
-use crate::upstream::hedge::Hedge;
+use crate::upstream::breaker::{self, Permit, State};
+use crate::upstream::exchanger::Failed;
+use crate::upstream::hedge::{Hedge, Leg};
 use crate::upstream::overload::Place;
 use crate::upstream::retry::RetryPolicy;
-use crate::upstream::{Endpoint, FixedAnswer, exchange};
+use crate::upstream::{Endpoint, FixedAnswer, Guards, InFlight, exchange};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -34,7 +35,6 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// What the client is told to wait after it was shed: the limit follows the load in less.
 const SHED_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// The error of an attempt whose answer is dropped for the sake of another attempt. Nobody gets to see it.
 const AGAIN: &str = "attempted_again";
@@ -48,6 +48,8 @@ pub(super) struct Guarded {
     upstream: Option<Permit>,
     route: Option<Permit>,
     endpoint: Option<Permit>,
+    /// The request was counted in the budget of this upstream.
+    counted: bool,
     /// The permits of this attempt were asked for.
     admitted: bool,
     /// Its end has been reported.
@@ -68,8 +70,6 @@ pub(super) struct Guarded {
     again: bool,
     /// The endpoint that the next one is at, whoever's turn it is.
     same: Option<Arc<Endpoint>>,
-    /// The connection of this attempt is a race and must not be used again.
-    pub(super) hedged: bool,
     /// The deadline is the client's own, so that missing it is no fault of the upstream.
     pub(super) deadline_of_client: bool,
 }
@@ -128,17 +128,21 @@ fn guard(session: &Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     let Some(target) = route.target(ctx.choice) else { return Ok(()) };
     let guards = target.guards();
     permits(ctx, &route, target, now)?;
-    if let Some(overload) = &guards.overload
-        && ctx.attempt.guarded.place.is_none()
-        && !session.is_upgrade_req()
-    {
-        let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
-        let Some(place) = overload.enter(share) else {
-            ctx.attempt.guarded.release();
-            return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
-        };
-        ctx.attempt.guarded.place = Some(place);
+    enter(session, ctx, guards)
+}
+
+/// A place of the upstream's overload limit, unless the request has one.
+fn enter(session: &Session, ctx: &mut Ctx, guards: &Guards) -> Result<(), Rejection> {
+    let Some(overload) = guards.overload.as_ref().filter(|_| ctx.attempt.guarded.place.is_none()) else { return Ok(()) };
+    if session.is_upgrade_req() {
+        return Ok(());
     }
+    let share = ctx.snapshot.consumers.share(ctx.request.identity.as_deref());
+    let Some(place) = overload.enter(share) else {
+        ctx.attempt.guarded.release();
+        return Err(Rejection::new(&rejection::UPSTREAM_OVERLOADED).retry_after(SHED_RETRY_AFTER));
+    };
+    ctx.attempt.guarded.place = Some(place);
     Ok(())
 }
 
@@ -168,7 +172,7 @@ impl Guarded {
     /// Forgets what one upstream has said, for another.
     pub(super) fn leave(&mut self) {
         self.release();
-        (self.answer, self.place, self.failure) = (None, None, None);
+        (self.answer, self.place, self.failure, self.counted) = (None, None, None, false);
     }
 
     fn release(&mut self) {
@@ -210,23 +214,30 @@ fn choose_on(session: &Session, ctx: &mut Ctx, route: &Route, now: Instant) -> R
 
 fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, now: Instant) -> Result<Arc<Endpoint>, Rejection> {
     let first = ctx.attempt.count == 0;
-    if first {
+    // Of this upstream: one that was come to late has been asked for nothing before.
+    if !std::mem::replace(&mut ctx.attempt.guarded.counted, true) {
         target.guards().budget.request(now);
-    } else {
+    }
+    if !first {
         // What was replayed is counted again.
         ctx.body.received = 0;
         ctx.attempt.guarded.endpoint = None;
     }
     permits(ctx, route, target, now)?;
+    enter(session, ctx, target.guards())?;
     let guarded = &mut ctx.attempt.guarded;
     (guarded.admitted, guarded.reported, guarded.sent) = (false, false, None);
     let failure = guarded.failure.take();
     let mut open_for = None;
     let mut found = search(session, target, ctx, now, &mut open_for);
-    // A failed connect would only fail again; everything else may go better the next time.
-    if found.is_none() && !first && failure != Some(&rejection::UPSTREAM_CONNECT_FAILED) {
-        ctx.attempt.tried.clear();
-        found = search(session, target, ctx, now, &mut open_for);
+    if found.is_none() && !first {
+        // A failed connect would only fail again; everything else may go better the next time.
+        found = if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) {
+            last_resort(target, ctx, now)
+        } else {
+            ctx.attempt.tried.clear();
+            search(session, target, ctx, now, &mut open_for)
+        };
     }
     let Some(endpoint) = found else {
         ctx.attempt.guarded.release();
@@ -238,6 +249,9 @@ fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, n
     };
     // Moving on to an endpoint that accepts connections costs the upstream nothing. Knocking at one more closed door does.
     if failure == Some(&rejection::UPSTREAM_CONNECT_FAILED) && endpoint.state().is_refusing() {
+        if let Some(open) = open_door(session, target, ctx, &endpoint, now) {
+            return Ok(open);
+        }
         let allowance = policy(route, target).allowance;
         if !target.guards().budget.withdraw(allowance, now) {
             ctx.attempt.guarded.release();
@@ -245,6 +259,26 @@ fn choose_of(session: &Session, ctx: &mut Ctx, route: &Route, target: &Target, n
         }
     }
     Ok(endpoint)
+}
+
+/// An endpoint that accepts connections, as far as is known, in place of this one that does not.
+fn open_door(session: &Session, target: &Target, ctx: &mut Ctx, closed: &Arc<Endpoint>, now: Instant) -> Option<Arc<Endpoint>> {
+    let (tried, permit) = (ctx.attempt.tried.clone(), ctx.attempt.guarded.endpoint.take());
+    ctx.attempt.tried.add(closed);
+    let mut found = None;
+    for _ in 0..MAX_PASSED {
+        found = search(session, target, ctx, now, &mut None);
+        match &found {
+            Some(endpoint) if endpoint.state().is_refusing() => ctx.attempt.tried.add(endpoint),
+            _ => break,
+        }
+    }
+    let found = found.filter(|endpoint| !endpoint.state().is_refusing());
+    ctx.attempt.tried = tried;
+    if found.is_none() {
+        ctx.attempt.guarded.endpoint = permit;
+    }
+    found
 }
 
 fn search(
@@ -271,31 +305,73 @@ fn search(
     None
 }
 
+/// An endpoint that is ejected, where every other one cannot even be connected to.
+fn last_resort(target: &Target, ctx: &mut Ctx, now: Instant) -> Option<Arc<Endpoint>> {
+    let endpoint = target.upstream.last_resort(&ctx.attempt.tried)?;
+    if let Some(breaker) = &endpoint.guards().breaker {
+        ctx.attempt.guarded.endpoint = Some(breaker.admit(now).ok()?);
+    }
+    Some(endpoint)
+}
+
 fn policy<'a>(route: &'a Route, target: &'a Target) -> &'a RetryPolicy {
     route.retry.as_deref().unwrap_or(&target.guards().retry)
 }
 
-/// Makes a race of the first attempt of a request that may be hedged.
-pub fn hedge(session: &mut Session, ctx: &mut Ctx, endpoint: &Arc<Endpoint>, peer: &mut HttpPeer) {
-    ctx.attempt.guarded.hedged = false;
-    let Some(route) = &ctx.route else { return };
-    let Some(target) = route.target(ctx.choice) else { return };
-    let Some(plan) = &target.guards().hedge else { return };
+/// Makes a race of the first attempt of a request that may be hedged, and of its connection one end of it. `lease` counts the
+/// attempt in on its endpoint, in the race if there is one.
+pub fn hedge(
+    session: &mut Session,
+    ctx: &mut Ctx,
+    lease: InFlight,
+    peer: Box<HttpPeer>,
+    now: Instant,
+) -> (InFlight, Box<HttpPeer>) {
+    ctx.attempt.race = None;
+    let Some(hedge) = to_hedge(session, ctx) else { return (lease, peer) };
+    let endpoint = Arc::clone(lease.endpoint());
+    let first = Leg::new(Arc::clone(&endpoint), ctx.attempt.guarded.endpoint.take(), now);
+    let (peer, ticket) = hedge.attach(first, lease, peer);
+    ctx.attempt.race = Some(ticket);
+    (InFlight::uncounted(endpoint), peer)
+}
+
+fn to_hedge(session: &mut Session, ctx: &Ctx) -> Option<Hedge> {
+    let route = ctx.route.as_ref()?;
+    let target = route.target(ctx.choice)?;
+    let plan = target.guards().hedge.as_ref()?;
     let harmless = matches!(session.req_header().method, Method::GET | Method::HEAD) && session.as_mut().is_body_empty();
-    if ctx.attempt.count > 0 || !harmless || session.is_upgrade_req() {
-        return;
+    // While probes find out whether the upstream is well, one call is one call.
+    let probing = target.guards().breaker.as_ref().is_some_and(|breaker| breaker.state().state() != State::Closed);
+    if ctx.attempt.count > 0 || !harmless || probing || session.is_upgrade_req() {
+        return None;
     }
-    let Some(delay) = plan.after.delay(&target.metrics.response_time) else { return };
-    let hedge = Hedge {
+    Some(Hedge {
         upstream: Arc::clone(&target.upstream),
-        state: Arc::clone(&plan.state),
-        first: Arc::clone(endpoint),
-        delay,
+        plan: Arc::clone(plan),
+        metrics: Arc::clone(&target.metrics),
+        delay: plan.after.delay(&target.metrics.response_time)?,
         allowance: policy(route, target).allowance,
-        connect_timeout: plan.connect_timeout,
-    };
-    hedge.attach(peer);
-    ctx.attempt.guarded.hedged = true;
+        share: ctx.snapshot.consumers.share(ctx.request.identity.as_deref()),
+        deadline: ctx.request.deadline,
+    })
+}
+
+/// Takes over what a race has come to, for an answer or a failure of the attempt under way. Gives why it failed, if it did
+/// so by itself.
+pub fn settle(ctx: &mut Ctx) -> Option<Failed> {
+    let told = ctx.attempt.race.as_ref()?.settle();
+    if let Some(leg) = told.leg {
+        let started = ctx.attempt.started.unwrap_or(leg.began);
+        ctx.attempt.ahead = leg.began.saturating_duration_since(started);
+        (ctx.attempt.connect_time, ctx.attempt.reused) = (leg.connect_time, leg.reused);
+        ctx.attempt.guarded.endpoint = leg.permit;
+        ctx.attempt.endpoint = Some(InFlight::uncounted(leg.endpoint));
+    }
+    if let Some(endpoint) = told.tried {
+        ctx.attempt.tried.add(&endpoint);
+    }
+    told.failed
 }
 
 /// Nothing was sent, so another endpoint may take the request, whatever its method.
@@ -333,7 +409,8 @@ pub fn again_by_http1(ctx: &mut Ctx) -> Box<Error> {
 
 /// Since the attempt began.
 fn since(ctx: &Ctx) -> Duration {
-    ctx.attempt.started.map_or(Duration::ZERO, |started| ctx.gateway.clock().now().saturating_duration_since(started))
+    let now = ctx.gateway.clock().now();
+    ctx.attempt.started.map_or(Duration::ZERO, |started| now.saturating_duration_since(started)).saturating_sub(ctx.attempt.ahead)
 }
 
 /// Whether there may be one more attempt.
@@ -352,9 +429,8 @@ pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Resu
     let Some(target) = route.target(ctx.choice) else { return Ok(()) };
     let (guards, policy) = (target.guards(), policy(&route, target));
     let status = head.status.as_u16();
-    let grpc = head.headers.get(GRPC_STATUS).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
-    // UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS: what HTTP has 5xx for.
-    let failed = status >= 500 || grpc.is_some_and(|code| matches!(code, 2 | 4 | 13 | 14 | 15));
+    let grpc = breaker::grpc_status(&head.headers);
+    let failed = breaker::is_failure(status, grpc);
     let took = latency(ctx);
     report(ctx, target, failed, took);
     if let (Some(overload), Some(took), false) = (&guards.overload, took, failed) {
@@ -381,7 +457,7 @@ pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> Resu
 fn latency(ctx: &Ctx) -> Option<Duration> {
     let header = ctx.attempt.header_time?;
     if ctx.body.received == 0 {
-        return Some(header.saturating_sub(ctx.attempt.connect_time.unwrap_or_default()));
+        return Some(header.saturating_sub(ctx.attempt.ahead).saturating_sub(ctx.attempt.connect_time.unwrap_or_default()));
     }
     let answered = ctx.attempt.started?.checked_add(header)?;
     answered.checked_duration_since(ctx.attempt.guarded.sent?)

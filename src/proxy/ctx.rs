@@ -12,6 +12,7 @@ use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
 use crate::telemetry::metrics::GaugeGuard;
+use crate::upstream::hedge::Ticket;
 use crate::upstream::{InFlight, Tried};
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
@@ -34,6 +35,8 @@ pub struct Ctx {
     pub(super) upgrade: bool,
     /// Which of its route's upstreams it goes to.
     pub(super) choice: Choice,
+    /// Its part of a split is settled.
+    pub(super) drawn: bool,
     /// What makes the client keep to it.
     pub(super) cookie: Option<HeaderValue>,
     /// The copy for the route's mirror, as far as it has come.
@@ -46,6 +49,8 @@ pub struct Ctx {
     pub(super) cache: Option<Box<super::cache::Role>>,
     /// Codes the body on its way to the client.
     pub(super) encoder: Option<Box<Encoder>>,
+    /// The request has failed and was answered, and its connection may carry another one.
+    pub(super) keep_client: bool,
     /// For the record of a request that is dropped before its end, when no session is left to ask.
     pub(super) head: Option<(http::Method, Option<http::uri::PathAndQuery>)>,
 }
@@ -76,6 +81,10 @@ pub(super) struct Attempt {
     pub checked: bool,
     /// Interim responses (1xx) of this attempt.
     pub interim: u32,
+    /// Where it is hedged: how it takes part in the race.
+    pub race: Option<Ticket>,
+    /// By how much it began before the request to the endpoint that answers.
+    pub ahead: Duration,
     /// What breakers, the overload limit and retries know of it.
     pub guarded: Guarded,
 }
@@ -96,6 +105,7 @@ impl Ctx {
             body: BodyCount::default(),
             upgrade: false,
             choice: Choice::Primary,
+            drawn: false,
             cookie: None,
             mirror: None,
             attempt: Attempt::default(),
@@ -104,6 +114,7 @@ impl Ctx {
             recorded: false,
             cache: None,
             encoder: None,
+            keep_client: false,
             head: None,
         }
     }
@@ -143,6 +154,14 @@ impl Ctx {
             }
             fields.add(&forwarded::VIA_HEADER, via);
         });
+    }
+
+    /// Lets the client keep to its part of a split.
+    pub(super) fn give_cookie(&mut self, head: &mut ResponseHeader) -> Result<()> {
+        match self.cookie.take() {
+            Some(cookie) => head.append_header(http::header::SET_COOKIE, cookie).map(drop),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {

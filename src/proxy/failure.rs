@@ -4,8 +4,10 @@ use super::Ctx;
 use crate::rejection::{self, Code, Rejection};
 use crate::respond;
 use crate::upstream::exchange;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType};
+use std::io::Cursor;
 
 /// Answers a request that failed, if it can still be answered, and says why in the record.
 pub async fn conclude(session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
@@ -31,14 +33,40 @@ pub async fn conclude(session: &mut Session, error: &Error, ctx: &mut Ctx) -> Fa
         // complete one; the record keeps the reason.
         ctx.rejection = Some(rejection);
     } else {
-        // Pingora ends the connection of a request that failed on its way, whatever we say here.
-        let close = rejection.clone().close();
-        if let Err(e) = respond::reject(session, ctx, close).await {
+        let keep = may_keep(session, error, ctx);
+        let answer = if keep { rejection.clone() } else { rejection.clone().close() };
+        let answered = respond::reject(session, ctx, answer).await;
+        if let Err(e) = &answered {
             log::debug!("the client is gone: {e}");
         }
-        session.as_downstream_mut().shutdown().await;
+        ctx.keep_client = keep && answered.is_ok();
+        if !ctx.keep_client {
+            session.as_downstream_mut().shutdown().await;
+        }
     }
     FailToProxy { error_code: status, can_reuse_downstream: false }
+}
+
+/// Whether the fault was not the client's, so that what comes next on its connection can be told from this request. What is left
+/// of a body is for [`respond`] to judge. Streams of HTTP/2 end with their request.
+fn may_keep(session: &Session, error: &Error, ctx: &Ctx) -> bool {
+    let http1 = session.as_downstream().as_http1().is_some();
+    http1 && !ctx.upgrade && ctx.connection.is_some() && error.esource() != &ErrorSource::Downstream
+}
+
+/// Keeps the connection of a client whose request has failed and was answered.
+///
+/// Pingora closes it: for a request that has been on its way to an upstream it goes by the last attempt, and an attempt that
+/// failed says `false` (pingora-proxy 0.9.1, src/lib.rs: `proxy_to_upstream` in lines 412 and 482, `process_request` in line 1363; only
+/// errors before that are asked for [`FailToProxy`], by `handle_error` in line 1392). So the session is taken out of Pingora's hands at
+/// the last moment, in the hook after which it only drops it, and ended as Pingora ends one that is kept.
+pub async fn keep(session: &mut Session, ctx: &Ctx) {
+    let Some(connection) = &ctx.connection else { return };
+    let nothing = ServerSession::new_http1(Box::new(Cursor::new(Vec::new())));
+    let own = std::mem::replace(&mut session.downstream_session, Box::new(nothing));
+    if let Ok(Some(kept)) = own.finish().await {
+        connection.keep(kept.into_parts().0);
+    }
 }
 
 /// `None` when nobody is left to answer.

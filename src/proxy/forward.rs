@@ -27,13 +27,13 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
     let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
-    let mut peer = if ctx.upgrade {
+    let peer = if ctx.upgrade {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
     } else {
         endpoint.http_peer(left, now)
     };
-    attempt::hedge(session, ctx, &endpoint, &mut peer);
+    let (lease, peer) = attempt::hedge(session, ctx, endpoint.begin(), peer, now);
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice))
     {
@@ -44,7 +44,8 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     ctx.attempt.connect_time = None;
     ctx.attempt.header_time = None;
     ctx.attempt.interim = 0;
-    ctx.attempt.endpoint = Some(endpoint.begin());
+    ctx.attempt.ahead = Duration::ZERO;
+    ctx.attempt.endpoint = Some(lease);
     Ok(peer)
 }
 
@@ -76,6 +77,10 @@ pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
 
 /// `reused` is what Pingora knows, which is about the connections that it has made by itself.
 pub fn connected(ctx: &mut Ctx, peer: &HttpPeer, reused: bool) {
+    if ctx.attempt.race.is_some() {
+        // To the race. Its connections are told of by whoever makes them.
+        return;
+    }
     let opened = peer.options.custom_l4.as_ref().and_then(|_| crate::upstream::take_opened());
     let reused = opened.map_or(reused, |opened| opened.reused);
     ctx.attempt.reused = reused;
@@ -145,8 +150,8 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     }
     // HTTP/2 has no such header; its connections are bounded by their streams.
     let http1 = head.version != Version::HTTP_2 && !ctx.upgrade;
-    let keep = !ctx.attempt.guarded.hedged && ctx.attempt.endpoint.as_ref().is_none_or(|endpoint| endpoint.may_pool());
-    if http1 && !keep {
+    let keep = ctx.attempt.endpoint.as_ref().is_none_or(|endpoint| endpoint.may_pool());
+    if http1 && !keep && ctx.attempt.race.is_none() {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
     if let Some(route) = &ctx.route
@@ -173,10 +178,11 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
         }
         return Ok(());
     }
+    attempt::settle(ctx);
     let elapsed = ctx.attempt.started.map(|started| now.saturating_duration_since(started));
     ctx.attempt.header_time = elapsed;
     if let (Some(endpoint), Some(elapsed)) = (&ctx.attempt.endpoint, elapsed) {
-        endpoint.answered(elapsed, ctx.gateway.clock().now());
+        endpoint.answered(elapsed.saturating_sub(ctx.attempt.ahead), now);
     }
     if let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice)) {
         target.metrics.attempted(Some(head.status.as_u16()));
@@ -227,7 +233,23 @@ fn remove_hop_by_hop(fields: &mut dyn Fields) {
     }
 }
 
+/// Sends a hedged request on its way, once its head is as it should be: from here on its race has it.
+pub fn send_hedged(head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+    if let Some(race) = &mut ctx.attempt.race {
+        race.send(head);
+        // The way to the race is used once.
+        head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
+    }
+    Ok(())
+}
+
 pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
+    if let Some(failed) = attempt::settle(ctx) {
+        error = failed.error;
+        if failed.unsent {
+            return connect_failed(ctx, error);
+        }
+    }
     error.set_retry(attempt::failed(session, ctx, &error));
     error
 }

@@ -12,12 +12,18 @@ use crate::upstream::{Endpoint, Facts};
 use pingora::proxy::Session;
 use std::sync::Arc;
 
+/// Which part of the route's split the request belongs to. Drawn once: what the cache is asked for and where the request goes
+/// are the same.
+pub fn draw(session: &Session, ctx: &mut Ctx, route: &Route) {
+    if let (Some(split), false) = (&route.split, ctx.drawn) {
+        let chosen = split.choose(&facts(session, &ctx.request), ctx.request.scheme == Scheme::Https);
+        (ctx.choice, ctx.cookie, ctx.drawn) = (chosen.choice, chosen.cookie, true);
+    }
+}
+
 /// The upstream that the request begins with.
 pub fn steer(session: &Session, ctx: &mut Ctx, route: &Route) {
-    if let Some(split) = &route.split {
-        let chosen = split.choose(&facts(session, &ctx.request), ctx.request.scheme == Scheme::Https);
-        (ctx.choice, ctx.cookie) = (chosen.choice, chosen.cookie);
-    }
+    draw(session, ctx, route);
     while let Some(target) = route.target(ctx.choice)
         && target.upstream.is_out()
         && let Some(next) = route.instead_of(ctx.choice)

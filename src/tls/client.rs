@@ -6,12 +6,17 @@ use super::files::Files;
 use crate::value::Located;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// How an upstream is spoken to over TLS.
 pub struct ClientTls {
@@ -20,8 +25,10 @@ pub struct ClientTls {
     pub ca: Option<Arc<CaType>>,
     pub cert: Option<Arc<CertKey>>,
     pub insecure: bool,
-    /// For connections that Pingora does not make.
-    pub config: Arc<ClientConfig>,
+    /// For connections that Pingora does not make, offering HTTP/1.1 or HTTP/2. Each remembers the sessions that it may resume.
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+    name: ServerName<'static>,
     /// Stands for all of it. Two upstreams that differ in what they trust must not share connections, and Pingora's pool
     /// does not look at the authorities.
     pub identity: String,
@@ -88,14 +95,38 @@ impl ClientTls {
         if insecure {
             client.dangerous().set_certificate_verifier(Arc::new(AnyCertificate));
         }
+        let name = match ServerName::try_from(config.sni.value.clone()) {
+            Ok(name) => name,
+            Err(error) => {
+                files.error(config.sni.span.clone(), format!("this cannot be a server's name: {error}"));
+                return None;
+            }
+        };
+        let offering = |protocol: &[u8]| {
+            let mut config = client.clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            // A clone would share what it remembers with the original, and sessions belong to their protocol.
+            config.resumption = Resumption::default();
+            Arc::new(config)
+        };
         Some(Arc::new(ClientTls {
+            http1: offering(b"http/1.1"),
+            http2: offering(b"h2"),
+            name,
             sni: config.sni.value.clone(),
             ca: ca.map(|(_, list)| list.iter().map(wrap).collect::<Vec<_>>().into()),
             cert: own.map(|(chain, key)| Arc::new(cert_key(&chain, &key))),
             insecure,
-            config: Arc::new(client),
             identity,
         }))
+    }
+}
+
+impl ClientTls {
+    /// The handshake that requests use, its verification included. The caller bounds the time.
+    pub async fn handshake(&self, stream: TcpStream, http2: bool) -> io::Result<TlsStream<TcpStream>> {
+        let config = if http2 { &self.http2 } else { &self.http1 };
+        TlsConnector::from(Arc::clone(config)).connect(self.name.clone(), stream).await
     }
 }
 

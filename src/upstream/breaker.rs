@@ -16,9 +16,23 @@ pub use config::{Answer, BreakerConfig, Scope};
 
 use super::window::Window;
 use crate::telemetry::metrics::Counter;
+use http::{HeaderMap, HeaderName};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Whether an answer counts as a failure of the upstream. `grpc`: UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE and
+/// DATA_LOSS are what HTTP has 5xx for.
+pub fn is_failure(status: u16, grpc: Option<u8>) -> bool {
+    status >= 500 || grpc.is_some_and(|code| matches!(code, 2 | 4 | 13 | 14 | 15))
+}
+
+/// The status of a gRPC answer that consists of nothing else.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
 
 /// When a breaker opens and closes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -232,7 +232,7 @@ impl UpstreamConfig {
         self.check_protocol(d);
         self.retry.check(d);
         if let Some(hedge) = &self.hedge {
-            hedge.check(*self.protocol, self.tls.is_some(), hedge.span.clone(), d);
+            hedge.check(matches!(self.balance.value, Balance::Sticky(_)), hedge.span.clone(), d);
         }
         if let Some(outlier) = &self.outlier {
             outlier.check(d);

@@ -66,7 +66,7 @@ impl L4Connect for Dialer {
         let link = match &self.tls {
             None => Link::Plain(stream),
             Some(tls) => {
-                let secured = super::side::secure(stream, tls, false).await;
+                let secured = tls.handshake(stream, false).await;
                 let failed = |error| Error::because(ErrorType::TLSHandshakeFailure, "with the endpoint", error);
                 Link::Tls(Box::new(secured.map_err(failed)?))
             }

@@ -274,7 +274,7 @@ impl Endpoint {
         }
         let room = |poolable: u32| poolable.checked_add(1).filter(|next| *next <= self.pool_limit);
         let may_pool = self.state.poolable.try_update(Relaxed, Relaxed, room).is_ok();
-        InFlight { endpoint: self, may_pool }
+        InFlight { endpoint: self, may_pool, counted: true }
     }
 }
 
@@ -284,9 +284,15 @@ impl Endpoint {
 pub struct InFlight {
     endpoint: Arc<Endpoint>,
     may_pool: bool,
+    counted: bool,
 }
 
 impl InFlight {
+    /// One that somebody else counts.
+    pub fn uncounted(endpoint: Arc<Endpoint>) -> Self {
+        InFlight { endpoint, may_pool: false, counted: false }
+    }
+
     /// Whether the connection may be kept for another request afterwards. If not, the caller sends `Connection: close`,
     /// which Pingora obeys as well (`is_connection_keepalive` in its HTTP/1 client).
     ///
@@ -318,6 +324,9 @@ impl Deref for InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if !self.counted {
+            return;
+        }
         self.endpoint.state.in_flight.fetch_sub(1, Relaxed);
         if let Some(load) = &self.endpoint.load {
             load.leave();

@@ -4,7 +4,8 @@
 use super::breaker::{Answer, Breaker, BreakerConfig, BreakerState, Scope, Tuning as BreakerTuning};
 use super::budget::Budget;
 use super::config::UpstreamConfig;
-use super::hedge::{After, HedgeState};
+use super::exchanger::Exchanger;
+use super::hedge::{self, After, HedgeState};
 use super::outlier::{Group, OutlierState, Tuning as OutlierTuning, Watched};
 use super::overload::{Overload, OverloadState};
 use super::retry::RetryPolicy;
@@ -24,7 +25,7 @@ pub struct Guards {
     pub breaker: Option<Breaker>,
     pub answer: Option<Arc<FixedAnswer>>,
     pub overload: Option<Overload>,
-    pub hedge: Option<HedgePlan>,
+    pub hedge: Option<Arc<HedgePlan>>,
     /// The time that a request must have left to be sent at all.
     pub least: Option<Duration>,
     pub(super) outlier: Option<Arc<OutlierTuning>>,
@@ -34,11 +35,16 @@ pub struct Guards {
 }
 
 /// When and how requests are hedged.
-#[derive(Debug)]
 pub struct HedgePlan {
     pub after: After,
     pub state: Arc<HedgeState>,
-    pub connect_timeout: Duration,
+    pub exchanger: Arc<Exchanger>,
+}
+
+impl std::fmt::Debug for HedgePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HedgePlan").field("after", &self.after).finish_non_exhaustive()
+    }
 }
 
 /// Those of an endpoint.
@@ -70,10 +76,9 @@ impl Guards {
             budget: state.get_or_create(name, || Budget::new(clock.now())),
             breaker: scoped(&[Scope::Upstream, Scope::Both]).map(|config| guard("upstream", name, config, state, clock)),
             answer: breaker.and_then(|breaker| breaker.answer.as_ref()).and_then(|answer| fixed(answer)),
-            hedge: config.hedge.as_ref().map(|hedge| HedgePlan {
-                after: hedge.after(),
-                state: state.get_or_create(name, HedgeState::default),
-                connect_timeout: config.timeouts.connect.get(),
+            hedge: config.hedge.as_ref().map(|hedge| {
+                let exchanger = state.get_or_create("hedges", hedge::exchanger);
+                Arc::new(HedgePlan { after: hedge.after(), state: state.get_or_create(name, HedgeState::default), exchanger })
             }),
             least: config.timeouts.least.as_ref().map(|least| least.get()),
             group: outlier.as_ref().map(|_| state.get_or_create(name, Group::default)),

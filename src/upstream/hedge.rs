@@ -1,49 +1,53 @@
 //! Hedged requests: where the first endpoint takes longer than most answers do, a second one is asked as well, and whoever
 //! answers first is heard (J. Dean, L. A. Barroso, "The Tail at Scale", 2013).
 //!
-//! Pingora has one upstream connection for a request at a time, and no way to race two. So the race is run below it, in the
-//! connection: Pingora writes the request to a [`Race`] and reads the answer from it. The race sends what is written to the
-//! first endpoint and keeps a copy. When no byte has come back after the delay, it sends the copy to a second endpoint, and
-//! the first of the two that answers becomes the connection; the other one is closed.
+//! Pingora has one upstream connection for a request at a time, and no way to race two. So the race is run beside it: the
+//! peer that it gets connects to a pipe ([`wire`]), and at the other end of the pipe a task ([`race`]) sends the request
+//! to the endpoints, by whatever protocol they speak ([`super::exchanger`]), and writes the first answer into the pipe. Both
+//! requests use kept connections, and give them back.
 //!
-//! That bounds what can be hedged: requests without a body and with a safe method over plain HTTP/1.1 (with TLS the bytes
-//! are sealed for one connection, in HTTP/2 a connection carries other requests), on a connection of their own that closes
-//! after the answer, because it may be with another endpoint than Pingora knows. The second request is paid out of the
-//! retry budget, so that an upstream that is slow as a whole sees a tenth more and not twice as much.
+//! What each endpoint did counts for itself ([`leg`]). The one that answers stands for the request from then on: its
+//! breaker, its outlier detection and its latency get what the client gets. The one that is late is read to the head of its
+//! answer beside the path, within a bound: it may be slow, or it may never answer, and only that tells which. For the
+//! breakers of upstream and route a hedged request is one call.
+//!
+//! Only requests without a body and with a safe method are hedged. The second one is paid out of the retry budget, so that
+//! an upstream that is slow as a whole sees a tenth more and not twice as much, and takes a place of the overload limit.
 
 mod config;
+mod leg;
+mod race;
+mod wire;
 
 pub use config::HedgeConfig;
+pub use leg::{Leg, Ticket, Told};
 
+use super::Upstream;
 use super::budget::Allowance;
-use super::dial;
-use super::endpoint::{InFlight, Tried};
-use super::{Endpoint, Upstream};
+use super::endpoint::InFlight;
+use super::exchanger::Exchanger;
+use super::guards::HedgePlan;
 use crate::telemetry::histogram::Histogram;
-use crate::telemetry::metrics::Counter;
+use crate::telemetry::metrics::{Counter, UpstreamMetrics};
 use async_trait::async_trait;
-use pingora::Result;
+use parking_lot::Mutex;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::VirtualSocketStream;
 use pingora::upstreams::peer::HttpPeer;
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
+use pingora::{Error, ErrorType, Result};
+use race::Race;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-use tokio::time::Sleep;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, oneshot};
 
-/// The longest request head that is kept for a second endpoint, in bytes. A longer one is not hedged.
-const HEAD_MAX: usize = 64 << 10;
 /// Fewer answers than this make no percentile.
 const ANSWERS_MIN: u64 = 100;
-/// Keeps the connections of races apart in Pingora's pool from those that may be used again.
-const GROUP: u64 = 0x4845_4447_4544_0001;
+/// Requests that have lost and are still waited for, of one upstream. Further ones are given up at once.
+const LINGERING: usize = 64;
+/// Idle connections of all hedged upstreams together. How many there are for one endpoint `keepalive` bounds.
+pub const IDLE: usize = 4096;
 
 /// When a second endpoint is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,210 +68,71 @@ impl After {
     }
 }
 
-/// What is counted of an upstream's hedges.
-#[derive(Debug, Default)]
+/// What is counted of an upstream's hedges. Outlives reloads.
+#[derive(Debug)]
 pub struct HedgeState {
     /// Second requests that were sent.
     pub sent: Counter,
     /// Those whose answer came first.
     pub won: Counter,
+    lingering: Arc<Semaphore>,
+}
+
+impl Default for HedgeState {
+    fn default() -> Self {
+        HedgeState { sent: Counter::default(), won: Counter::default(), lingering: Arc::new(Semaphore::new(LINGERING)) }
+    }
 }
 
 /// How one request is hedged.
-#[derive(Clone)]
 pub struct Hedge {
     pub upstream: Arc<Upstream>,
-    pub state: Arc<HedgeState>,
-    pub first: Arc<Endpoint>,
+    pub plan: Arc<HedgePlan>,
+    pub metrics: Arc<UpstreamMetrics>,
     pub delay: Duration,
     pub allowance: Allowance,
-    pub connect_timeout: Duration,
-}
-
-impl std::fmt::Debug for Hedge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hedge").field("delay", &self.delay).finish_non_exhaustive()
-    }
+    /// Which part of the overload limit it may fill, in percent.
+    pub share: u32,
+    /// When it must be answered.
+    pub deadline: Option<Instant>,
 }
 
 impl Hedge {
-    /// Makes the connection of this peer a race.
-    pub fn attach(self, peer: &mut HttpPeer) {
-        peer.group_key ^= GROUP;
-        peer.options.custom_l4 = Some(Arc::new(self));
+    /// The peer that makes the connection a race, and the ticket by which the request takes part in it. `first` is what is
+    /// known of the first endpoint, `lease` counts the request in on it, and `peer` is how it is connected to.
+    pub fn attach(self, first: Leg, lease: InFlight, peer: Box<HttpPeer>) -> (Box<HttpPeer>, Ticket) {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(first.began));
+        let mut pipe = Box::new(first.endpoint.pipe_peer(&peer, left));
+        let (go, head) = oneshot::channel();
+        let ticket = Ticket::new(first, go);
+        let race = Race { hedge: self, board: ticket.board(), head, lease, peer };
+        pipe.options.custom_l4 = Some(Arc::new(Start(Mutex::new(Some(race)))));
+        (pipe, ticket)
     }
+}
 
-    /// Sends the request to another endpoint, if there is one and the budget has room.
-    fn second(&self, request: &[u8]) -> Option<Second> {
-        let mut tried = Tried::new();
-        tried.add(&self.first);
-        let endpoint = self.upstream.select(&tried)?;
-        let now = self.upstream.clock().now();
-        let open = endpoint.guards().breaker.as_ref().is_some_and(|breaker| !breaker.would_admit(now));
-        if open || !self.upstream.guards().budget.withdraw(self.allowance, now) {
-            return None;
-        }
-        self.state.sent.increment();
-        let (address, request, timeout) = (endpoint.address(), request.to_owned(), self.connect_timeout);
-        let lease = endpoint.begin();
-        let task = tokio::spawn(async move {
-            let mut stream = tokio::time::timeout(timeout, TcpStream::connect(address)).await??;
-            stream.set_nodelay(true)?;
-            stream.write_all(&request).await?;
-            Ok(stream)
-        });
-        Some(Second { way: Way::Connecting(task), state: Arc::clone(&self.state), _lease: lease })
+/// A race that begins when Pingora connects.
+struct Start(Mutex<Option<Race>>);
+
+impl std::fmt::Debug for Start {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a race")
     }
 }
 
 #[async_trait]
-impl L4Connect for Hedge {
-    async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let first = dial::tcp(address).await?;
-        let race = Race {
-            first: Some(first),
-            second: None,
-            request: Vec::new(),
-            timer: None,
-            decided: false,
-            hedge: Some(self.clone()),
+impl L4Connect for Start {
+    async fn connect(&self, _: &SocketAddr) -> Result<Stream> {
+        let Some(race) = self.0.lock().take() else {
+            return Error::e_explain(ErrorType::InternalError, "a race is run once");
         };
-        Ok(dial::exchange(race, (), false, false))
+        let (out, socket) = wire::pair();
+        tokio::spawn(race.run(out));
+        Ok(VirtualSocketStream::new(Box::new(socket)).into())
     }
 }
 
-/// The second request on its way.
-#[derive(Debug)]
-struct Second {
-    way: Way,
-    state: Arc<HedgeState>,
-    /// Counts the request in on its endpoint.
-    _lease: InFlight,
-}
-
-#[derive(Debug)]
-enum Way {
-    Connecting(JoinHandle<io::Result<TcpStream>>),
-    Open(TcpStream),
-}
-
-impl Drop for Second {
-    fn drop(&mut self) {
-        if let Way::Connecting(task) = &self.way {
-            task.abort();
-        }
-    }
-}
-
-/// A connection that is with one endpoint or, until one of them answers, with two. At least one of `first` and `second` is
-/// there for as long as nothing has failed.
-#[derive(Debug)]
-struct Race {
-    first: Option<TcpStream>,
-    second: Option<Second>,
-    request: Vec<u8>,
-    timer: Option<Pin<Box<Sleep>>>,
-    decided: bool,
-    /// Until the second request has been sent, or will not be.
-    hedge: Option<Hedge>,
-}
-
-impl Race {
-    fn decide_for_first(&mut self) {
-        (self.decided, self.second, self.hedge, self.timer) = (true, None, None, None);
-        self.request = Vec::new();
-    }
-
-    fn poll_first(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Some(first) = &mut self.first else { return Poll::Pending };
-        let before = buf.filled().len();
-        let outcome = ready!(Pin::new(first).poll_read(cx, buf));
-        let answered = outcome.is_ok() && buf.filled().len() > before;
-        if !answered && self.second.is_some() {
-            // It has failed, but the other one may still answer.
-            self.first = None;
-            return Poll::Pending;
-        }
-        self.decide_for_first();
-        Poll::Ready(outcome)
-    }
-
-    fn poll_second(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Some(second) = &mut self.second else { return Poll::Pending };
-        if let Way::Connecting(task) = &mut second.way {
-            match ready!(Pin::new(task).poll(cx)) {
-                Ok(Ok(stream)) => second.way = Way::Open(stream),
-                _ => return self.second_failed(),
-            }
-        }
-        let Way::Open(stream) = &mut second.way else { return Poll::Pending };
-        let before = buf.filled().len();
-        match ready!(Pin::new(stream).poll_read(cx, buf)) {
-            Ok(()) if buf.filled().len() > before => {
-                if !self.decided {
-                    (self.decided, self.first) = (true, None);
-                    second.state.won.increment();
-                }
-                Poll::Ready(Ok(()))
-            }
-            ended if self.decided => Poll::Ready(ended),
-            _ => self.second_failed(),
-        }
-    }
-
-    fn second_failed(&mut self) -> Poll<io::Result<()>> {
-        self.second = None;
-        // Without the first one either, the connection has ended before an answer.
-        if self.first.is_some() { Poll::Pending } else { Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())) }
-    }
-
-    /// Sends the second request when it is time.
-    fn poll_hedge(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(hedge) = &self.hedge else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(hedge.delay)));
-        ready!(timer.as_mut().poll(cx));
-        self.second = hedge.second(&self.request);
-        (self.hedge, self.timer) = (None, None);
-        Poll::Ready(())
-    }
-}
-
-impl AsyncRead for Race {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let race = self.get_mut();
-        if let Poll::Ready(outcome) = race.poll_first(cx, buf) {
-            return Poll::Ready(outcome);
-        }
-        let _ = race.poll_hedge(cx);
-        race.poll_second(cx, buf)
-    }
-}
-
-impl AsyncWrite for Race {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let race = self.get_mut();
-        let Some(first) = &mut race.first else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
-        let length = ready!(Pin::new(first).poll_write(cx, bytes))?;
-        if race.hedge.is_some() {
-            race.request.extend_from_slice(bytes.get(..length).unwrap_or_default());
-            if race.request.len() > HEAD_MAX {
-                (race.hedge, race.request) = (None, Vec::new());
-            }
-        }
-        Poll::Ready(Ok(length))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Sockets have nothing to flush.
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let race = self.get_mut();
-        match (&mut race.first, &mut race.second) {
-            (Some(first), _) => Pin::new(first).poll_shutdown(cx),
-            (None, Some(Second { way: Way::Open(stream), .. })) => Pin::new(stream).poll_shutdown(cx),
-            _ => Poll::Ready(Ok(())),
-        }
-    }
+/// What hedges of all upstreams are sent by.
+pub(super) fn exchanger() -> Exchanger {
+    Exchanger::new(IDLE)
 }

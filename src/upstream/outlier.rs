@@ -6,7 +6,9 @@
 //!
 //! The bounds matter more than the rules. When everything fails, the fault is hardly that of each endpoint, and sending all
 //! traffic to the few that are left brings down those too: so only a share may be out at once, never the last one, and below
-//! the panic threshold ejections are void (Envoy's `max_ejection_percent` and `healthy_panic_threshold`).
+//! the panic threshold ejections are void (Envoy's `max_ejection_percent` and `healthy_panic_threshold`). Where the share is full,
+//! evidence of today counts for more than that of some time ago: the endpoint that has been out longest, and not less than a
+//! first ejection lasts, makes room.
 
 mod config;
 
@@ -77,6 +79,7 @@ pub struct OutlierState {
     latency: AtomicU64,
     ejected: AtomicBool,
     /// In nanoseconds since `origin`; 0: never.
+    since: AtomicU64,
     until: AtomicU64,
     back: AtomicU64,
     /// Ejections without a longer time of good conduct between them.
@@ -94,6 +97,7 @@ impl OutlierState {
             failed: Window::new(window, now),
             latency: AtomicU64::new(0),
             ejected: AtomicBool::new(false),
+            since: AtomicU64::new(0),
             until: AtomicU64::new(0),
             back: AtomicU64::new(0),
             streak: AtomicU32::new(0),
@@ -109,6 +113,12 @@ impl OutlierState {
     pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
         let left = self.until.load(Relaxed).saturating_sub(self.nanos(now));
         self.is_ejected().then(|| Duration::from_nanos(left))
+    }
+
+    /// How long it has been out.
+    fn out_for(&self, now: Instant) -> Option<Duration> {
+        let nanos = self.nanos(now).saturating_sub(self.since.load(Relaxed));
+        self.is_ejected().then(|| Duration::from_nanos(nanos))
     }
 
     /// Since when it has been back from its last ejection; `None` if it was never ejected or is out. A slow start begins here.
@@ -176,6 +186,7 @@ impl OutlierState {
         let streak = if behaved >= longest { 0 } else { self.streak.load(Relaxed) };
         let wait = tuning.eject_for.saturating_mul(1_u32.checked_shl(streak).unwrap_or(u32::MAX)).min(tuning.eject_for_max);
         self.streak.store(streak.saturating_add(1), Relaxed);
+        self.since.store(nanos, Relaxed);
         self.until.store(nanos.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)), Relaxed);
         self.ejected.store(true, Relaxed);
         if let Some((_, counter)) = Reason::ALL.iter().zip(&self.ejections).find(|(known, _)| **known == reason) {
@@ -233,11 +244,14 @@ impl Group {
 fn judge(upstream: &str, endpoints: &[Arc<Endpoint>], tuning: &Tuning, now: Instant) -> bool {
     let members = || endpoints.iter().filter(|endpoint| endpoint.weight() > 0);
     let watched = || members().filter_map(|endpoint| Some((endpoint, endpoint.outlier()?)));
-    let mut changed = false;
-    for (endpoint, state) in watched().filter(|(_, state)| state.ejected_for(now).is_some_and(|left| left.is_zero())) {
+    let bring_back = |endpoint: &Endpoint, state: &OutlierState, why: &str| {
         state.pardon(now);
         endpoint.state().begin_warming(now);
-        log::info!("upstream {upstream}: endpoint {} is back from its ejection", endpoint.address());
+        log::info!("upstream {upstream}: endpoint {} is back from its ejection{why}", endpoint.address());
+    };
+    let mut changed = false;
+    for (endpoint, state) in watched().filter(|(_, state)| state.ejected_for(now).is_some_and(|left| left.is_zero())) {
+        bring_back(endpoint, state, "");
         changed = true;
     }
     let median = tuning.slow.and_then(|_| {
@@ -254,9 +268,21 @@ fn judge(upstream: &str, endpoints: &[Arc<Endpoint>], tuning: &Tuning, now: Inst
     let mut available = members().filter(|endpoint| endpoint.is_healthy()).count();
     for (endpoint, state) in watched().filter(|(_, state)| !state.is_ejected()) {
         let Some(reason) = state.reason(tuning, median, now) else { continue };
-        let last = endpoint.is_healthy() && available <= 1;
-        if out >= most || last || tuning.max_ejected == 0 {
+        if tuning.max_ejected == 0 {
             continue;
+        }
+        let last = |available: usize| endpoint.is_healthy() && available <= 1;
+        if out >= most || last(available) {
+            let long = watched().filter_map(|(endpoint, state)| Some((endpoint, state, state.out_for(now)?)));
+            let longest = long.filter(|(.., time)| *time >= tuning.eject_for).max_by_key(|(.., time)| *time);
+            let Some((longest, of_longest, _)) = longest else { continue };
+            bring_back(longest, of_longest, ", for another one fails now");
+            out = out.saturating_sub(1);
+            available = available.saturating_add(usize::from(longest.is_healthy()));
+            changed = true;
+            if last(available) {
+                continue;
+            }
         }
         available = available.saturating_sub(usize::from(endpoint.is_healthy()));
         out = out.saturating_add(1);

@@ -19,6 +19,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Keeps pipes apart in Pingora's pool from connections, which they are not.
+const PIPE: u64 = 0x4845_4447_4544_0001;
+
 /// Timeouts of one attempt. Pingora's own defaults are to wait for ever.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
@@ -128,6 +131,18 @@ impl Endpoint {
     pub fn tunnel_peer(&self, remaining: Option<Duration>) -> Box<HttpPeer> {
         let mut peer = hurried(&self.peers.tunnel, remaining);
         peer.options.write_timeout = self.peers.tunnel.options.write_timeout;
+        peer
+    }
+
+    /// The peer for a pipe to whoever makes the attempt with `like`. It speaks HTTP/1.1, and waits for as long as that may take.
+    pub(super) fn pipe_peer(&self, like: &HttpPeer, left: Option<Duration>) -> HttpPeer {
+        let mut peer = HttpPeer::new(self.address, false, String::new());
+        peer.group_key = like.group_key ^ PIPE;
+        peer.options.set_http_version(1, 1);
+        let o = &like.options;
+        let both = o.connection_timeout.zip(o.read_timeout).map(|(connect, read)| connect.saturating_add(read));
+        peer.options.read_timeout = both.map(|both| left.map_or(both, |left| both.min(left)));
+        peer.options.write_timeout = o.write_timeout;
         peer
     }
 

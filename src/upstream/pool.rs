@@ -17,6 +17,7 @@ use super::exchange::{Home, Idle, look};
 use crate::state::StatePool;
 use crate::telemetry::metrics::UpstreamMetrics;
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -105,6 +106,18 @@ struct Entry {
     link: Link,
     since: Instant,
     until: Instant,
+    /// It was opened on a thread that is [`apart`].
+    apart: bool,
+}
+
+thread_local! {
+    static APART: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread has a runtime of its own, which may end before others do: a connection that was opened on it is of no use then,
+/// so that those of such threads and those of the edge are never exchanged.
+pub fn apart() {
+    APART.set(true);
 }
 
 impl Pool {
@@ -123,7 +136,11 @@ impl Pool {
     /// A connection that can be used, if there is one.
     pub fn take(&self) -> Option<Link> {
         loop {
-            let mut entry = self.idle.lock().pop()?;
+            let mut entry = {
+                let mut idle = self.idle.lock();
+                let at = idle.iter().rposition(|entry| entry.apart == APART.get())?;
+                idle.remove(at)
+            };
             self.keeper.leave(1);
             if entry.until > Instant::now() && self.is_quiet(&mut entry.link) {
                 return Some(entry.link);
@@ -136,7 +153,7 @@ impl Pool {
         let since = Instant::now();
         let Some(until) = since.checked_add(idle) else { return };
         self.keeper.enter();
-        self.idle.lock().push(Entry { link, since, until });
+        self.idle.lock().push(Entry { link, since, until, apart: APART.get() });
     }
 
     fn is_quiet(&self, link: &mut Link) -> bool {

@@ -9,7 +9,6 @@
 mod grpc;
 
 use super::health::{CheckError, Definition};
-use super::side;
 use crate::tls::ClientTls;
 use bytes::Bytes;
 use http::header;
@@ -79,7 +78,7 @@ struct Question<'a> {
 
 /// The TLS that requests use: an endpoint whose certificate does not pass is not healthy.
 async fn secure(stream: TcpStream, tls: &ClientTls, http2: bool) -> Result<TlsStream<TcpStream>, CheckError> {
-    side::secure(stream, tls, http2).await.map_err(|_| CheckError::Connect)
+    tls.handshake(stream, http2).await.map_err(|_| CheckError::Connect)
 }
 
 async fn exchange<T>(stream: T, question: &Question<'_>, scheme: &str) -> Result<Answer, CheckError>

@@ -137,6 +137,25 @@ fn lower_priorities_serve_when_the_first_is_gone() {
 }
 
 #[test]
+fn another_zone_serves_while_the_own_one_is_gone() {
+    let origins = Origin::start_many(3);
+    let [a, b, c] = [0, 1, 2].map(|at| origins[at].address());
+    let gateway = Gateway::start(&format!(
+        "[upstreams.app]\nzone = \"east\"\nendpoints = [{{ address = \"{a}\", zone = \"west\" }}, {{ address = \"{b}\", zone = \"east\" }}, \
+         {{ address = \"{c}\", zone = \"east\", priority = 1 }}]\n\
+         health = {{ path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+    ));
+    assert_eq!(spread(&gateway, 10, &[]), HashMap::from([("b".to_owned(), 10)]));
+    origins[1].set_healthy(false);
+    gateway.wait_healthy(b, false);
+    assert_eq!(spread(&gateway, 10, &[]), HashMap::from([("a".to_owned(), 10)]), "before the lower priority of the own zone");
+    origins[1].set_healthy(true);
+    gateway.wait_healthy(b, true);
+    assert_eq!(spread(&gateway, 10, &[]), HashMap::from([("b".to_owned(), 10)]));
+}
+
+#[test]
 fn a_connect_that_fails_goes_on_to_the_next_priority() {
     let origin = Origin::start("a");
     let (refusing, _port) = crate::support::raw::refusing_port();

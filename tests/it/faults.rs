@@ -1,15 +1,17 @@
 //! What clients see while upstreams fail under load, with an account of every request.
 //!
-//! Sizes are bounded for a suite that runs often. `GATEWRIGHT_POSTS` sets the number of POSTs (100000 is the full one), and
-//! `GATEWRIGHT_CHAOS_SECONDS` the length of the chaos test (15 by default).
+//! Bounds on time hold in a build without optimisation on a busy machine: an ejection is dated by the gateway's log and its
+//! evidence by the origin, goodput is compared with what the same origin does at the same time, and of what is fast the best of
+//! some rounds counts. Sizes are bounded for a suite that runs often; with `GATEWRIGHT_FULL=1` they are the full ones: 100,000
+//! POSTs and a minute of chaos. `GATEWRIGHT_POSTS` and `GATEWRIGHT_CHAOS_SECONDS` set them by themselves.
 
 use crate::support::load::{Plan, Report};
 use crate::support::open_loop;
 use crate::support::raw::{Client, get, request};
-use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
+use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive, full};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 
 const MILLI: Duration = Duration::from_millis(1);
@@ -46,17 +48,33 @@ fn assert_once(report: &Report, origins: &[Origin]) {
 const GUARDED: &str = "retry = { attempts = 3, on = [\"connect\", \"reset\", \"timeout\", \"500-599\"] }\n\
     timeouts = { connect = \"300ms\", attempt = \"300ms\" }\noutlier = { consecutive_errors = 5, eject_for = \"2s\" }";
 
-/// One of ten endpoints fails in this way under load: clients hardly notice, it is ejected, and returns when it is well.
-fn one_of_ten(failure: Answer) {
+/// How long after the evidence the gateway has ejected an endpoint, by its own log. The evidence is there when the fifth request
+/// from `since` on has failed, `after` it arrived.
+fn time_to_ejection(gateway: &Gateway, bad: &Origin, since: SystemTime, after: Duration) -> Duration {
+    let told = gateway.told_at(&format!("endpoint {} is ejected", bad.address()));
+    let fifth = bad.requests().iter().filter(|request| request.at >= since).nth(4).expect("five requests").at;
+    told.duration_since(fifth + after).unwrap_or_default()
+}
+
+fn assert_ejected_in_time(took: Duration) {
+    println!("ejected {took:?} after its evidence");
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+}
+
+/// One of ten endpoints fails in this way, each time after so long, under load: clients hardly notice, it is ejected, and returns
+/// when it is well.
+fn one_of_ten(failure: Answer, after: Duration) {
     let _machine = exclusive();
     let origins = Origin::start_many(10);
-    let gateway = start(&origins, GUARDED);
+    let gateway = start(&origins, &format!("{GUARDED}\nslow_start = \"1s\""));
     let bad = &origins[3];
     let load = load(&gateway, 8, "GET");
     eventually("load", SOON, || load.ok() >= 200);
+    let since = SystemTime::now();
     bad.answer(failure);
     let ejected = || gateway.endpoint(bad.address())["ejected_for_ms"].is_number();
     eventually("an ejection", SOON, ejected);
+    assert_ejected_in_time(time_to_ejection(&gateway, bad, since, after));
     let labels = [("upstream", "app"), ("endpoint", &*bad.address().to_string()), ("reason", "consecutive_errors")];
     assert!(gateway.metric("gatewright_endpoint_ejections_total", &labels) >= 1.0);
     let (before, sent) = (load.ok(), bad.count());
@@ -73,12 +91,12 @@ fn one_of_ten(failure: Answer) {
 
 #[test]
 fn one_of_ten_that_never_answers_is_not_noticed() {
-    one_of_ten(Answer::BlackHole);
+    one_of_ten(Answer::BlackHole, 300 * MILLI);
 }
 
 #[test]
 fn one_of_ten_that_answers_500_is_not_noticed() {
-    one_of_ten(Answer::Status(500));
+    one_of_ten(Answer::Status(500), Duration::ZERO);
 }
 
 #[test]
@@ -100,16 +118,13 @@ fn an_ejection_follows_its_evidence_at_once() {
     let _machine = exclusive();
     let origins = Origin::start_many(3);
     let gateway = start(&origins, &GUARDED.replace("2s", "1h"));
+    let since = SystemTime::now();
     origins[1].answer(Answer::Status(500));
     let mut client = Client::connect(gateway.http());
     while origins[1].count() < 5 {
         assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
     }
-    let evidence = Instant::now();
-    eventually("the ejection", SOON, || gateway.endpoint(origins[1].address())["ejected_for_ms"].is_number());
-    println!("ejected {:?} after its evidence", evidence.elapsed());
-    // The aim is one second, which a machine that does ten things at once may not give us.
-    assert!(evidence.elapsed() < Duration::from_secs(3), "{:?}", evidence.elapsed());
+    assert_ejected_in_time(time_to_ejection(&gateway, &origins[1], since, Duration::ZERO));
 }
 
 #[test]
@@ -148,18 +163,22 @@ fn while_every_endpoint_fails_clients_are_refused_fast() {
         assert!(asked <= 20, "the breaker does not open");
     }
     let mut client = Client::connect(gateway.http());
-    let mut times: Vec<Duration> = (0..500)
-        .map(|_| {
-            let begun = Instant::now();
-            let response = client.exchange(request("GET", "/", &[], b"")).unwrap();
-            assert_eq!((response.status, response.code().as_str()), (503, "circuit_open"));
-            begun.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    // The aim is 5 ms; the bound is what a debug build on a busy machine keeps.
-    println!("refused while open: median {:?}, p99 {:?}", times[250], times[494]);
-    assert!(times[494] < 100 * MILLI, "p99 {:?}, median {:?}", times[494], times[250]);
+    let mut round = || {
+        let mut times: Vec<Duration> = (0..500)
+            .map(|_| {
+                let begun = Instant::now();
+                let response = client.exchange(request("GET", "/", &[], b"")).unwrap();
+                assert_eq!((response.status, response.code().as_str()), (503, "circuit_open"));
+                begun.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        println!("refused while open: median {:?}, p99 {:?}", times[250], times[494]);
+        times[494]
+    };
+    // What else the machine does makes a round slower and never faster: the best one is what the gateway takes.
+    let best = std::iter::repeat_with(&mut round).take(20).find(|p99| *p99 < 5 * MILLI);
+    assert!(best.is_some(), "no round of 20 has a p99 below 5 ms");
     assert_eq!(origins.iter().map(Origin::count).sum::<usize>(), asked, "nothing reaches the upstream while it is open");
 }
 
@@ -172,7 +191,7 @@ fn no_post_is_delivered_twice_however_often_connections_break() {
     for (origin, how) in origins.iter().zip([Answer::ResetBefore, Answer::ResetMid, Answer::CloseAfter(1)]) {
         origin.answer(broken(how));
     }
-    let wanted = usize::try_from(setting("GATEWRIGHT_POSTS", 2_000)).unwrap();
+    let wanted = usize::try_from(setting("GATEWRIGHT_POSTS", if full() { 100_000 } else { 2_000 })).unwrap();
     let plan = Plan { address: gateway.http(), connections: 8, method: "POST", target: "/".into(), pause: Duration::ZERO };
     let load = Load::start(plan);
     eventually("enough POSTs", Duration::from_secs(3_600), || load.ok() >= wanted);
@@ -182,21 +201,23 @@ fn no_post_is_delivered_twice_however_often_connections_break() {
 }
 
 #[test]
-fn a_rolling_restart_of_ten_endpoints_three_times_fails_no_get() {
+fn a_rolling_restart_of_ten_endpoints_three_times_fails_nothing_that_may_be_repeated() {
     let _machine = exclusive();
     let origins = Origin::start_many(10);
     let gateway = start(&origins, GUARDED);
-    let load = load(&gateway, 6, "GET");
-    eventually("load", SOON, || load.ok() >= 100);
+    let (gets, puts) = (load(&gateway, 4, "GET"), load(&gateway, 4, "PUT"));
+    let ok = || gets.ok().min(puts.ok());
+    eventually("load", SOON, || ok() >= 100);
     for round in 0..3 {
         for origin in &origins {
             origin.stop();
-            let before = load.ok();
-            eventually(&format!("load without it, round {round}"), SOON, || load.ok() >= before + 15);
+            let before = ok();
+            eventually(&format!("load without it, round {round}"), SOON, || ok() >= before + 15);
             origin.start_again();
         }
     }
-    load.finish().assert_clean(500);
+    gets.finish().assert_clean(500);
+    puts.finish().assert_clean(500);
 }
 
 #[test]
@@ -205,6 +226,12 @@ fn five_times_too_much_costs_little_of_what_can_be_done() {
     // 8 workers of 100 ms: 80 requests a second.
     let origin = Origin::start("a");
     origin.answer(Answer::Workers(Arc::new(Semaphore::new(8)), 100 * MILLI));
+    // What they do here and now, without a gateway.
+    let plan = Plan { address: origin.address(), connections: 8, method: "GET", target: "/".into(), pause: Duration::ZERO };
+    let (workers, began) = (Load::start(plan), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    let peak = workers.ok() as f64 / began.elapsed().as_secs_f64();
+    drop(workers);
     let gateway =
         start(std::slice::from_ref(&origin), "overload = { min = 2, max = 200, initial = 20 }\nretry = { attempts = 1 }");
     let patience = Duration::from_secs(1);
@@ -220,11 +247,10 @@ fn five_times_too_much_costs_little_of_what_can_be_done() {
             })
         })
     };
-    let overload = open_loop::run(gateway.http(), 400, second(6), patience);
-    // The peak is what the workers can do. The bound leaves a busy machine something below the 90 % that are aimed at.
-    let peak = 80 * 6;
-    println!("5x overload: {overload:?} of a peak of {peak}");
-    assert!(overload.good * 100 >= peak * 80, "{overload:?} of {peak}");
+    let overload = open_loop::run(gateway.http(), 400, second(10), patience);
+    let goodput = overload.good as f64 / 10.0 / peak;
+    println!("5x overload: {overload:?}, {goodput:.3} of a peak of {peak:.1}/s");
+    assert!(goodput >= 0.9, "{overload:?}: {goodput:.3} of {peak:.1}/s");
     assert!(overload.other * 100 <= overload.sent, "late or broken: {overload:?}");
     assert!(watching.join().unwrap(), "the admin listener did not answer");
     open_loop::run(gateway.http(), 40, second(2), patience);
@@ -237,13 +263,13 @@ fn chaos_loses_nothing_doubles_nothing_and_delays_nothing_for_long() {
     let _machine = exclusive();
     let origins = Origin::start_many(5);
     let health = "health = { path = \"/health\", interval = \"200ms\", timeout = \"150ms\", rise = 1, fall = 2 }";
-    // Up to two of five fail, which is far more than the retries of the default budget make up for until they are ejected.
-    let guarded = GUARDED.replace("attempts = 3", "attempts = 3, budget = \"100%\"");
-    let more = format!("{guarded}\n{health}\nbreaker = {{ error_rate = \"90%\", open_for = \"200ms\" }}");
+    let more = format!("{GUARDED}\n{health}\nbreaker = {{ error_rate = \"90%\", open_for = \"200ms\" }}");
     let toml = everything_to(&origins.iter().collect::<Vec<_>>(), &more) + "timeouts = { request = \"2s\" }\n";
     let gateway = Gateway::start(&toml);
     let (gets, posts) = (load(&gateway, 6, "GET"), load(&gateway, 4, "POST"));
-    let end = Instant::now() + Duration::from_secs(setting("GATEWRIGHT_CHAOS_SECONDS", 15));
+    // So that the budget has something to be a tenth of.
+    eventually("load", SOON, || gets.ok() >= 500);
+    let end = Instant::now() + Duration::from_secs(setting("GATEWRIGHT_CHAOS_SECONDS", if full() { 60 } else { 15 }));
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
     while Instant::now() < end {
@@ -274,12 +300,13 @@ fn chaos_loses_nothing_doubles_nothing_and_delays_nothing_for_long() {
         troubled.iter().for_each(|at| origins[*at].answer(Answer::Echo));
     }
     let (gets, posts) = (gets.finish(), posts.finish());
-    println!("chaos, seed {seed}: GET {gets}\nPOST {posts}");
+    println!("chaos, seed {seed}: GET {gets}\nPOST {} ok, {} failed", posts.ok, posts.failed);
     assert_once(&posts, &origins);
     let delivered = deliveries(&origins);
     let lost = gets.ids.iter().filter(|id| !delivered.contains_key(*id)).count();
     assert_eq!(lost, 0, "answered, but by no origin, seed {seed}");
-    gets.assert_failed_at_most(10.0, 300);
+    // By the default budget. What is left are requests whose attempts met trouble wherever it had just moved to.
+    gets.assert_failed_at_most(5.0, 300);
     for report in [&gets, &posts] {
         // The deadline, and what the backstop and a busy machine add to it.
         assert!(report.slowest < Duration::from_secs(6), "an answer came after {:?}, seed {seed}", report.slowest);

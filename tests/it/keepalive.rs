@@ -1,7 +1,7 @@
 //! One connection, many requests: what is kept open, for how long, and in which order it is answered.
 
-use crate::support::raw::{Client, request};
-use crate::support::{Answer, Gateway, Origin, SOON, everything_to};
+use crate::support::raw::{Client, refusing_port, request};
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -99,4 +99,76 @@ fn listener_may_be_a_unix_socket() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     gateway.reload_with(&everything_to(&[&origin], "")).unwrap();
     crate::support::eventually("the socket file is removed with its listener", SOON, || !path.exists());
+}
+
+#[test]
+fn a_request_that_fails_upstream_keeps_its_connection() {
+    let origins = Origin::start_many(4);
+    let (refusing, _port) = refusing_port();
+    let answers = [Answer::ResetBefore, Answer::BlackHole, Answer::Garbage, Answer::ResetMid];
+    origins.iter().zip(answers).for_each(|(origin, answer)| origin.answer(answer));
+    let well = Origin::start("well");
+    let address = |at: usize| origins[at].address();
+    let mut toml = String::new();
+    for (name, endpoint) in [
+        ("refused", refusing),
+        ("reset", address(0)),
+        ("late", address(1)),
+        ("garbage", address(2)),
+        ("cut", address(3)),
+        ("well", well.address()),
+    ] {
+        let more = "retry = { attempts = 1 }\ntimeouts = { attempt = \"200ms\" }";
+        toml += &format!(
+            "[upstreams.{name}]\nendpoints = [\"{endpoint}\"]\n{more}\n[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nupstream = \"{name}\"\n"
+        );
+    }
+    let gateway = Gateway::start(&toml);
+    let mut client = Client::connect(gateway.http());
+    for round in 0..2 {
+        for (path, status, code) in [
+            ("/refused", 502, "upstream_connect_failed"),
+            ("/reset", 502, "upstream_reset"),
+            ("/late", 504, "upstream_timeout"),
+            ("/garbage", 502, "upstream_protocol_error"),
+        ] {
+            for (method, body) in [("GET", ""), ("POST", "a short body")] {
+                let response = client.exchange(request(method, path, &[], body.as_bytes())).unwrap();
+                assert_eq!(
+                    (response.status, response.code().as_str(), response.keep_alive),
+                    (status, code, true),
+                    "{method} {path} {round}"
+                );
+                assert_eq!(client.exchange(request("GET", "/well", &[], b"")).unwrap().status, 200, "after {method} {path}");
+            }
+        }
+    }
+    // Each is in the access log once, with what was answered.
+    let lines = || gateway.access_log().into_iter().filter(|line| line["path"] == "/late" && line["status"] == 504).count();
+    eventually("four lines", SOON, || lines() == 4);
+    // The next request may be on its way already.
+    client.send([request("GET", "/refused", &[], b""), request("GET", "/well", &[], b"")].concat());
+    assert_eq!([client.response().status, client.response().status], [502, 200]);
+    // A body that is too long to be read for nothing ends the connection, and so does an answer that broke off.
+    let long = vec![b'x'; 1 << 20];
+    let response = client.exchange(request("POST", "/refused", &[], &long)).unwrap();
+    assert_eq!((response.status, response.keep_alive), (502, false));
+    assert!(Client::connect(gateway.http()).exchange(request("GET", "/cut", &[], b"")).is_err());
+}
+
+#[test]
+fn a_request_that_finds_no_endpoint_keeps_its_connection() {
+    let origin = Origin::start("a");
+    let health = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }";
+    let gateway = Gateway::start(&everything_to(&[&origin], health));
+    origin.set_healthy(false);
+    gateway.wait_healthy(origin.address(), false);
+    let mut client = Client::connect(gateway.http());
+    for _ in 0..3 {
+        let response = client.exchange(request("POST", "/", &[], b"body")).unwrap();
+        assert_eq!((response.code().as_str(), response.keep_alive), ("upstream_unavailable", true));
+    }
+    origin.set_healthy(true);
+    gateway.wait_healthy(origin.address(), true);
+    assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
 }

@@ -26,6 +26,7 @@ mod frames;
 mod golden;
 mod grpc;
 mod headers;
+mod hedging;
 mod http2;
 mod issued;
 mod jwt;

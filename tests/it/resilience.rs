@@ -166,53 +166,6 @@ fn grpc_calls_carry_their_deadline_and_are_retried_by_their_status() {
     assert!(origin.seen.connections.load(Ordering::SeqCst) <= 3);
 }
 
-#[test]
-fn a_slow_answer_is_overtaken_by_that_of_a_second_endpoint() {
-    let (origins, gateway) = two("hedge = { after = \"100ms\" }\nretry = { attempts = 1 }");
-    origins[0].answer(Answer::Delay(Duration::from_secs(10)));
-    for n in 0..6 {
-        let begun = Instant::now();
-        let response = get(gateway.http(), &format!("/{n}"));
-        assert_eq!((response.status, response.origin().as_str()), (200, "b"));
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    }
-    let sent = gateway.metric("gatewright_upstream_hedges_total", &[("event", "sent")]);
-    assert!(sent >= 3.0 && sent == gateway.metric("gatewright_upstream_hedges_total", &[("event", "won")]), "{sent}");
-    let targets = |origin: &Origin| origin.requests().iter().map(|r| r.request_line()).collect::<Vec<_>>();
-    assert!(targets(&origins[0]).iter().all(|line| targets(&origins[1]).contains(line)), "the same request");
-    eventually("the loser's place is given back", SOON, || gateway.endpoint(origins[0].address())["in_flight"] == 0);
-    eventually("and the winner's", SOON, || gateway.endpoint(origins[1].address())["in_flight"] == 0);
-    // Nothing that changes anything is sent twice.
-    let before = origins[0].count() + origins[1].count();
-    origins[0].answer(Answer::Delay(Duration::from_millis(400)));
-    for _ in 0..2 {
-        assert_eq!(send(gateway.http(), "POST", "/", &[], b"once").status, 200);
-    }
-    assert_eq!(origins[0].count() + origins[1].count(), before + 2);
-}
-
-#[test]
-fn hedges_are_bounded_by_the_budget_and_a_lost_race_is_no_error() {
-    let (origins, gateway) = two("hedge = { after = \"20ms\" }\nretry = { attempts = 1, budget_floor = 5 }");
-    origins.iter().for_each(|origin| origin.answer(Answer::Delay(Duration::from_millis(60))));
-    let mut client = Client::connect(gateway.http());
-    for _ in 0..40 {
-        assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
-    }
-    let sent = gateway.metric("gatewright_upstream_hedges_total", &[("event", "sent")]);
-    assert!((1.0..=6.0).contains(&sent), "{sent}");
-}
-
-#[test]
-fn an_endpoint_that_breaks_while_another_is_asked_is_not_noticed() {
-    let (origins, gateway) = two("hedge = { after = \"50ms\" }\nretry = { attempts = 1 }");
-    // Late enough for the second request to be on its way.
-    origins[0].answer(Answer::LateReset(Duration::from_millis(300)));
-    origins[1].answer(Answer::Delay(Duration::from_millis(600)));
-    let origin = (0..2).map(|_| get(gateway.http(), "/")).map(|response| (response.status, response.origin()));
-    assert_eq!(origin.collect::<Vec<_>>(), [(200, "b".to_owned()), (200, "b".to_owned())]);
-}
-
 const BREAKER: &str = "breaker = { consecutive_failures = 5, open_for = \"1s\", probes = 2 }\nretry = { attempts = 1 }";
 
 #[test]
@@ -246,6 +199,65 @@ fn an_open_breaker_refuses_at_once_and_closes_after_its_probes() {
     assert_eq!(exchange().status, 200);
     assert_eq!(upstream(&gateway)["breaker"]["state"], "closed");
     assert_eq!(gateway.metric("gatewright_breaker_changes_total", &[("name", "app"), ("state", "open")]), 2.0);
+}
+
+#[test]
+fn an_endpoint_that_is_back_from_its_ejection_starts_slowly() {
+    let origins = Origin::start_many(5);
+    let more = "outlier = { consecutive_errors = 3, eject_for = \"500ms\" }\nslow_start = \"1h\"\nretry = { attempts = 2, on = [\"500\"] }";
+    let gateway = Gateway::start(&everything_to(&origins.iter().collect::<Vec<_>>(), more));
+    let mut client = Client::connect(gateway.http());
+    let mut get = || client.exchange(request("GET", "/", &[], b"")).unwrap().status;
+    origins[2].answer(Answer::Status(500));
+    let ejected = || gateway.endpoint(origins[2].address())["ejected_for_ms"].is_number();
+    eventually("an ejection", SOON, || get() == 200 && ejected());
+    origins[2].answer(Answer::Echo);
+    eventually("its return", SOON, || !ejected());
+    let before = origins[2].count();
+    for _ in 0..400 {
+        assert_eq!(get(), 200);
+    }
+    // A tenth of the weight of each of the four others: of 400 requests about 10, where 80 would be its full share.
+    let share = origins[2].count() - before;
+    assert!((5..=20).contains(&share), "{share} of 400");
+}
+
+#[test]
+fn an_ejected_endpoint_takes_what_no_other_one_can() {
+    let (origins, gateway) = two("outlier = { consecutive_errors = 3, eject_for = \"1h\" }");
+    origins[0].answer(Answer::Status(500));
+    let ejected = || gateway.endpoint(origins[0].address())["ejected_for_ms"].is_number();
+    eventually("an ejection", SOON, || get(gateway.http(), "/").status == 200 && ejected());
+    origins[0].answer(Answer::Echo);
+    assert_eq!(get(gateway.http(), "/").origin(), "b");
+    origins[1].kill();
+    for _ in 0..3 {
+        assert_eq!(get(gateway.http(), "/").origin(), "a");
+    }
+    origins[1].start_again();
+    eventually("b again", SOON, || get(gateway.http(), "/").origin() == "b");
+    assert!(ejected());
+}
+
+#[test]
+fn an_endpoint_that_a_reload_removes_leaves_no_series_behind() {
+    let origins = Origin::start_many(2);
+    let more = "outlier = {}\nbreaker = { scope = \"both\" }\n\
+                health = { path = \"/health\", interval = \"50ms\", timeout = \"40ms\", rise = 1, fall = 1 }";
+    let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], more));
+    (0..4).for_each(|_| assert_eq!(get(gateway.http(), "/").status, 200));
+    eventually("checks", SOON, || origins.iter().all(|origin| origin.health_checks() > 1));
+    let series = |origin: &Origin| {
+        let address = origin.address().to_string();
+        gateway.metrics().series().into_iter().filter(|series| series.contains(&address)).collect::<Vec<_>>()
+    };
+    let kept = series(&origins[0]);
+    assert!(kept.len() > 10 && series(&origins[1]).len() == kept.len(), "{kept:?}");
+    gateway.reload_with(&everything_to(&[&origins[0]], more)).unwrap();
+    assert_eq!((series(&origins[0]), series(&origins[1])), (kept, Vec::new()));
+    let (left, stays) = (origins[1].health_checks(), origins[0].health_checks());
+    eventually("more checks of a", SOON, || origins[0].health_checks() > stays + 10);
+    assert!(origins[1].health_checks() <= left + 1, "one may have been on its way");
 }
 
 #[test]

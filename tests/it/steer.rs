@@ -2,6 +2,7 @@
 
 use crate::support::h2::H2Origin;
 use crate::support::raw::{Client, get, refusing_port, request, send};
+use crate::support::service::Service;
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, upstream};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -133,6 +134,74 @@ fn the_fallback_takes_over_while_a_breaker_is_open() {
     assert_eq!(origins[0].count(), before);
 }
 
+#[test]
+fn a_fallback_that_is_come_to_late_keeps_to_its_own_limits() {
+    let origin = Origin::start("b");
+    origin.answer(Answer::BlackHole);
+    let (refusing, _port) = refusing_port();
+    let gateway = Gateway::start(&format!(
+        "[upstreams.app]\nendpoints = [\"{refusing}\"]\n{}\n[routes.all]\nmatch = {{ path = \"/\" }}\nupstream = \"app\"\nfallback = \"other\"\n",
+        upstream("other", &[&origin], "overload = { min = 1, max = 1 }")
+    ));
+    let other = |key: &str| {
+        let status = gateway.status();
+        let upstreams = status["upstreams"].as_array().unwrap().iter();
+        upstreams.clone().find(|upstream| upstream["name"] == "other").unwrap()[key].clone()
+    };
+    let mut held = Client::connect(gateway.http());
+    held.send(request("GET", "/", &[], b""));
+    eventually("the fallback has it", SOON, || origin.count() == 1);
+    assert_eq!((other("overload")["in_flight"].clone(), other("retry_budget")["requests"].clone()), (1.into(), 1.into()));
+    let refused = get(gateway.http(), "/");
+    assert_eq!((refused.status, refused.code().as_str(), origin.count()), (503, "upstream_overloaded", 1));
+    drop(held);
+    eventually("the place is given back", SOON, || other("overload")["in_flight"] == 0);
+}
+
+fn is_hit(response: &crate::support::http1::Response) -> bool {
+    response.header("cache-status").is_some_and(|said| said.contains("; hit"))
+}
+
+#[test]
+fn parts_of_a_split_keep_their_stored_answers_apart() {
+    let origins = Origin::start_many(2);
+    let more = "split = { to = [{ upstream = \"other\", headers = { x-canary = \"yes\" } }] }\ncache = { ttl = \"1h\" }";
+    let gateway = Gateway::start(&two(&[&origins[0]], &[&origins[1]], more));
+    let canary = [("x-canary", "yes")];
+    for (headers, origin) in [(&[][..], "a"), (&canary[..], "b")] {
+        let ask = || send(gateway.http(), "GET", "/", headers, b"");
+        let (first, second) = (ask(), ask());
+        assert_eq!((first.origin().as_str(), is_hit(&first)), (origin, false));
+        assert_eq!((second.origin().as_str(), is_hit(&second)), (origin, true));
+    }
+    assert_eq!((origins[0].count(), origins[1].count()), (1, 1));
+    // While the canary is down its answers stay, and what the rest answers instead is kept as well.
+    origins[1].set_healthy(false);
+    gateway.wait_healthy(origins[1].address(), false);
+    assert!(is_hit(&send(gateway.http(), "GET", "/", &canary, b"")));
+    for hit in [false, true] {
+        let response = send(gateway.http(), "GET", "/new", &canary, b"");
+        assert_eq!((response.origin().as_str(), is_hit(&response)), ("a", hit));
+    }
+}
+
+#[test]
+fn a_client_keeps_its_part_of_a_route_whose_answers_are_stored() {
+    let origins = Origin::start_many(2);
+    let split = "split = { to = [{ upstream = \"other\", share = \"50%\" }], keep = { cookie = { name = \"draw\" } } }";
+    let gateway = Gateway::start(&two(&[&origins[0]], &[&origins[1]], &format!("{split}\ncache = {{ ttl = \"1h\" }}")));
+    for _ in 0..12 {
+        let first = get(gateway.http(), "/");
+        let given = first.header("set-cookie").expect("a cookie, stored or not").to_owned();
+        let cookie = given.split(';').next().unwrap();
+        for _ in 0..3 {
+            let again = send(gateway.http(), "GET", "/", &[("cookie", cookie)], b"");
+            assert_eq!((again.origin(), again.header("set-cookie")), (first.origin(), None));
+        }
+    }
+    assert!(origins.iter().all(|origin| origin.count() <= 1), "{} {}", origins[0].count(), origins[1].count());
+}
+
 fn mirrored(gateway: &Gateway, result: &str) -> f64 {
     gateway.metric("gatewright_mirror_requests_total", &[("route", "all"), ("result", result)])
 }
@@ -186,6 +255,51 @@ fn a_mirror_that_hangs_never_slows_the_main_path() {
     // 128 under way, 1,024 that wait.
     assert!(origins[1].count() <= 128, "{}", origins[1].count());
     load.finish().assert_clean(1_000);
+}
+
+#[test]
+fn copies_share_connections_by_whatever_protocol() {
+    for (protocol, http2) in [("protocol = \"http1\"", false), ("protocol = \"h2c\"", true)] {
+        let (origin, copy) = (Origin::start("a"), Service::start("copy", http2, None));
+        let gateway = Gateway::start(&format!(
+            "{}\n[upstreams.other]\nendpoints = [\"{}\"]\n{protocol}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n\
+             mirror = {{ upstream = \"other\" }}\n",
+            upstream("app", &[&origin], ""),
+            copy.address
+        ));
+        for n in 1..=10 {
+            let body = format!("copy {n}");
+            assert_eq!(send(gateway.http(), "POST", "/orders?id=7", &[], body.as_bytes()).status, 200);
+            eventually("the copy", SOON, || mirrored(&gateway, "answered") == f64::from(n));
+        }
+        let copies = copy.requests();
+        for (n, copy) in (1..=10).zip(&copies) {
+            assert_eq!((copy.body().as_ref(), copy.method().as_str()), (format!("copy {n}").as_bytes(), "POST"));
+            assert_eq!(copy.uri().path_and_query().unwrap(), "/orders?id=7");
+            assert_eq!(copy.version() == http::Version::HTTP_2, http2);
+        }
+        assert_eq!((copies.len(), copy.connections()), (10, 1), "{protocol}");
+    }
+}
+
+#[test]
+fn health_is_asked_by_grpc_and_on_a_port_of_its_own() {
+    let (service, status) = (Service::start("a", true, None), Service::start("status", true, None));
+    let toml = format!(
+        "[upstreams.app]\nprotocol = \"h2c\"\nendpoints = [\"{}\"]\nhealth = {{ grpc = \"orders.v1.Orders\", port = {}, host = \"orders.test\", \
+         interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n",
+        service.address,
+        status.address.port()
+    );
+    let gateway = Gateway::start(&toml);
+    eventually("a check", SOON, || gateway.endpoint(service.address)["check"]["ok"].as_u64() >= Some(1));
+    assert_eq!(get(gateway.http(), "/").text(), "a");
+    status.serving(false);
+    gateway.wait_healthy(service.address, false);
+    assert_eq!(gateway.endpoint(service.address)["check"]["error"], "gRPC serving status 2");
+    status.serving(true);
+    gateway.wait_healthy(service.address, true);
 }
 
 #[test]

@@ -73,7 +73,9 @@ mod tests {
     use crate::cache::policy::tests::policy;
 
     fn aged(age: u64, terms: Terms) -> Entry {
-        Entry { terms: Terms { initial_age: Duration::from_secs(age), ..terms }, ..entry(1, &[]) }
+        let mut entry = entry(1, &[]);
+        entry.terms = Terms { initial_age: Duration::from_secs(age), ..terms };
+        entry
     }
 
     fn used(entry: &Entry, control: RequestControl) -> Use {

@@ -18,7 +18,7 @@ use crate::cache::storage::{STORAGE, Ticket};
 use crate::cache::vary::Selecting;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
-use crate::snapshot::{Route, Snapshot};
+use crate::snapshot::{Choice, Route, Snapshot};
 use http::{HeaderValue, Method, StatusCode, header};
 use pingora::cache::{CacheKey, CacheMeta, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -61,6 +61,7 @@ struct Seed {
     request: RequestCtx,
     snapshot: Arc<Snapshot>,
     route: Arc<Route>,
+    choice: Choice,
     fetch: Fetch,
 }
 
@@ -91,6 +92,7 @@ pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bo
         request: ctx.request.fork(ctx.gateway.clock().now()),
         snapshot: Arc::clone(&ctx.snapshot),
         route: Arc::clone(route),
+        choice: ctx.choice,
         fetch: Fetch {
             fill: plan.fill,
             validate: plan.validate,
@@ -180,13 +182,14 @@ async fn pump(mut tasks: mpsc::Receiver<HttpTask>, fill: &Arc<Fill>) -> bool {
 pub fn adopt(session: &mut Session, ctx: &mut Ctx) -> bool {
     let Some(user) = session.subrequest_ctx.as_mut().and_then(|context| context.user_ctx_mut()) else { return false };
     let Some(seed) = user.downcast_mut::<Option<Box<Seed>>>().and_then(Option::take) else { return false };
-    let Seed { head, request, snapshot, route, fetch } = *seed;
+    let Seed { head, request, snapshot, route, choice, fetch } = *seed;
     // The session was made from the bytes of the client's head; filters may have changed it since.
     *session.req_header_mut() = head;
     ctx.request = request;
     ctx.snapshot = snapshot;
     ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
     ctx.route = Some(route);
+    (ctx.choice, ctx.drawn) = (choice, true);
     ctx.recorded = true;
     ctx.cache = Some(Box::new(Role::Fetch(Box::new(fetch))));
     true

@@ -1,6 +1,6 @@
 //! From a request that its route lets pass to an answer: stored, or fetched together with everyone who asks for the same.
 
-use super::super::Ctx;
+use super::super::{Ctx, target};
 use super::decide::{self, Use};
 use super::fetch::{Plan, millis};
 use super::miss::{self, Miss};
@@ -13,12 +13,13 @@ use crate::cache::entry::{Body, Entry, Expired};
 use crate::cache::fill::Fill;
 use crate::cache::flight::{Joined, Name};
 use crate::cache::freshen::Own;
-use crate::cache::key::{self, Key};
+use crate::cache::key::{self, Key, Place};
 use crate::cache::policy::Policy;
 use crate::cache::range::{self, Wanted};
 use crate::compress;
 use crate::rejection::{self, Rejection};
 use crate::respond;
+use crate::snapshot::Choice;
 use crate::telemetry::metrics::{Bypass, CacheResult};
 use http::{HeaderMap, Method, header};
 use pingora::Result;
@@ -47,6 +48,9 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     else {
         return Ok(Outcome::Forward);
     };
+    if let Some(route) = ctx.route.clone() {
+        target::draw(session, ctx, &route);
+    }
     let control = RequestControl::of(&session.req_header().headers);
     if let Some(why) = bypass(session, &control) {
         policy.metrics.bypassed(why);
@@ -120,12 +124,22 @@ fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
     (!session.is_body_empty()).then_some(Bypass::Body)
 }
 
+/// A part of a split has entries of its own: whoever asks for the canary, or is kept away from it, gets what that means. What
+/// another upstream answered in its stead, because it was down, is kept as its answer.
+fn place<'a>(ctx: &'a Ctx, policy: &'a Policy) -> Place<'a> {
+    let part = match ctx.choice {
+        Choice::Part(_) => ctx.route.as_ref().and_then(|route| route.target(ctx.choice)).map(|target| &**target.upstream.name()),
+        Choice::Primary | Choice::Fallback => None,
+    };
+    Place { route: &policy.route, part: part.unwrap_or_default(), public: policy.public }
+}
+
 /// `again`: a request that has looked before.
 pub(super) fn look_up(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, again: bool) -> Found {
     let head = session.req_header();
     SCRATCH.with_borrow_mut(|(bytes, url)| {
         key::url(&ctx.request, &head.uri, url);
-        key::write(&policy.key, &policy.route, policy.public, &ctx.request, &head.uri, &head.headers, bytes);
+        key::write(&policy.key, place(ctx, policy), &ctx.request, &head.uri, &head.headers, bytes);
         let hasher = &cache.memory.hasher;
         let (hash, base_hash) = (hasher.hash(bytes), hasher.hash(key::base(url).as_bytes()));
         Found { entry: cache.memory.get(bytes, hash, base_hash, &head.headers, again), hash, base_hash }
@@ -137,7 +151,7 @@ fn owned(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, found: &F
     let head = session.req_header();
     SCRATCH.with_borrow_mut(|(bytes, url)| {
         key::url(&ctx.request, &head.uri, url);
-        key::write(&policy.key, &policy.route, policy.public, &ctx.request, &head.uri, &head.headers, bytes);
+        key::write(&policy.key, place(ctx, policy), &ctx.request, &head.uri, &head.headers, bytes);
         let url_hash = cache.memory.hasher.hash(url.as_bytes());
         let Found { hash, base_hash, .. } = *found;
         Arc::new(Key {

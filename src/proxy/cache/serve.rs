@@ -113,6 +113,7 @@ fn multipart(head: &mut ResponseHeader, body: &Body, ranges: &[(u64, u64)]) -> R
 }
 
 async fn send(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader, pieces: Vec<Bytes>) -> Result<u64> {
+    ctx.give_cookie(&mut head)?;
     ctx.finish_response_head(session, &mut head);
     if ctx.must_close() {
         session.set_keepalive(None);
@@ -177,6 +178,7 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
         head.remove_header(&header::TRANSFER_ENCODING);
     }
     head.set_version(Version::HTTP_11);
+    ctx.give_cookie(&mut head)?;
     ctx.finish_response_head(session, &mut head);
     if ctx.must_close() {
         session.set_keepalive(None);

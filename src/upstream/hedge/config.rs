@@ -2,15 +2,17 @@
 
 use super::After;
 use crate::diagnostic::Diagnostics;
-use crate::upstream::config::{Protocol, within};
+use crate::upstream::config::within;
 use crate::value::{Duration, Located, Percent};
 use schemars::JsonSchema;
 
 /// Asks a second endpoint where the first one takes longer than most answers do, and passes on what comes first.
 ///
-/// Only for `GET` and `HEAD` without a body, over HTTP/1.1 without `tls`: elsewhere it is an error to write it. A hedged
-/// request has a connection of its own that is not kept, since nobody knows beforehand which endpoint it will be with. Each
-/// second request comes out of the budget of `retry`; where that is empty there is none.
+/// Only for `GET` and `HEAD` without a body, by whatever protocol. Each second request comes out of the budget of `retry`
+/// and takes a place of `overload`; where there is none of either, it is not sent. What an endpoint does counts for itself: the
+/// one that is late is read to the head of its answer, beside the path and 64 of them at once. For the breakers of upstream
+/// and route a hedged request is one call. Hedged requests have connections of their own, up to `keepalive` for each endpoint
+/// beside those of other requests; trailers of their answers are not passed on.
 #[derive(Debug, Clone, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HedgeConfig {
@@ -23,11 +25,10 @@ pub struct HedgeConfig {
 
 impl HedgeConfig {
     /// Reports what decoding cannot see.
-    pub fn check(&self, protocol: Protocol, tls: bool, at: Option<crate::diagnostic::Span>, d: &mut Diagnostics) {
-        if protocol != Protocol::Http1 || tls {
-            d.error(at, "`hedge` needs an upstream that speaks HTTP/1.1 without TLS")
-                .label("the bytes of a request can be sent twice only there")
-                .help("remove it, or write a shorter timeouts.attempt and retry on \"timeout\"");
+    pub fn check(&self, sticky: bool, at: Option<crate::diagnostic::Span>, d: &mut Diagnostics) {
+        if sticky {
+            d.error(at, "`hedge` asks another endpoint, and `balance = { sticky = ... }` keeps to one")
+                .help("remove one of the two; balance = { hash = ... } may move a request where that helps");
         }
         if let Some(after) = &self.after {
             within(after, Duration::from_millis(1), Duration::from_secs(3_600), d);

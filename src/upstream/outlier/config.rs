@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 /// do not.
 ///
 /// A request has failed as it has for `breaker`. Only what the endpoint did counts: neither what the gateway refuses nor
-/// what clients abandon. The last endpoint that takes traffic is never ejected. An endpoint that comes back is known for
-/// nothing, and the next ejection in a row is twice as long.
+/// what clients abandon. The last endpoint that takes traffic is never ejected. An ejected endpoint gets only requests for
+/// which no connection to any other can be made. One that comes back is known for nothing, and the next ejection in a row is twice as long.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierConfig {
@@ -38,7 +38,8 @@ pub struct OutlierConfig {
     /// How long an ejection may last at most, however many came before it. An endpoint that has behaved for this long begins
     /// anew. Not below `eject_for`, at most 1d, default `"5m"`, or `eject_for` where that is longer.
     pub eject_for_max: Option<Located<Duration>>,
-    /// The share of endpoints that may be ejected at once; one always may, unless this is 0%. Default `"50%"`.
+    /// The share of endpoints that may be ejected at once; one always may, unless this is 0%. Where it is full and another one
+    /// fails, the one that has been out longest, and not less than `eject_for`, makes room for it. Default `"50%"`.
     pub max_ejected: Located<Percent>,
     /// When a smaller share of endpoints than this takes traffic, unhealthy ones counted out as well, ejected ones take
     /// traffic again. Default `"0%"`: only when none is left.

@@ -68,6 +68,23 @@ fn errors_in_a_row_eject_and_time_brings_back() {
 }
 
 #[test]
+fn an_ejected_endpoint_is_a_last_resort_while_its_checks_pass() {
+    let bench = Bench::new(3, "");
+    bench.record(1, 5, true, TOOK);
+    bench.judge();
+    let endpoints = bench.upstream.endpoints();
+    let mut tried = Tried::new();
+    [0, 2].into_iter().for_each(|at| tried.add(&endpoints[at]));
+    assert!(bench.upstream.select(&tried).is_none());
+    assert_eq!(bench.upstream.last_resort(&tried).unwrap().id(), endpoints[1].id());
+    tried.add(&endpoints[1]);
+    assert!(bench.upstream.last_resort(&tried).is_none());
+    tried.clear();
+    endpoints[1].health().unwrap().record(Err(crate::upstream::CheckError::Refused), &bench.upstream.tuning().unwrap());
+    assert!(bench.upstream.last_resort(&tried).is_none(), "its checks say more than a suspicion");
+}
+
+#[test]
 fn a_success_between_errors_is_another_row() {
     let bench = Bench::new(2, "");
     for _ in 0..20 {
@@ -154,6 +171,40 @@ fn at_most_a_share_is_out_and_never_the_last() {
     none.record(0, 5, true, TOOK);
     none.judge();
     assert_eq!(none.ejected(), [0_usize; 0]);
+}
+
+#[test]
+fn who_was_out_longest_makes_room_for_who_fails_now() {
+    let bench = Bench::new(4, "max_ejected = '50%', eject_for = '10s', eject_for_max = '1h'");
+    // The second ejection of 0 and 1: for 20 s.
+    for later in [9, 8] {
+        [0, 1].into_iter().for_each(|at| {
+            bench.record(at, 5, true, TOOK);
+            bench.judge();
+            bench.clock.advance(SECOND);
+        });
+        bench.clock.advance(later * SECOND);
+        bench.judge();
+    }
+    assert_eq!(bench.ejected(), [0, 1], "out for 10 s and for 9 s");
+    bench.record(2, 5, true, TOOK);
+    bench.judge();
+    assert_eq!(bench.ejected(), [1, 2]);
+    // The others have not been out for as long as an ejection lasts at least.
+    bench.record(0, 5, true, TOOK);
+    bench.judge();
+    assert_eq!(bench.ejected(), [1, 2]);
+    bench.clock.advance(SECOND);
+    bench.judge();
+    assert_eq!(bench.ejected(), [0, 2]);
+
+    let two = Bench::new(2, "max_ejected = '100%', eject_for = '10s'");
+    two.record(0, 5, true, TOOK);
+    two.judge();
+    two.clock.advance(9 * SECOND);
+    two.record(1, 5, true, TOOK);
+    two.judge();
+    assert_eq!(two.ejected(), [0], "the last one stays");
 }
 
 #[test]

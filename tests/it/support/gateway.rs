@@ -12,7 +12,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The binary under test.
 const GATEWRIGHT: &str = env!("CARGO_BIN_EXE_gatewright");
@@ -217,6 +217,23 @@ impl Gateway {
     /// Everything on standard error so far.
     pub fn stderr(&self) -> String {
         self.stderr.so_far()
+    }
+
+    /// When the line of the log was written that has this text. The log may be a moment behind.
+    #[track_caller]
+    pub fn told_at(&self, text: &str) -> SystemTime {
+        let line = eventually_some(&format!("log of {text:?}"), SOON, || {
+            self.stderr().lines().find(|line| line.contains(text)).map(str::to_owned)
+        });
+        let time: toml::value::Datetime = line.split(' ').next().unwrap().parse().unwrap_or_else(|e| panic!("{e}: {line}"));
+        let of_day = time.time.unwrap();
+        let seconds = u64::from(of_day.hour) * 3_600 + u64::from(of_day.minute) * 60 + u64::from(of_day.second.unwrap_or(0));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let told = Duration::new(seconds, of_day.nanosecond.unwrap_or(0));
+        // Of this day, or of the one that has just ended.
+        let midnight = Duration::from_secs(now.as_secs() / 86_400 * 86_400);
+        let day = if midnight + told > now { midnight - Duration::from_secs(86_400) } else { midnight };
+        SystemTime::UNIX_EPOCH + day + told
     }
 
     /// The access log so far, one JSON document a line; a half-written last line is left out.

@@ -17,7 +17,7 @@ const DETAILS_MAX: usize = 20;
 pub struct Plan {
     pub address: SocketAddr,
     pub connections: usize,
-    /// `GET`, or `POST` with a body that names the request.
+    /// `GET`, or another one with a body that names the request.
     pub method: &'static str,
     pub target: String,
     /// The pause of each connection after a response: bounds what the machine is asked to do.
@@ -154,7 +154,7 @@ fn worker(number: usize, plan: &Plan, stop: &AtomicBool, ok: &AtomicUsize, repor
 }
 
 fn one(plan: &Plan, id: &str, connection: &mut Option<Client>, mine: &mut Report) -> Result<(), String> {
-    let body = if plan.method == "POST" { format!("the body of {id}") } else { String::new() };
+    let body = if plan.method == "GET" { String::new() } else { format!("the body of {id}") };
     let bytes = request(plan.method, &plan.target, &[("x-load-id", id)], body.as_bytes());
     let reused = connection.is_some();
     let mut response = open(plan, connection, mine)?.exchange(&bytes);

@@ -21,6 +21,7 @@ pub mod raw;
 pub mod redis;
 pub mod redis_many;
 mod selftest;
+pub mod service;
 pub mod teller;
 pub mod tls;
 pub mod tokens;
@@ -35,6 +36,11 @@ use tokio::runtime::Runtime;
 
 /// Long enough for anything that should happen "soon" on a loaded two-core machine.
 pub const SOON: Duration = Duration::from_secs(15);
+
+/// Whether what is only large is done in its full size: with `GATEWRIGHT_FULL=1`.
+pub fn full() -> bool {
+    std::env::var_os("GATEWRIGHT_FULL").is_some_and(|value| value == "1")
+}
 
 /// Polls `condition` every 10 ms until it holds; panics with `what` when `deadline` has passed.
 #[track_caller]

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, watch};
 
@@ -80,6 +80,8 @@ pub struct Recorded {
     pub head: Vec<u8>,
     /// The content, without chunk framing.
     pub body: Vec<u8>,
+    /// When its head was complete.
+    pub at: SystemTime,
 }
 
 impl Recorded {

@@ -6,6 +6,7 @@ use serde_json::json;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -44,7 +45,7 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
             }
         };
         let Some(head) = head else { return Ok(End::Close) };
-        let request = Recorded { body: Vec::new(), head };
+        let request = Recorded { body: Vec::new(), head, at: SystemTime::now() };
         if request.header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
