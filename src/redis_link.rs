@@ -19,5 +19,5 @@ pub use link::{Link, find, text};
 pub use node::{Node, Nodes, Redirection, Sent, Server, Servers};
 pub use on_demand::OnDemand;
 pub use slots::{slot_of, slot_of_key, tag_of};
-pub use topology::{Pem, Place, Topology};
-pub use work::{Alive, Work, jittered, start};
+pub use topology::{Access, Pem, Place, Topology};
+pub use work::{Alive, Work, ask_all, jittered, start};

@@ -8,12 +8,14 @@ mod base;
 pub mod digest;
 mod key;
 mod replay;
+mod shared;
 #[cfg(test)]
 mod tests;
 
 pub use base::RequestParts;
 pub use key::{SignatureAlgorithm, VerifyKey};
 pub use replay::{Replays, Seen};
+pub use shared::SharedReplays;
 
 use aws_lc_rs::digest as sha;
 use http::HeaderMap;

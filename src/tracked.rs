@@ -16,7 +16,7 @@
 mod worker;
 
 use crate::clock::SharedClock;
-use crate::redis_link::{Alive, Server, Servers, Topology, slot_of, start, tag_of};
+use crate::redis_link::{Access, Alive, Server, Servers, slot_of, start, tag_of};
 use crate::telemetry::metrics::Counter;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -41,12 +41,7 @@ pub trait Parse: Send + Sync + Sized + 'static {
 
 /// Where the facts are, and for how long they are believed.
 pub struct TrackedOptions {
-    /// With a password in it, perhaps: never shown.
-    pub topology: Topology,
-    /// What all names begin with in Redis, without the colon.
-    pub prefix: String,
-    /// The longest that a request waits for an answer.
-    pub timeout: Duration,
+    pub redis: Access,
     pub fresh: Duration,
     pub stale: Duration,
     /// How many facts are remembered.
@@ -115,7 +110,7 @@ impl Watched {
 
 struct Shared<T: Parse> {
     servers: Servers<Shared<T>>,
-    prefix: String,
+    prefix: Arc<str>,
     clock: SharedClock,
     started: Instant,
     fresh: u64,
@@ -139,12 +134,11 @@ struct Known<T> {
 }
 
 impl<T: Parse> Tracked<T> {
-    /// Begins to connect, unless it is only made to see whether a configuration is right.
-    pub fn new(options: TrackedOptions, clock: SharedClock, connect: bool) -> Self {
-        let timeout = options.timeout;
+    pub fn new(options: TrackedOptions, clock: SharedClock) -> Self {
+        let Access { topology, timeout, prefix, connect } = options.redis;
         let shared = Arc::new(Shared {
-            servers: Servers::new(options.topology),
-            prefix: options.prefix,
+            servers: Servers::new(topology),
+            prefix,
             started: clock.now(),
             clock,
             fresh: millis(options.fresh),
@@ -318,7 +312,6 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use crate::clock::ManualClock;
-    use crate::redis_link::{Pem, Place};
 
     struct Text(String);
 
@@ -330,15 +323,9 @@ mod tests {
 
     fn tracked(room: usize) -> (Tracked<Text>, Arc<ManualClock>) {
         let clock = ManualClock::new();
-        let options = TrackedOptions {
-            topology: Topology::new(&Place::Url("redis://127.0.0.1:1"), &Pem::default()).unwrap(),
-            prefix: "p".into(),
-            timeout: Duration::from_millis(10),
-            fresh: Duration::from_secs(60),
-            stale: Duration::from_secs(600),
-            room,
-        };
-        (Tracked::new(options, clock.clone(), false), clock)
+        let options =
+            TrackedOptions { redis: Access::nowhere(), fresh: Duration::from_secs(60), stale: Duration::from_secs(600), room };
+        (Tracked::new(options, clock.clone()), clock)
     }
 
     /// Its one server has a connection.

@@ -53,6 +53,7 @@ fn filter_for(name: &str, table: &str, consumers: &Arc<Consumers>, issuers: &Iss
         upstreams: &BTreeMap::new(),
         consumers,
         issuers,
+        redis: None,
         limits: &gatewright::limit::Stores::default(),
         credential_headers: &[],
         diagnostics: &mut Diagnostics::default(),

@@ -24,7 +24,7 @@ use super::key::{Key, base};
 use super::memory::MemoryStore;
 use super::purge::Purge;
 use crate::clock::SharedClock;
-use crate::redis_link::{Alive, Servers, Topology, slot_of, start};
+use crate::redis_link::{Access, Alive, Servers, slot_of, start};
 use crate::telemetry::metrics::Counter;
 use http::HeaderMap;
 use hub::{Announcement, Hub};
@@ -39,12 +39,6 @@ const QUEUE: usize = 1_024;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a purge waits for the other gateways.
 const ACKNOWLEDGE: Duration = Duration::from_secs(2);
-
-pub struct TierOptions {
-    pub topology: Topology,
-    pub timeout: Duration,
-    pub prefix: String,
-}
 
 /// What a scrape shows.
 #[derive(Debug, Default)]
@@ -99,7 +93,7 @@ impl UrlHash {
 
 struct Shared {
     servers: Servers<Shared>,
-    prefix: String,
+    prefix: Arc<str>,
     timeout: Duration,
     memory: Arc<MemoryStore>,
     clock: SharedClock,
@@ -134,13 +128,12 @@ impl std::fmt::Debug for RedisTier {
 }
 
 impl RedisTier {
-    /// `connect`: begin to; else it is only made to see whether a configuration is right.
-    pub fn new(options: TierOptions, memory: Arc<MemoryStore>, clock: SharedClock, connect: bool) -> Self {
+    pub fn new(redis: Access, memory: Arc<MemoryStore>, clock: SharedClock) -> Self {
         let (announcements, waiting) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
-            servers: Servers::new(options.topology),
-            prefix: options.prefix,
-            timeout: options.timeout,
+            servers: Servers::new(redis.topology),
+            prefix: redis.prefix,
+            timeout: redis.timeout,
             memory,
             clock,
             hub: Hub::new(waiting),
@@ -148,7 +141,7 @@ impl RedisTier {
             generation: AtomicU64::new(0),
             metrics: TierMetrics::default(),
         });
-        let alive = if connect { start(Arc::clone(&shared), "cache-redis") } else { Alive::not() };
+        let alive = if redis.connect { start(Arc::clone(&shared), "cache-redis") } else { Alive::not() };
         RedisTier { announcements, shared, _alive: alive }
     }
 

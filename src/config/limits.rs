@@ -34,8 +34,8 @@ impl LimitsConfig {
     }
 }
 
-/// The Redis that gateways share: for limits and caches with `store` in Redis, `[consumer_source]`, and upstreams that are
-/// discovered there. One of `url`, `sentinel` and `cluster` says where it is; all uses follow failovers and moved slots. The request path never
+/// The Redis that gateways share: for limits, caches and signatures with `store` in Redis, `[consumer_source]`, and upstreams that
+/// are discovered there. One of `url`, `sentinel` and `cluster` says where it is; all uses follow failovers and moved slots. The request path never
 /// waits for it longer than `timeout`; when it is away each limit does what its `on_error` says, and caches only miss.
 #[derive(Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

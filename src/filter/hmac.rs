@@ -1,12 +1,12 @@
 //! `hmac`: who calls is told by a signature over the request (RFC 9421, HTTP Message Signatures).
 
 use super::auth::{Judge, RETRY_AFTER};
-use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
+use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::{Consumers, Signer};
 use crate::rejection::{self, Rejection};
 use crate::request::{RequestCtx, Scheme};
 use crate::signature::digest::BodyDigest;
-use crate::signature::{self, Refusal, Replays, RequestParts, Rules, Seen};
+use crate::signature::{self, Refusal, Replays, RequestParts, Rules, Seen, SharedReplays, Verified};
 use crate::telemetry::metrics::AuthOutcome;
 use crate::value::{Duration, Located};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -28,7 +28,7 @@ const DERIVED: [&str; 7] = ["@method", "@target-uri", "@authority", "@scheme", "
 /// where the body is another one, 400 `digest_mismatch`, and the upstream never gets its end. A request that was seen already is
 /// refused: of two equal requests in one second the second needs a `nonce` of its own. The signature is over the request as it
 /// is routed, so clients must write the path in its normal form. Of what a request can have, all of RFC 9421 is understood but
-/// the parameter `sf`. What was seen is remembered by each gateway for itself.
+/// the parameter `sf`. What was seen is remembered by each gateway for itself, or with `store = "redis"` by all of them together.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HmacConfig {
@@ -40,13 +40,41 @@ pub struct HmacConfig {
     pub max_age: Located<Duration>,
     /// How far the clocks of clients may be off, up to 5m.
     pub skew: Located<Duration>,
-    /// Whether a request counts once. Up to 1,000,000 are remembered until they are too old; when there are more, requests are
+    /// Whether a request counts once. A gateway remembers up to 1,000,000 until they are too old; when there are more, requests are
     /// answered with 503 `authentication_busy` until some are.
     pub once: bool,
+    /// Where it is remembered which requests were seen. In Redis a request counts once at all gateways whose clocks differ by less
+    /// than a minute; it costs one round trip, within the `timeout` of `[redis]`. A failover that loses writes forgets the last ones.
+    pub store: ReplayStore,
+    /// What happens when Redis is away or too slow.
+    pub on_error: ReplayOnError,
     /// Whether signatures must have a `nonce`.
     pub nonce: bool,
     /// What the parameter `tag` of a signature must be. Default: whatever it is.
     pub tag: Option<Located<String>>,
+}
+
+/// Where it is remembered which requests were seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayStore {
+    /// In this gateway. Each gateway takes a request once.
+    #[default]
+    Local,
+    /// In the Redis of `[redis]`. All gateways together take a request once.
+    Redis,
+}
+
+/// What happens to signed requests when Redis is away or too slow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayOnError {
+    /// They are answered with 503 `credentials_unavailable`, and are to be signed again.
+    #[default]
+    Closed,
+    /// They count once at this gateway, for which it remembers what it sees at any time. Other gateways do not hear of what it took
+    /// meanwhile.
+    Local,
 }
 
 impl Default for HmacConfig {
@@ -56,6 +84,8 @@ impl Default for HmacConfig {
             max_age: Located::nowhere(Duration::from_secs(300)),
             skew: Located::nowhere(Duration::from_secs(30)),
             once: true,
+            store: ReplayStore::Local,
+            on_error: ReplayOnError::Closed,
             nonce: false,
             tag: None,
         }
@@ -65,7 +95,10 @@ impl Default for HmacConfig {
 pub struct Hmac {
     rules: Rules,
     consumers: Arc<Consumers>,
+    /// What this gateway has seen, where that counts.
     replays: Option<Arc<Replays>>,
+    /// What all have.
+    shared: Option<Arc<SharedReplays>>,
     judge: Judge,
 }
 
@@ -97,10 +130,26 @@ impl FilterConfig for HmacConfig {
             nonce: self.nonce,
             tag: self.tag.map(|tag| tag.value.into()),
         };
+        let shared = match (self.store, self.once, cx.redis) {
+            (ReplayStore::Local, ..) => None,
+            (ReplayStore::Redis, false, _) => {
+                let problem = Problem::new("requests that count more than once are not remembered, in Redis or elsewhere");
+                return Err(problem.help("take `store` or `once = false` out"));
+            }
+            (ReplayStore::Redis, true, None) => {
+                let problem = Problem::new("there is no Redis to remember requests in");
+                return Err(problem.help("add [redis] with url = \"redis://...\", or take `store` out"));
+            }
+            (ReplayStore::Redis, true, Some(redis)) => {
+                Some(cx.state.get_or_create(&redis.identity(), || SharedReplays::new(redis.clone())))
+            }
+        };
+        let alone = self.once && (shared.is_none() || self.on_error == ReplayOnError::Local);
         Ok(Hmac {
             rules,
             consumers: Arc::clone(cx.consumers),
-            replays: self.once.then(|| cx.state.get_or_create("signatures", Replays::default)),
+            replays: alone.then(|| cx.state.get_or_create("signatures", Replays::default)),
+            shared,
             judge: Judge::new(Self::NAME, CHALLENGE, cx),
         })
     }
@@ -125,22 +174,69 @@ impl Filter for Hmac {
     }
 
     fn may_wait(&self) -> bool {
-        false
+        self.shared.is_some()
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         if !signature::is_signed(&session.req_header().headers) {
             return Step::reject(self.judge.refuse(AuthOutcome::Missing));
         }
-        match self.authenticate(session, ctx) {
-            Ok(()) => Step::CONTINUE,
-            Err(rejection) => Step::reject(rejection),
+        let signed = match self.read(session, ctx) {
+            Ok(signed) => signed,
+            Err(rejection) => return Step::reject(rejection),
+        };
+        match &self.shared {
+            None => Step::Ready(self.note(&signed).and_then(|()| self.accept(signed, ctx)).map(|()| Flow::Continue)),
+            Some(shared) => Step::Wait(Box::pin(self.once_anywhere(shared, signed, ctx))),
         }
     }
 }
 
+/// A request whose signature is good.
+struct Signed<'a> {
+    signer: &'a Signer,
+    verified: Verified,
+    digest: Option<Box<BodyDigest>>,
+    now: u64,
+}
+
 impl Hmac {
-    fn authenticate(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+    /// Lets it pass if no gateway has seen it. What this gateway alone can tell comes first: it costs nothing.
+    async fn once_anywhere<'a>(
+        &'a self,
+        shared: &'a SharedReplays,
+        signed: Signed<'a>,
+        ctx: &'a mut RequestCtx,
+    ) -> Result<Flow, Rejection> {
+        self.note(&signed)?;
+        let Verified { fingerprint, until, .. } = signed.verified;
+        match shared.note(fingerprint, until, signed.now).await {
+            Some(true) => {}
+            Some(false) => return Err(self.judge.refuse(AuthOutcome::Replayed)),
+            // It is new to this gateway, and no other can be asked.
+            None if self.replays.is_some() => {}
+            None => return Err(self.judge.unavailable()),
+        }
+        self.accept(signed, ctx).map(|()| Flow::Continue)
+    }
+
+    /// Remembers it here, where that counts. Only what is good is remembered, so that nobody without a key can fill the table.
+    fn note(&self, signed: &Signed<'_>) -> Result<(), Rejection> {
+        let Some(replays) = &self.replays else { return Ok(()) };
+        match replays.note(signed.verified.fingerprint, signed.verified.until, signed.now) {
+            Seen::First => Ok(()),
+            Seen::Again => Err(self.judge.refuse(AuthOutcome::Replayed)),
+            Seen::Full => Err(self.judge.refuse(AuthOutcome::Unavailable).retry_after(RETRY_AFTER)),
+        }
+    }
+
+    fn accept(&self, signed: Signed<'_>, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+        self.judge.accept(&signed.signer.credential, ctx)?;
+        ctx.body_digest = signed.digest;
+        Ok(())
+    }
+
+    fn read(&self, session: &mut Session, ctx: &RequestCtx) -> Result<Signed<'_>, Rejection> {
         let body = body_length(session);
         let head = session.req_header();
         let authority =
@@ -176,17 +272,7 @@ impl Hmac {
             }
             Some(Some(digest)) => Some(Box::new(digest)),
         };
-        // Only what is good is remembered, so that nobody without a key can fill the table.
-        if let Some(replays) = &self.replays {
-            match replays.note(verified.fingerprint, verified.until, now) {
-                Seen::First => {}
-                Seen::Again => return Err(self.judge.refuse(AuthOutcome::Replayed)),
-                Seen::Full => return Err(self.judge.refuse(AuthOutcome::Unavailable).retry_after(RETRY_AFTER)),
-            }
-        }
-        self.judge.accept(&signer.credential, ctx)?;
-        ctx.body_digest = digest;
-        Ok(())
+        Ok(Signed { signer, verified, digest, now })
     }
 
     fn refuse(&self, refusal: Refusal) -> Rejection {

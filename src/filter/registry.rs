@@ -7,6 +7,7 @@ use crate::diagnostic::{Diagnostics, Span};
 use crate::jwt::Issuers;
 use crate::limit::Stores;
 use crate::limit::config::Wrong;
+use crate::redis_link::Access;
 use crate::state::StatePool;
 use crate::telemetry::metrics::AuthMetrics;
 use crate::upstream::Upstream;
@@ -68,6 +69,8 @@ pub struct BuildContext<'a> {
     pub consumers: &'a Arc<Consumers>,
     /// Whose tokens count.
     pub issuers: &'a Issuers,
+    /// The Redis that gateways share, if there is one.
+    pub redis: Option<&'a Access>,
     /// Where limits are counted.
     pub limits: &'a Stores,
     /// The headers in which filters of the route find credentials.

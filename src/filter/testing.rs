@@ -53,6 +53,7 @@ pub fn in_context<T>(consumers: &Arc<Consumers>, clock: &SharedClock, build: imp
         upstreams: &BTreeMap::new(),
         consumers,
         issuers: &Issuers::default(),
+        redis: None,
         limits: &crate::limit::Stores::default(),
         credential_headers: &[],
         diagnostics: &mut Diagnostics::default(),

@@ -16,7 +16,7 @@ mod worker;
 pub use script::{SCRIPT, lease_arguments};
 
 use super::{Decision, Limit, Shape, Source, Standing, Standings};
-use crate::redis_link::{Alive, Node, Servers, Topology, slot_of, start};
+use crate::redis_link::{Access, Alive, Node, Servers, slot_of, start};
 use crate::telemetry::metrics::RedisMetrics;
 use debts::Debts;
 use lease::{Book, Errand, Spent};
@@ -24,25 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-
-/// Where Redis is and how it is used.
-#[derive(Clone)]
-pub struct RedisOptions {
-    pub topology: Topology,
-    /// The longest that a request waits.
-    pub timeout: Duration,
-    /// At least so many gateways there are.
-    pub gateways: u64,
-    /// What all keys begin with.
-    pub prefix: Arc<str>,
-}
-
-impl RedisOptions {
-    /// Distinguishes stores in the state pool; holds secrets, so it is never shown.
-    pub fn identity(&self) -> String {
-        format!("{} {:?} {} {}", self.topology.identity(), self.timeout, self.gateways, self.prefix)
-    }
-}
 
 /// Questions that wait for a worker. More are answered as if Redis were away.
 const QUEUE: usize = 8_192;
@@ -190,21 +171,21 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// Begins to connect, unless it is only made to see whether a configuration is right.
-    pub fn new(options: RedisOptions, connect: bool) -> Self {
+    /// `gateways`: at least so many share it.
+    pub fn new(redis: Access, gateways: u64) -> Self {
         let shared = Arc::new(Shared {
-            gateways: AtomicU64::new(options.gateways.max(1)),
-            least: options.gateways.max(1),
-            servers: Servers::new(options.topology),
-            timeout: options.timeout,
-            prefix: options.prefix,
+            gateways: AtomicU64::new(gateways.max(1)),
+            least: gateways.max(1),
+            servers: Servers::new(redis.topology),
+            timeout: redis.timeout,
+            prefix: redis.prefix,
             metrics: Arc::default(),
             debts: Debts::default(),
             book: Book::default(),
             epoch: Instant::now(),
             name: uuid::Uuid::now_v7().to_string(),
         });
-        let alive = if connect { start(Arc::clone(&shared), "redis") } else { Alive::not() };
+        let alive = if redis.connect { start(Arc::clone(&shared), "redis") } else { Alive::not() };
         RedisStore { shared, _alive: alive }
     }
 

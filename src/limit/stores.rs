@@ -2,8 +2,9 @@
 
 use super::Limit;
 use super::local::LocalStore;
-use super::redis::{RedisOptions, RedisStore};
+use super::redis::RedisStore;
 use crate::clock::SharedClock;
+use crate::redis_link::Access;
 use crate::state::StatePool;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -14,8 +15,8 @@ use std::sync::{Arc, OnceLock};
 pub struct Stores {
     /// Bytes of the local store; the one of a running process keeps the size that it began with.
     pub local_memory: u64,
-    /// Where the shared store would be, and whether only to see that it is right.
-    place: Option<(RedisOptions, bool)>,
+    /// Where the shared store would be, and how many gateways share it at least.
+    place: Option<(Access, u64)>,
     redis: OnceLock<Arc<RedisStore>>,
     tiers: Vec<(Arc<str>, Vec<Limit>)>,
     /// What `check` tells of the bounds that leases keep.
@@ -28,15 +29,16 @@ pub struct Stores {
 const LOCAL: &str = "limits";
 
 impl Stores {
-    /// `dry`: nothing is connected to.
-    pub fn new(local_memory: u64, redis: Option<RedisOptions>, dry: bool) -> Self {
-        Stores { local_memory, place: redis.map(|options| (options, dry)), ..Stores::default() }
+    /// `redis`: where the shared store would be, and how many gateways share it at least.
+    pub fn new(local_memory: u64, redis: Option<(Access, u64)>) -> Self {
+        Stores { local_memory, place: redis, ..Stores::default() }
     }
 
     /// The shared store; `None` if there is no place for it. No connection is made for filters that do without.
     pub fn redis(&self, state: &StatePool) -> Option<&Arc<RedisStore>> {
-        let (options, dry) = self.place.as_ref()?;
-        let make = || state.get_or_create(&options.identity(), || RedisStore::new(options.clone(), !dry));
+        let (access, gateways) = self.place.as_ref()?;
+        let identity = format!("{} {gateways}", access.identity());
+        let make = || state.get_or_create(&identity, || RedisStore::new(access.clone(), *gateways));
         Some(self.redis.get_or_init(make))
     }
 

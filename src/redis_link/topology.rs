@@ -2,6 +2,7 @@
 
 use redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
 use std::sync::Arc;
+use std::time::Duration;
 
 const NO_URL: &str = "this is not the URL of a Redis, such as redis://127.0.0.1:6379 or rediss://user:password@host:6379/0";
 
@@ -26,6 +27,32 @@ pub(super) enum Kind {
         seeds: Vec<ConnectionInfo>,
         node: Template,
     },
+}
+
+/// A Redis that may be used: where it is, and how.
+#[derive(Clone)]
+pub struct Access {
+    pub topology: Topology,
+    /// The longest that a request waits for an answer.
+    pub timeout: Duration,
+    /// What all keys begin with.
+    pub prefix: Arc<str>,
+    /// Whether to connect; else it is only seen whether a configuration is right.
+    pub connect: bool,
+}
+
+impl Access {
+    /// Distinguishes what is kept for one from that of another; holds secrets, so it is never shown.
+    pub fn identity(&self) -> String {
+        format!("{} {:?} {}", self.topology.identity(), self.timeout, self.prefix)
+    }
+
+    /// One that nobody answers.
+    #[cfg(test)]
+    pub fn nowhere() -> Self {
+        let topology = Topology::new(&Place::Url("redis://127.0.0.1:1"), &Pem::default()).unwrap();
+        Access { topology, timeout: Duration::from_millis(10), prefix: "p".into(), connect: false }
+    }
 }
 
 /// What is the same for all nodes that are only known by their address.
@@ -115,7 +142,7 @@ impl Topology {
         Ok(Topology { kind, identity: format!("{} {pems:?}", place.identity()).into() })
     }
 
-    /// Distinguishes what is kept for one Redis from that of another; holds secrets, so it is never shown.
+    /// Distinguishes one place from another; holds secrets, so it is never shown.
     pub fn identity(&self) -> &str {
         &self.identity
     }

@@ -2,7 +2,9 @@
 
 use super::broken::Broken;
 use super::cluster;
-use super::node::{Node, Nodes, Sent, Server, Servers};
+use super::link::Link;
+use super::node::{Node, Nodes, Redirection, Sent, Server, Servers};
+use redis::{Pipeline, Value};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -148,6 +150,42 @@ async fn keep<W: Work>(work: Arc<W>, server: Arc<Server<W::State>>, mut question
         pause = pause.saturating_mul(2).min(PAUSE_MAX);
     }
     lose(&work, &server);
+}
+
+/// One round trip for all questions of a batch, one command each. What belongs to another server is sent on there. Returns what was
+/// answered, and what an error that was answered says of the connection.
+pub async fn ask_all<W: Work>(
+    work: &Arc<W>,
+    server: &Server<W::State>,
+    link: &mut Link,
+    batch: &mut Vec<Sent<W::Question>>,
+    add: impl Fn(&mut Pipeline, &W::Question),
+) -> Result<(Vec<(W::Question, Value)>, Result<(), Broken>), Broken> {
+    let mut pipeline = Pipeline::with_capacity(batch.len());
+    let mut count = 0_usize;
+    for sent in batch.iter() {
+        if sent.asking {
+            pipeline.cmd("ASKING");
+        }
+        add(&mut pipeline, &sent.question);
+        count = count.saturating_add(if sent.asking { 2 } else { 1 });
+    }
+    let mut replies = link.send(&pipeline, count).await.inspect_err(|_| batch.clear())?.into_iter();
+    let (mut answered, mut sound) = (Vec::with_capacity(batch.len()), Ok(()));
+    for sent in batch.drain(..) {
+        if sent.asking {
+            let _ = replies.next();
+        }
+        match replies.next() {
+            Some(Value::ServerError(error)) => match Redirection::of(&error, server.address()) {
+                Some(to) => to.follow(work, sent),
+                None => sound = Err(Broken::answered(&error, "")),
+            },
+            Some(reply) => answered.push((sent.question, reply)),
+            None => return Err(Broken::nonsense()),
+        }
+    }
+    Ok((answered, sound))
 }
 
 /// From half of it to all of it, so that gateways that lost Redis together do not come back together.

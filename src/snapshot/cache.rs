@@ -6,11 +6,11 @@ use crate::cache::config::Store;
 use crate::cache::flight::Flights;
 use crate::cache::memory::MemoryStore;
 use crate::cache::policy::Policy;
-use crate::cache::redis::{RedisTier, TierOptions};
+use crate::cache::redis::RedisTier;
 use crate::config::{Config, Entry, RouteConfig};
 use crate::diagnostic::Diagnostics;
 use crate::filter::Filter;
-use crate::redis_link::Topology;
+use crate::redis_link::Access;
 use crate::telemetry::metrics::CacheMetrics;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use std::sync::Arc;
 const CACHE: &str = "cache";
 
 /// The cache, if any route has one. `redis` is where the shared one is, if there is one.
-pub fn store(config: &Config, redis: Option<&Topology>, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<Cache>> {
+pub fn store(config: &Config, redis: Option<&Access>, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Arc<Cache>> {
     if !config.routes.values().any(|route| route.cache.is_some()) {
         return None;
     }
@@ -36,7 +36,7 @@ pub fn store(config: &Config, redis: Option<&Topology>, parts: &CompileParts<'_>
 /// The second tier, if a route asks for it.
 fn tier(
     config: &Config,
-    redis: Option<&Topology>,
+    redis: Option<&Access>,
     parts: &CompileParts<'_>,
     memory: &Arc<MemoryStore>,
     d: &mut Diagnostics,
@@ -48,11 +48,9 @@ fn tier(
         let span = first.cache.as_ref().and_then(|cache| cache.store.span.clone());
         d.error(span, "a cache cannot be shared without a Redis").help("add [redis] with url = \"redis://127.0.0.1:6379\"");
     }
-    let options =
-        TierOptions { topology: redis?.clone(), timeout: config.redis.timeout.get(), prefix: config.redis.prefix.value.clone() };
-    let identity = format!("{} {:?} {}", options.topology.identity(), options.timeout, options.prefix);
-    let make = || RedisTier::new(options, Arc::clone(memory), Arc::clone(parts.clock), !parts.dry);
-    Some(parts.state.get_or_create(&identity, make))
+    let redis = redis?;
+    let make = || RedisTier::new(redis.clone(), Arc::clone(memory), Arc::clone(parts.clock));
+    Some(parts.state.get_or_create(&redis.identity(), make))
 }
 
 /// How one route uses it.

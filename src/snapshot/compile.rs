@@ -15,7 +15,7 @@ use crate::limit::Stores;
 use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
-use crate::redis_link::Topology;
+use crate::redis_link::Access;
 use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
@@ -44,7 +44,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
         config.listeners.values().map(|entry| listener(entry, in_all, parts, &mut files, d)).collect()
     };
-    let redis = super::redis::topology(&config.redis, &mut Files { d, read: &mut files });
+    let redis = super::redis::access(&config.redis, parts, &mut Files { d, read: &mut files });
     let upstreams: Upstreams =
         config.upstreams.values().map(|entry| upstream(config, redis.as_ref(), entry, parts, &mut files, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
@@ -54,8 +54,15 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
     let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
     let limits = super::limits::stores(config, redis.as_ref(), parts, d);
-    let builder =
-        RouteBuilder { config, upstreams: &upstreams, consumers: &consumers, issuers: &issuers, limits: &limits, parts };
+    let builder = RouteBuilder {
+        config,
+        upstreams: &upstreams,
+        consumers: &consumers,
+        issuers: &issuers,
+        redis: redis.as_ref(),
+        limits: &limits,
+        parts,
+    };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
     let router = router(config, d);
     let cache = super::cache::store(config, redis.as_ref(), parts, d);
@@ -95,7 +102,7 @@ type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 
 fn upstream(
     config: &Config,
-    redis: Option<&Topology>,
+    redis: Option<&Access>,
     entry: &Entry<UpstreamConfig>,
     parts: &CompileParts<'_>,
     read: &mut Vec<PathBuf>,
@@ -116,6 +123,7 @@ struct RouteBuilder<'a> {
     upstreams: &'a Upstreams,
     consumers: &'a Arc<Consumers>,
     issuers: &'a Issuers,
+    redis: Option<&'a Access>,
     limits: &'a Stores,
     parts: &'a CompileParts<'a>,
 }
@@ -272,6 +280,7 @@ impl RouteBuilder<'_> {
             upstreams: self.upstreams,
             consumers: self.consumers,
             issuers: self.issuers,
+            redis: self.redis,
             limits: self.limits,
             credential_headers: place.credential_headers,
             diagnostics: d,

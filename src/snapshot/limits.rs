@@ -5,21 +5,15 @@ use crate::config::Config;
 use crate::diagnostic::Diagnostics;
 use crate::limit::Stores;
 use crate::limit::config::compile_all;
-use crate::limit::redis::RedisOptions;
 use crate::limit::shield::Shield;
-use crate::redis_link::Topology;
+use crate::redis_link::Access;
 use std::sync::Arc;
 
 /// `redis` is where the shared one is, if there is one.
-pub fn stores(config: &Config, redis: Option<&Topology>, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Stores {
+pub fn stores(config: &Config, redis: Option<&Access>, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Stores {
     let memory = &config.limits.local_memory;
-    let options = redis.map(|topology| RedisOptions {
-        topology: topology.clone(),
-        timeout: config.redis.timeout.get(),
-        gateways: config.redis.gateways.value.into(),
-        prefix: config.redis.prefix.as_str().into(),
-    });
-    let mut stores = Stores::new(memory.value.0, options, parts.dry);
+    let redis = redis.map(|access| (access.clone(), config.redis.gateways.value.into()));
+    let mut stores = Stores::new(memory.value.0, redis);
     if let Some(known) = stores.live(parts.state)
         && known.bytes() != memory.value.0
     {

@@ -1,8 +1,9 @@
 //! The Redis that gateways share, as `[redis]` says.
 
+use super::CompileParts;
 use crate::config::{Config, RedisConfig};
 use crate::diagnostic::Diagnostics;
-use crate::redis_link::{Pem, Place, Topology};
+use crate::redis_link::{Access, Pem, Place, Topology};
 use crate::tls::Files;
 use crate::value::{Located, Secret, TextOrSecret};
 use std::path::Path;
@@ -12,8 +13,17 @@ pub fn redis_topology(config: &Config, d: &mut Diagnostics) -> Option<Topology> 
     topology(&config.redis, &mut Files { d, read: &mut Vec::new() })
 }
 
-/// The same, for a snapshot that is told which files were read.
-pub fn topology(config: &RedisConfig, files: &mut Files<'_>) -> Option<Topology> {
+/// The same for a snapshot, with how it is used. `files` are those that were read.
+pub fn access(config: &RedisConfig, parts: &CompileParts<'_>, files: &mut Files<'_>) -> Option<Access> {
+    Some(Access {
+        topology: topology(config, files)?,
+        timeout: config.timeout.get(),
+        prefix: config.prefix.as_str().into(),
+        connect: !parts.dry,
+    })
+}
+
+fn topology(config: &RedisConfig, files: &mut Files<'_>) -> Option<Topology> {
     let mut whole = true;
     let mut resolve = |text: &Located<TextOrSecret>, files: &mut Files<'_>| {
         let source = text.span.as_ref().and_then(|span| files.d.source(span.file));

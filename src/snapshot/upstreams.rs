@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::discovery::config::{DiscoverConfig, RedisConfig};
 use crate::discovery::{Bounds, ConsulSource, DnsSource, FileSource, Plan, RedisSource};
-use crate::redis_link::{Pem, Place, Topology};
+use crate::redis_link::{Access, Pem, Place, Topology};
 use crate::tls::{ClientTls, Files};
 use crate::upstream::UpstreamConfig;
 use crate::upstream::balance::sticky::SECRET_MIN;
@@ -36,7 +36,7 @@ pub fn sticky(config: &UpstreamConfig, d: &mut Diagnostics) -> Option<Arc<Sticky
 /// `[redis]`, if there is one.
 pub fn discover(
     all: &Config,
-    shared: Option<&Topology>,
+    shared: Option<&Access>,
     config: &UpstreamConfig,
     read: &mut Vec<PathBuf>,
     d: &mut Diagnostics,
@@ -86,13 +86,7 @@ pub fn discover(
     Some(Arc::new(plan))
 }
 
-fn redis_plan(
-    all: &Config,
-    shared: Option<&Topology>,
-    config: &RedisConfig,
-    bounds: Bounds,
-    d: &mut Diagnostics,
-) -> Option<Plan> {
+fn redis_plan(all: &Config, shared: Option<&Access>, config: &RedisConfig, bounds: Bounds, d: &mut Diagnostics) -> Option<Plan> {
     let topology = match &config.url {
         Some(url) => {
             let secret = url.value.resolve(&base(&url.span, d));
@@ -109,7 +103,7 @@ fn redis_plan(
                 d.error(config.key.span.clone(), "there is no Redis to ask")
                     .help("write `url` here, or [redis] url = \"redis://127.0.0.1:6379\"");
             }
-            shared?.clone()
+            shared?.topology.clone()
         }
     };
     let (config, most) = (config.clone(), bounds.max_endpoints);

@@ -1,7 +1,7 @@
 //! What is done with each server: asks in pipelines, listens for changes, and notices when it is away.
 
 use super::{Parse, Question, Shared, Watch, Watched};
-use crate::redis_link::{Broken, Fault, Link, Redirection, Sent, Server, Servers, Work, find};
+use crate::redis_link::{Broken, Fault, Link, Sent, Server, Servers, Work, ask_all, find};
 use redis::{Pipeline, PushInfo, PushKind, Value};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -113,46 +113,28 @@ impl<T: Parse> Shared<T> {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut pipeline = Pipeline::with_capacity(batch.len());
-        let mut count = 0_usize;
-        for sent in batch.iter() {
-            if sent.asking {
-                pipeline.cmd("ASKING");
-            }
-            pipeline.cmd("GET").arg(format!("{}:{}", self.prefix, sent.question.name));
-            count = count.saturating_add(if sent.asking { 2 } else { 1 });
-        }
         let changes = self.changes.load(Ordering::Acquire);
-        let mut replies = link.send(&pipeline, count).await.inspect_err(|_| batch.clear())?.into_iter();
-        let mut failed = None;
-        for sent in batch.drain(..) {
-            if sent.asking {
-                let _ = replies.next();
-            }
-            let value = match replies.next() {
-                Some(Value::Nil) => None,
-                Some(Value::BulkString(bytes)) => {
-                    let parsed = T::parse(&sent.question.name, &bytes);
+        let get = |pipeline: &mut Pipeline, question: &Question<T>| {
+            pipeline.cmd("GET").arg(format!("{}:{}", self.prefix, question.name));
+        };
+        let (answered, sound) = ask_all(self, server, link, batch, get).await?;
+        for (Question { name, answer }, reply) in answered {
+            let value = match reply {
+                Value::Nil => None,
+                Value::BulkString(bytes) => {
+                    let parsed = T::parse(&name, &bytes);
                     if parsed.is_none() {
                         log::warn!("a value under `{}:` in Redis makes no sense and counts as absent", self.prefix);
                     }
                     parsed.map(Arc::new)
                 }
-                Some(Value::ServerError(error)) => {
-                    match Redirection::of(&error, server.address()) {
-                        Some(to) => to.follow(self, sent),
-                        None => failed = Some(Broken::answered(&error, "")),
-                    }
-                    continue;
-                }
                 _ => return Err(Broken::nonsense()),
             };
-            let Question { name, answer } = sent.question;
             self.learn(name, value.clone(), watch, changes);
             // The request may have given up.
             let _ = answer.send(value);
         }
-        failed.map_or(Ok(()), Err)
+        sound
     }
 
     /// What a server says without having been asked. Called on the connection's own task, in the order in which it speaks.
@@ -164,7 +146,7 @@ impl<T: Parse> Shared<T> {
                     for name in names {
                         if let Value::BulkString(name) = name
                             && let Ok(name) = std::str::from_utf8(name)
-                            && let Some(name) = name.strip_prefix(&self.prefix)
+                            && let Some(name) = name.strip_prefix(&*self.prefix)
                             && let Some(name) = name.strip_prefix(':')
                         {
                             self.forget(name);

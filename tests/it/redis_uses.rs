@@ -4,6 +4,7 @@ use crate::cache_redis::{self, connected, stored};
 use crate::discovery::{becomes_origins, discovering};
 use crate::issued::{self, ask, id, issue, key};
 use crate::redis_topologies::documented_user;
+use crate::signed;
 use crate::support::gateway::run;
 use crate::support::raw::get;
 use crate::support::redis::Redis;
@@ -57,6 +58,9 @@ fn users_with_no_more_rights_than_the_documentation_says_are_enough() {
     redis.ask("FLUSHALL").unwrap();
     eventually("it is told of changes", SOON, || ask(&gateway, "/key/x", &issued).0 == 401);
     assert!(!gateway.stderr().contains("is away"), "{}", gateway.stderr());
+
+    let (_redis, place) = documented_user("signatures", "");
+    signed::count_once(&signed::sharing(&origin, &place, "closed"), "rights");
 
     let cached = cache_redis::origin();
     let (_redis, place) = documented_user("cache", "");

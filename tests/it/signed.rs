@@ -1,14 +1,16 @@
 //! Signed requests and client certificates, over real connections.
 
 use crate::support::raw::{Client, request, send};
+use crate::support::redis::Redis;
+use crate::support::redis_many::Cluster;
 use crate::support::tls::Authority;
-use crate::support::{Gateway, Origin, upstream};
+use crate::support::{Gateway, Origin, SOON, eventually, exclusive, upstream};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use aws_lc_rs::{digest, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SECRET: &str = "canary-secret-0123456789abcdef01";
 
@@ -71,11 +73,16 @@ fn ask(gateway: &Gateway, method: &str, path: &str, headers: &[(String, String)]
 }
 
 fn start(origin: &Origin, pair: &Ed25519KeyPair) -> Gateway {
+    start_with(origin, pair, "", "")
+}
+
+/// `more` is further sections, `table` what the filter says.
+fn start_with(origin: &Origin, pair: &Ed25519KeyPair, more: &str, table: &str) -> Gateway {
     let toml = format!(
-        "[log]\nlevel = \"trace\"\n[consumers.acme]\nroles = [\"orders\"]\ncredentials = [\n\
+        "{more}[log]\nlevel = \"trace\"\n[consumers.acme]\nroles = [\"orders\"]\ncredentials = [\n\
          {{ hmac = {{ key_id = \"shared\", secret = {{ file = \"secret\" }} }} }},\n\
          {{ hmac = {{ key_id = \"pair\", algorithm = \"ed25519\", public_key = \"ed.pem\" }} }},\n]\n{}\
-         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ hmac = {{}} }}]\n",
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\nfilters = [{{ hmac = {{ {table} }} }}]\n",
         upstream("app", &[origin], "")
     );
     let mut spki = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -131,6 +138,103 @@ fn only_what_was_signed_reaches_the_upstream_and_only_once() {
     }
     let log = gateway.stderr() + &gateway.access_log().iter().map(ToString::to_string).collect::<String>();
     assert!(!log.contains("canary"), "{log}");
+}
+
+/// Gateways that share a Redis, and remember in it what they have seen.
+pub fn sharing(origin: &Origin, redis: &str, on_error: &str) -> [Gateway; 2] {
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let table = format!("store = \"redis\", on_error = \"{on_error}\"");
+    let gateways = [(); 2].map(|()| start_with(origin, &pair, &format!("{redis}timeout = \"500ms\"\n"), &table));
+    for gateway in &gateways {
+        // A request that cannot be decided is to be signed again.
+        eventually("Redis is reachable", SOON, || {
+            let probe = headers(&Key::Secret, "GET", "/", None, &fastrand::u64(..).to_string(), now());
+            ask(gateway, "GET", "/", &probe, b"") == OK && gateway.stderr().contains("count once at all gateways")
+        });
+    }
+    gateways
+}
+
+const AGAIN: (u16, &str) = (401, "credential_invalid");
+
+/// Each of a number of signatures counts at one gateway, once.
+pub fn count_once(gateways: &[Gateway; 2], of: &str) {
+    for n in 0..20 {
+        let signed = headers(&Key::Secret, "GET", "/orders", None, &format!("{of}-{n}"), now());
+        let said: Vec<_> =
+            [n % 2, 1 - n % 2, n % 2].map(|at| ask(&gateways[at], "GET", "/orders", &signed, b"")).into_iter().collect();
+        let again = (AGAIN.0, AGAIN.1.to_owned());
+        assert_eq!(said, [OK, again.clone(), again], "{of}-{n}");
+    }
+}
+
+#[test]
+fn a_signature_that_one_gateway_has_seen_no_other_takes() {
+    let (origin, mut redis) = (Origin::start("a"), Redis::start());
+    let gateways = sharing(&origin, &redis.config(), "closed");
+    count_once(&gateways, "first");
+    let labels = [("route", "all"), ("filter", "hmac"), ("outcome", "replayed")];
+    assert!(gateways.iter().all(|gateway| gateway.metric("gatewright_auth_total", &labels) >= 20.0));
+    // They are forgotten when they could not count any more: five minutes, half a minute of skew, a minute for clocks.
+    let keys: Vec<String> = redis::cmd("KEYS").arg("gatewright:signature:*").query(&mut redis.connection()).unwrap();
+    let left: u64 = redis::cmd("PTTL").arg(&keys[0]).query(&mut redis.connection()).unwrap();
+    assert!((380_000..=390_000).contains(&left), "{left}");
+
+    // Without Redis nobody can tell, so nothing passes.
+    let before = origin.count();
+    redis.freeze();
+    let unavailable = (503, "credentials_unavailable".to_owned());
+    let signed = headers(&Key::Secret, "GET", "/orders", None, "without", now());
+    assert_eq!(ask(&gateways[0], "GET", "/orders", &signed, b""), unavailable);
+    redis.kill();
+    let signed = headers(&Key::Secret, "GET", "/orders", None, "without-2", now());
+    assert_eq!(ask(&gateways[1], "GET", "/orders", &signed, b""), unavailable);
+    assert_eq!(origin.count(), before);
+    redis.restart();
+    eventually("it is decided again", SOON, || {
+        let signed = headers(&Key::Secret, "GET", "/orders", None, &fastrand::u64(..).to_string(), now());
+        gateways.iter().any(|gateway| ask(gateway, "GET", "/orders", &signed, b"") == OK)
+    });
+}
+
+#[test]
+fn without_redis_a_gateway_that_may_decides_by_what_it_has_seen_itself() {
+    let (origin, mut redis) = (Origin::start("a"), Redis::start());
+    let gateways = sharing(&origin, &redis.config(), "local");
+    count_once(&gateways, "first");
+    let before = headers(&Key::Secret, "GET", "/orders", None, "before", now());
+    assert_eq!(ask(&gateways[0], "GET", "/orders", &before, b""), OK);
+    redis.kill();
+    let after = headers(&Key::Secret, "GET", "/orders", None, "after", now());
+    assert_eq!(ask(&gateways[0], "GET", "/orders", &after, b""), OK);
+    for seen in [&before, &after] {
+        assert_eq!(ask(&gateways[0], "GET", "/orders", seen, b"").0, 401, "it has seen it itself");
+    }
+    // This is what it costs.
+    assert_eq!(ask(&gateways[1], "GET", "/orders", &after, b""), OK);
+}
+
+#[test]
+fn signatures_count_once_at_all_gateways_of_a_cluster() {
+    let _alone = exclusive();
+    let (origin, mut cluster) = (Origin::start("a"), Cluster::start());
+    let gateways = sharing(&origin, &cluster.config(), "closed");
+    count_once(&gateways, "first");
+    let lost = cluster.master_of(0);
+    cluster.servers[lost].kill();
+    eventually("another master", Duration::from_secs(30), || cluster.master_of(0) != lost);
+    cluster.servers[lost].restart();
+    cluster.settled();
+    // What finds no connection yet cannot be decided, and is signed again.
+    for gateway in &gateways {
+        eventually("all slots are served", SOON, || {
+            (0..20).all(|_| {
+                let probe = headers(&Key::Secret, "GET", "/", None, &fastrand::u64(..).to_string(), now());
+                ask(gateway, "GET", "/", &probe, b"") == OK
+            })
+        });
+    }
+    count_once(&gateways, "second");
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn build_on(world: &World, issuers: &Issuers, known: &str, table: &str) -> Resul
         upstreams: &BTreeMap::new(),
         consumers: &consumers(known),
         issuers,
+        redis: None,
         limits: &crate::limit::Stores::default(),
         credential_headers: &[],
         diagnostics: &mut Diagnostics::default(),

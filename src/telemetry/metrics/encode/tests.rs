@@ -2,8 +2,8 @@ use super::super::{AuthOutcome, Bypass, CacheMetrics, METRICS, Method, NO_ROUTE}
 use super::*;
 use crate::cache::memory::{MemoryStats, MemoryStore};
 use crate::cache::policy::Refusal;
-use crate::cache::redis::{RedisTier, TierOptions};
-use crate::redis_link::{Pem, Place, Topology};
+use crate::cache::redis::RedisTier;
+use crate::redis_link::Access;
 use crate::rejection;
 use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,9 +12,8 @@ use std::process::{Command, Stdio};
 
 /// A tier that is not connected to anything.
 fn tier() -> Arc<RedisTier> {
-    let topology = Topology::new(&Place::Url("redis://127.0.0.1:1"), &Pem::default()).unwrap();
-    let options = TierOptions { topology, timeout: Duration::from_millis(1), prefix: "p".to_owned() };
-    Arc::new(RedisTier::new(options, Arc::new(MemoryStore::new(1 << 20)), Arc::new(crate::clock::SystemClock), false))
+    let memory = Arc::new(MemoryStore::new(1 << 20));
+    Arc::new(RedisTier::new(Access::nowhere(), memory, Arc::new(crate::clock::SystemClock)))
 }
 
 /// A gateway in which everything that can be counted has been, under names that need every escape there is.
