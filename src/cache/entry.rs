@@ -44,13 +44,13 @@ pub struct Entry {
     pub selecting: Selecting,
     pub tags: Box<[Box<str>]>,
     pub(crate) expired: AtomicU8,
-    held: OnceLock<Held>,
+    pub(crate) held: OnceLock<Held>,
 }
 
 /// Counts the bytes of an entry for as long as it exists: one that is pushed out of the store while clients are being answered with
 /// it takes memory until the last of them has it.
 #[derive(Debug)]
-struct Held {
+pub struct Held {
     total: Arc<AtomicU64>,
     bytes: u64,
 }

@@ -3,9 +3,10 @@
 //! The fetch runs by itself: no client owns it, so a client that goes away takes nothing from the others. Readers get the head as
 //! soon as it is decided and the bytes as they arrive.
 //!
-//! While the answer is to be stored, all of its bytes are kept, and each of them is set aside in the store's bound first. When it
-//! turns out that it cannot be stored (no room, too large), it goes on as a stream: bytes that everyone has read are let go, and the
-//! fetch waits for the slowest reader. So an answer of any size passes, and none takes more than its share.
+//! While the answer is to be stored, all of its bytes are kept, and each of them is set aside in the store's bound first. Once it is
+//! whole, its readers go on from the stored entry, which is in the bound for as long as anyone reads it. When it turns out that it
+//! cannot be stored (no room, too large), it goes on as a stream: bytes that everyone has read are let go, and the fetch waits for
+//! the slowest reader. So an answer of any size passes, and none takes more than its share.
 
 use super::entry::{Body, Entry, tags};
 use super::freshen::Own;
@@ -94,19 +95,32 @@ pub struct Broken;
 struct State {
     phase: Phase,
     chunks: VecDeque<Bytes>,
+    /// How many readers want each of the chunks next, and, behind the last, the one that has not come.
+    wanted: VecDeque<usize>,
     /// The number of the first chunk that is still here.
     first: u64,
     buffered: u64,
     length: u64,
-    /// Set aside in the store.
+    /// Set aside in the store, for the chunks before this number.
     reserved: u64,
+    reserved_before: u64,
     keep: bool,
+    /// The chunks are being put together.
+    assembling: bool,
+    /// What they have become.
+    body: Option<Span>,
     end: Option<End>,
     trailers: Option<HeaderMap>,
-    /// Which chunk each reader wants next.
-    readers: Vec<Option<u64>>,
     live: usize,
     interim: Vec<ResponseHeader>,
+}
+
+/// Where in the body of an entry the bytes of this fetch are.
+#[derive(Debug)]
+struct Span {
+    entry: Arc<Entry>,
+    start: u64,
+    end: u64,
 }
 
 #[derive(Debug)]
@@ -130,14 +144,17 @@ impl Fill {
         let state = State {
             phase: Phase::Waiting,
             chunks: VecDeque::new(),
+            wanted: VecDeque::from([0]),
             first: 0,
             buffered: 0,
             length: 0,
             reserved: 0,
+            reserved_before: 0,
             keep: false,
+            assembling: false,
+            body: None,
             end: None,
             trailers: None,
-            readers: Vec::new(),
             live: 0,
             interim: Vec::new(),
         };
@@ -171,21 +188,38 @@ impl Fill {
         self.changed.notify_waiters();
     }
 
-    /// The head has come. Returns whether the body is to be kept.
-    pub fn begin(&self, header: ResponseHeader, own: Own, outcome: Result<Stored, Refusal>, to_head: bool) -> bool {
+    /// The head has come. `Err`: why the body is not to be kept.
+    pub fn begin(
+        &self,
+        header: ResponseHeader,
+        own: Own,
+        outcome: Result<Stored, Refusal>,
+        to_head: bool,
+    ) -> Result<(), Refusal> {
         let length = header.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.policy.max_object);
         let outcome = if outcome.is_ok() && too_large { Err(Refusal::TooLarge) } else { outcome };
-        let keep = outcome.is_ok() && !to_head;
+        // Decided for the whole of it where that can be told, so that nothing is pushed out for an answer that is then not stored.
+        let reserved = length.filter(|_| outcome.is_ok() && !to_head).unwrap_or(0);
+        let room = reserved == 0 || self.store.reserve(&self.key, reserved);
+        let keep = outcome.is_ok() && !to_head && room;
+        let why = match &outcome {
+            Ok(_) if keep || to_head => Ok(()),
+            Ok(_) => Err(Refusal::NoRoom),
+            Err(why) => Err(*why),
+        };
+        let reserved = if keep { reserved } else { 0 };
         let mut state = self.state.lock();
         if !matches!(state.phase, Phase::Waiting) {
-            return state.keep;
+            drop(state);
+            self.store.release(&self.key, reserved);
+            return why;
         }
-        state.keep = keep;
+        (state.keep, state.reserved) = (keep, reserved);
         state.phase = Phase::Streaming(Arc::new(Head { header, outcome, length: length.filter(|_| !to_head), kept: keep, own }));
         drop(state);
         self.changed.notify_waiters();
-        keep
+        why
     }
 
     pub fn interim(&self, head: ResponseHeader) {
@@ -215,20 +249,20 @@ impl Fill {
             {
                 let mut state = self.state.lock();
                 if state.keep {
-                    let fits = state.length.saturating_add(length) <= self.policy.max_object;
-                    if fits && self.store.reserve(&self.key, length) {
-                        state.reserved = state.reserved.saturating_add(length);
+                    let whole = state.length.saturating_add(length);
+                    let more = whole.saturating_sub(state.reserved);
+                    let fits = whole <= self.policy.max_object;
+                    if fits && (more == 0 || self.store.reserve(&self.key, more)) {
+                        state.reserved = state.reserved.saturating_add(more);
                         // A copy: the transport's buffer is larger than what stands in it, and is not in the bound.
                         state.add(Bytes::copy_from_slice(&data), length);
                         drop(state);
                         self.changed.notify_waiters();
                         return Ok(());
                     }
-                    state.keep = false;
-                    self.store.release(&self.key, std::mem::take(&mut state.reserved));
+                    self.let_go(&mut state);
                     self.policy.metrics.refused(if fits { Refusal::NoRoom } else { Refusal::TooLarge });
                 }
-                state.trim();
                 if state.live == 0 {
                     return Err(Broken);
                 }
@@ -243,6 +277,26 @@ impl Fill {
         }
     }
 
+    /// The body is not to be stored any more: what of it has been read is let go.
+    fn let_go(&self, state: &mut State) {
+        if state.keep {
+            state.keep = false;
+            let excess = state.reserved.saturating_sub(state.buffered);
+            state.reserved = state.reserved.saturating_sub(excess);
+            state.reserved_before = state.first.saturating_add(u64::try_from(state.chunks.len()).unwrap_or(0));
+            self.store.release(&self.key, excess);
+        }
+        self.trim(state);
+    }
+
+    /// Lets go of what every reader has, where it is not kept.
+    fn trim(&self, state: &mut State) {
+        let released = state.trim();
+        if released > 0 {
+            self.store.release(&self.key, released);
+        }
+    }
+
     /// The end has come. Stores what was kept, if it is what it said it would be. `Err`: it is not.
     pub fn finish(&self, trailers: Option<HeaderMap>) -> Result<Option<Arc<Entry>>, Broken> {
         let mut state = self.state.lock();
@@ -254,34 +308,39 @@ impl Fill {
             return Err(Broken);
         };
         let right = head.length.is_none_or(|length| length == state.length);
-        let kept = state.keep && right;
+        state.trailers = trailers;
+        let (true, true, Ok(of)) = (state.keep, right, &head.outcome) else {
+            self.let_go(&mut state);
+            state.end = Some(if right { End::Complete } else { End::Broken });
+            drop(state);
+            self.changed.notify_waiters();
+            return if right { Ok(None) } else { Err(Broken) };
+        };
+        state.assembling = true;
+        let chunks = std::mem::take(&mut state.chunks);
         let reserved = std::mem::take(&mut state.reserved);
         let length = state.length;
-        let chunks: Vec<Bytes> = if kept { state.chunks.iter().cloned().collect() } else { Vec::new() };
         drop(state);
-        // Twice in memory for this moment: the readers let go of the chunks as they pass.
-        self.store.release(&self.key, reserved);
-        let mut stored = None;
-        if kept && let Ok(of) = &head.outcome {
-            let entry = Arc::new(self.entry(&head.header, of, chunks, length));
-            if self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch, 0) {
-                self.share(&entry);
-                stored = Some(entry);
-            } else {
-                self.policy.metrics.refused(Refusal::Purged);
-            }
+        // Each chunk goes as its bytes are copied, so that they are not in memory twice.
+        let entry = Arc::new(self.entry(&head.header, of, chunks, length));
+        let stored = self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch, reserved);
+        if stored {
+            self.share(&entry);
+        } else {
+            self.policy.metrics.refused(Refusal::Purged);
         }
+        let (start, end) = of.part.map_or((0, length), |(start, end, _)| (start, end));
         // Only now: whoever comes finds it here until it is found in the store.
         let mut state = self.state.lock();
         state.keep = false;
-        state.end = Some(if right { End::Complete } else { End::Broken });
-        state.trailers = trailers;
+        state.body = Some(Span { entry: Arc::clone(&entry), start, end });
+        state.end = Some(End::Complete);
         drop(state);
         self.changed.notify_waiters();
-        if right { Ok(stored) } else { Err(Broken) }
+        Ok(stored.then_some(entry))
     }
 
-    fn entry(&self, header: &ResponseHeader, of: &Stored, chunks: Vec<Bytes>, length: u64) -> Entry {
+    fn entry(&self, header: &ResponseHeader, of: &Stored, chunks: VecDeque<Bytes>, length: u64) -> Entry {
         let mut head = header.clone();
         let mut body = Body::whole(chunks.into_iter(), length);
         if let Some((start, _, total)) = of.part {
@@ -327,7 +386,7 @@ impl Fill {
 
     /// Whether there is a head, of an answer that is not stored.
     pub fn passes(&self) -> bool {
-        matches!(&self.state.lock().phase, Phase::Streaming(head) if head.outcome.is_err())
+        matches!(&self.state.lock().phase, Phase::Streaming(head) if !head.kept)
     }
 
     /// Nothing more will come. Without an end before, what has come is broken.
@@ -336,10 +395,8 @@ impl Fill {
         if state.end.is_none() {
             state.end = Some(End::Broken);
         }
-        state.keep = false;
-        let reserved = std::mem::take(&mut state.reserved);
+        self.let_go(&mut state);
         drop(state);
-        self.store.release(&self.key, reserved);
         self.changed.notify_waiters();
     }
 
@@ -359,20 +416,12 @@ impl Fill {
         if state.first > 0 {
             return None;
         }
-        let place = match state.readers.iter().position(Option::is_none) {
-            // Searching is for streams with few readers; where there are thousands, nobody has left yet.
-            Some(place) if state.live < 64 => place,
-            _ => {
-                state.readers.push(None);
-                state.readers.len().saturating_sub(1)
-            }
-        };
-        if let Some(slot) = state.readers.get_mut(place) {
-            *slot = Some(0);
+        if let Some(count) = state.wanted.front_mut() {
+            *count = count.saturating_add(1);
         }
         state.live = state.live.saturating_add(1);
         drop(state);
-        Some(Reader { fill: Arc::clone(self), place, next: 0 })
+        Some(Reader { fill: Arc::clone(self), next: 0, at: 0 })
     }
 
     /// Waits until `look` finds something.
@@ -400,21 +449,50 @@ impl Fill {
     }
 }
 
+impl Drop for Fill {
+    fn drop(&mut self) {
+        let reserved = self.state.get_mut().reserved;
+        if reserved > 0 {
+            self.store.release(&self.key, reserved);
+        }
+    }
+}
+
 impl State {
     fn add(&mut self, data: Bytes, length: u64) {
         self.chunks.push_back(data);
+        self.wanted.push_back(0);
         self.length = self.length.saturating_add(length);
         self.buffered = self.buffered.saturating_add(length);
     }
 
-    /// Lets go of what every reader has.
-    fn trim(&mut self) {
-        let slowest = self.readers.iter().flatten().copied().min().unwrap_or(u64::MAX);
-        while self.first < slowest
+    /// Lets go of what every reader has. Returns how much of it was set aside in the store.
+    fn trim(&mut self) -> u64 {
+        let mut released = 0_u64;
+        while !self.keep
+            && self.wanted.front() == Some(&0)
             && let Some(chunk) = self.chunks.pop_front()
         {
+            self.wanted.pop_front();
+            let length = u64::try_from(chunk.len()).unwrap_or(0);
+            self.buffered = self.buffered.saturating_sub(length);
+            if self.first < self.reserved_before {
+                released = released.saturating_add(length);
+            }
             self.first = self.first.saturating_add(1);
-            self.buffered = self.buffered.saturating_sub(u64::try_from(chunk.len()).unwrap_or(0));
+        }
+        self.reserved = self.reserved.saturating_sub(released);
+        released
+    }
+
+    /// A reader moves on from a chunk, or goes.
+    fn leave(&mut self, number: u64, to_next: bool) {
+        let index = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        if let Some(count) = self.wanted.get_mut(index) {
+            *count = count.saturating_sub(1);
+        }
+        if to_next && let Some(count) = self.wanted.get_mut(index.saturating_add(1)) {
+            *count = count.saturating_add(1);
         }
     }
 }
@@ -423,8 +501,9 @@ impl State {
 #[derive(Debug)]
 pub struct Reader {
     fill: Arc<Fill>,
-    place: usize,
+    /// The number of the chunk that comes next, and of its first byte.
     next: u64,
+    at: u64,
 }
 
 impl Reader {
@@ -434,23 +513,23 @@ impl Reader {
         fill.wait(|fill| self.look(fill)).await
     }
 
-    /// The next bytes if they are here already, without waiting.
-    pub fn now(&mut self) -> Option<Bytes> {
-        match self.look(&Arc::clone(&self.fill)) {
-            Some(Ok(data)) => data,
-            _ => None,
-        }
-    }
-
     fn look(&mut self, fill: &Fill) -> Option<Result<Option<Bytes>, Broken>> {
         let mut state = fill.state.lock();
+        if let Some(span) = &state.body {
+            let piece = span.entry.body.slices(span.start.saturating_add(self.at), span.end).next();
+            self.at = self.at.saturating_add(piece.as_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(0)));
+            return Some(Ok(piece));
+        }
+        if state.assembling {
+            return None;
+        }
         let index = usize::try_from(self.next.saturating_sub(state.first)).unwrap_or(usize::MAX);
         if let Some(chunk) = state.chunks.get(index).cloned() {
+            state.leave(self.next, true);
             self.next = self.next.saturating_add(1);
-            if let Some(slot) = state.readers.get_mut(self.place) {
-                *slot = Some(self.next);
-            }
-            if !state.keep && state.end.is_none() {
+            self.at = self.at.saturating_add(u64::try_from(chunk.len()).unwrap_or(0));
+            if !state.keep {
+                fill.trim(&mut state);
                 drop(state);
                 fill.drained.notify_one();
             }
@@ -471,10 +550,9 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.fill.state.lock();
-        if let Some(slot) = state.readers.get_mut(self.place) {
-            *slot = None;
-        }
+        state.leave(self.next, false);
         state.live = state.live.saturating_sub(1);
+        self.fill.trim(&mut state);
         drop(state);
         self.fill.drained.notify_one();
     }
@@ -498,7 +576,7 @@ mod tests {
             head.insert_header("content-length", length).unwrap();
         }
         let stored = Stored { terms: terms(60), received: received(), selecting: Selecting::default(), part: None };
-        fill.begin(head, Vec::new(), Ok(stored), false)
+        fill.begin(head, Vec::new(), Ok(stored), false).is_ok()
     }
 
     async fn all(mut reader: Reader) -> Result<Vec<u8>, Broken> {
@@ -564,5 +642,39 @@ mod tests {
         fill.push(Bytes::from_static(b"0123456789ab")).await.unwrap();
         drop(reader);
         assert_eq!(fill.push(Bytes::from_static(b"x")).await, Err(Broken));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_goes_on_from_what_is_stored() {
+        let fill = fill(10_000);
+        begin(&fill, Some("6"));
+        assert_eq!(fill.store.stats().filling, 6, "set aside for all of it");
+        let mut slow = fill.read().unwrap();
+        fill.push(Bytes::from_static(b"ab")).await.unwrap();
+        assert_eq!(slow.next().await.unwrap().unwrap(), "ab");
+        fill.push(Bytes::from_static(b"cdef")).await.unwrap();
+        fill.finish(None).unwrap();
+        assert!(fill.state.lock().chunks.is_empty());
+        fill.store.purge(&super::super::purge::Purge::new(super::super::purge::What::Everything, false));
+        let leaving = |fill: &Fill| fill.store.stats().leaving;
+        assert!(fill.store.stats().filling == 0 && leaving(&fill) > 6, "in the bound while it is being read");
+        assert_eq!(all(slow).await.unwrap(), b"cdef");
+        let store = Arc::clone(&fill.store);
+        drop(fill);
+        assert_eq!(store.stats().leaving, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_no_more_is_in_the_bound_until_it_is_read() {
+        let fill = fill(10);
+        begin(&fill, None);
+        let mut reader = fill.read().unwrap();
+        fill.push(Bytes::from_static(b"0123456789")).await.unwrap();
+        fill.push(Bytes::from_static(b"ab")).await.unwrap();
+        assert_eq!(fill.store.stats().filling, 10);
+        assert_eq!(reader.next().await.unwrap().unwrap(), "0123456789");
+        assert_eq!(fill.store.stats().filling, 0);
+        assert!(fill.finish(None).unwrap().is_none());
+        assert_eq!(all(reader).await.unwrap(), b"ab");
     }
 }

@@ -358,8 +358,16 @@ fn memory_stays_within_its_bound() {
     let gateway = Gateway::start(&config.concat());
     let address = gateway.address("http");
     let before = gateway.rss();
+    let memory = |state: &str| gateway.metric("gatewright_cache_memory_bytes", &[("state", state)]);
+    let running = AtomicUsize::new(4);
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while running.load(Ordering::SeqCst) > 0 {
+                within_bound(&gateway);
+            }
+        });
         for seed in 0..4 {
+            let running = &running;
             scope.spawn(move || {
                 let mut random = fastrand::Rng::with_seed(seed);
                 for _ in 0..250 {
@@ -377,15 +385,98 @@ fn memory_stays_within_its_bound() {
                         drop(rest(stream));
                     }
                 }
+                running.fetch_sub(1, Ordering::SeqCst);
             });
         }
     });
-    let memory = |state: &str| gateway.metric("gatewright_cache_memory_bytes", &[("state", state)]);
-    assert!(memory("stored") + memory("filling") <= memory("capacity"), "{} + {}", memory("stored"), memory("filling"));
     assert!(gateway.metric("gatewright_cache_evicted_total", &[]) > 0.0);
     eventually("nothing is coming in any more", SOON, || memory("filling") == 0.0);
     let grown = gateway.rss().saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes for a cache of 8 MiB");
+}
+
+/// What is stored, coming in and being sent is never more than the cache may take.
+fn within_bound(gateway: &Gateway) {
+    // One scrape, so that the parts are of one moment.
+    let page = gateway.metrics();
+    let memory = |state: &str| page.get("gatewright_cache_memory_bytes", &[("state", state)]).unwrap_or(0.0);
+    let parts = ["stored", "filling", "leaving"].map(memory);
+    assert!(parts.iter().sum::<f64>() <= memory("capacity"), "{parts:?}");
+}
+
+/// A client that takes next to nothing of what it is sent.
+fn slow(address: SocketAddr, target: &str) -> TcpStream {
+    let connect = async {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.connect(address).await.unwrap().into_std().unwrap()
+    };
+    let mut stream = support::runtime().block_on(connect);
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    stream.read_exact(&mut [0; 1]).unwrap();
+    stream
+}
+
+#[test]
+fn slow_readers_hold_no_more_than_the_bound() {
+    let _alone = support::exclusive();
+    const SIZE: usize = 4 << 20;
+    let origin = Origin::start("large");
+    origin.answer(script(|_, _| Some(ok("cache-control: max-age=1000", &vec![b'x'; SIZE]))));
+    let config = [
+        support::upstream("app", &[&origin], ""),
+        route("c", "max_object = \"4MiB\""),
+        "[cache]\nmemory = \"32MiB\"\n".to_owned(),
+    ];
+    let gateway = Gateway::start(&config.concat());
+    let before = gateway.rss();
+    // Each of another URL; half of them when it is stored already.
+    let mut clients = Vec::new();
+    for number in 0..80 {
+        let target = format!("/c/{number}");
+        if number % 2 == 0 {
+            assert_eq!(raw::send(gateway.http(), "GET", &target, &[("host", "h")], b"").body.len(), SIZE);
+        }
+        clients.push(slow(gateway.http(), &target));
+        within_bound(&gateway);
+    }
+    let grown = gateway.rss().saturating_sub(before);
+    assert!(grown < 128 << 20, "{} MiB for a cache of 32 MiB and {} slow clients", grown >> 20, clients.len());
+    // Nobody was cut off.
+    for mut client in clients {
+        let mut text = Vec::new();
+        client.read_to_end(&mut text).unwrap();
+        assert!(text.len() > SIZE, "{}", text.len());
+    }
+    eventually("nothing is held any more", SOON, || {
+        gateway.metric("gatewright_cache_memory_bytes", &[("state", "leaving")]) == 0.0
+    });
+    within_bound(&gateway);
+}
+
+#[test]
+fn a_scan_over_everything_does_not_flush_what_is_asked_for_often() {
+    let origin = Origin::start("app");
+    origin.answer(script(|_, _| Some(ok("cache-control: max-age=1000", &[b'x'; 10_000]))));
+    let config = [support::upstream("app", &[&origin], ""), route("c", ""), "[cache]\nmemory = \"1MiB\"\n".to_owned()];
+    let gateway = Gateway::start(&config.concat());
+    let mut client = raw::Client::connect(gateway.http());
+    let mut ask = |target: &str| {
+        let answer = client.exchange(raw::request("GET", target, &[], b"")).unwrap();
+        if !answer.keep_alive {
+            client = raw::Client::connect(gateway.http());
+        }
+        answer.header("cache-status").unwrap().contains("; hit")
+    };
+    for _ in 0..8 {
+        (0..20).for_each(|hot| drop(ask(&format!("/c/hot/{hot}"))));
+    }
+    // Ten times what there is room for.
+    (0..1_000).for_each(|cold| drop(ask(&format!("/c/cold/{cold}"))));
+    let hits = (0..20).filter(|hot| ask(&format!("/c/hot/{hot}"))).count();
+    assert!(hits >= 15, "{hits} of 20 are left");
 }
 
 #[test]

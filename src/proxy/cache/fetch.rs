@@ -149,7 +149,11 @@ async fn pump(mut tasks: mpsc::Receiver<HttpTask>, fill: &Arc<Fill>) -> bool {
             HttpTask::Header(head, _) if head.status.is_informational() && head.status != 101 => fill.interim(*head),
             HttpTask::Header(head, end) => {
                 // Stored, validated or failed: whoever waits has been told.
-                let passes = fill.is_waiting() && !fill.begin(*head, Vec::new(), Err(Refusal::Status), false) || fill.passes();
+                if fill.is_waiting() {
+                    // Nobody was asked about it.
+                    let _ = fill.begin(*head, Vec::new(), Err(Refusal::Status), false);
+                }
+                let passes = fill.passes();
                 stream = Some(passes);
                 if passes && end && fill.finish(None).is_err() {
                     return false;
@@ -287,25 +291,23 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
         }
         Ok(Stored { terms, received, selecting, part })
     });
-    let why = outcome.as_ref().err().copied().unwrap_or(Refusal::TooLarge);
     let stored = match &outcome {
         Ok(_) => entry::stored_head(head, &fields, &received),
         Err(_) => head.clone(),
     };
     let own = freshen::own(&head.headers, &fields);
-    if fetch.fill.begin(stored, own, outcome, false) {
+    let Err(why) = fetch.fill.begin(stored, own, outcome, false) else {
         policy.metrics.stored.increment();
-        RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()))
-    } else {
-        policy.metrics.refused(why);
-        // Where something is stored, what is worth more than an error is decided by those who wait.
-        if status < 500 || fetch.validate.is_empty() {
-            // A part says nothing of the whole.
-            let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
-            fetch.cache.flights.note_unshared(what, millis(&received));
-        }
-        uncacheable(why.as_str())
+        return RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()));
+    };
+    policy.metrics.refused(why);
+    // Where something is stored, what is worth more than an error is decided by those who wait. Room there may be for the next.
+    if (status < 500 || fetch.validate.is_empty()) && why != Refusal::NoRoom {
+        // A part says nothing of the whole.
+        let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
+        fetch.cache.flights.note_unshared(what, millis(&received));
     }
+    uncacheable(why.as_str())
 }
 
 /// The wall clock as a number, for what is remembered for seconds.

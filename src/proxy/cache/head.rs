@@ -29,7 +29,7 @@ pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) {
         return;
     }
     learn(fetch, request, head, &received);
-    fetch.fill.begin(shown.header, shown.own, shown.outcome, true);
+    let _ = fetch.fill.begin(shown.header, shown.own, shown.outcome, true);
 }
 
 /// A head without a body as it may be shown to others, if it may.

@@ -14,7 +14,7 @@ use crate::cache::fill::{Fill, Phase, Reader};
 use crate::cache::flight::{Joined, Name};
 use crate::cache::freshen::Own;
 use crate::cache::key::Key;
-use crate::cache::policy::Policy;
+use crate::cache::policy::{Policy, Refusal};
 use crate::cache::vary::Selecting;
 use crate::rejection::{self, Rejection};
 use crate::respond;
@@ -247,6 +247,9 @@ impl Miss {
                 match &head.outcome {
                     Ok(stored) if leads || matches(&stored.selecting, session) => {
                         said.stored = head.kept;
+                        if !head.kept && session.req_header().method == Method::GET {
+                            said.detail = Some(Refusal::NoRoom.as_str());
+                        }
                         let left = stored.terms.lifetime.saturating_sub(stored.terms.initial_age);
                         said.ttl = i64::try_from(left.as_secs()).ok();
                     }
