@@ -3,7 +3,7 @@
 use super::{BoxFuture, BuildContext, Filter, FilterConfig, Flow, Limiter, Phases, Problem, Step};
 use crate::clock::SharedClock;
 use crate::limit::concurrency::{Answer, Estimate, Running};
-use crate::limit::{By, ByConfig, Keys};
+use crate::limit::{By, ByConfig, Keys, key};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::LimitMetrics;
@@ -172,33 +172,34 @@ impl Filter for Concurrency {
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
-        let mut key = Vec::with_capacity(64);
-        self.keys.write(ctx, &session.req_header().headers, &mut key);
-        if let Some(estimate) = &self.estimate {
-            let Some(guard) = estimate.ask(&key, self.most) else { return Step::reject(self.refuse()) };
-            self.metrics.allowed.increment();
-            ctx.held.hold_estimate(guard);
-            return Step::CONTINUE;
-        }
-        match self.running.ask(&key, self.most, self.queue) {
-            Answer::Go(permit) => {
+        key::scratch(move |key| {
+            self.keys.write(ctx, &session.req_header().headers, key);
+            if let Some(estimate) = &self.estimate {
+                let Some(guard) = estimate.ask(key, self.most) else { return Step::reject(self.refuse()) };
                 self.metrics.allowed.increment();
-                ctx.held.hold(permit);
-                Step::CONTINUE
+                ctx.held.hold_estimate(guard);
+                return Step::CONTINUE;
             }
-            Answer::Full => Step::reject(self.refuse()),
-            Answer::Wait(place) => Step::Wait(Box::pin(async move {
-                let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
-                let wait = left.map_or(self.timeout, |left| left.min(self.timeout));
-                match tokio::time::timeout(wait, place).await {
-                    Ok(Ok(permit)) => {
-                        self.metrics.allowed.increment();
-                        ctx.held.hold(permit);
-                        Ok(Flow::Continue)
-                    }
-                    _ => Err(self.refuse()),
+            match self.running.ask(key, self.most, self.queue) {
+                Answer::Go(permit) => {
+                    self.metrics.allowed.increment();
+                    ctx.held.hold(permit);
+                    Step::CONTINUE
                 }
-            })),
-        }
+                Answer::Full => Step::reject(self.refuse()),
+                Answer::Wait(place) => Step::Wait(Box::pin(async move {
+                    let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
+                    let wait = left.map_or(self.timeout, |left| left.min(self.timeout));
+                    match tokio::time::timeout(wait, place).await {
+                        Ok(Ok(permit)) => {
+                            self.metrics.allowed.increment();
+                            ctx.held.hold(permit);
+                            Ok(Flow::Continue)
+                        }
+                        _ => Err(self.refuse()),
+                    }
+                })),
+            }
+        })
     }
 }

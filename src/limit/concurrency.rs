@@ -2,12 +2,15 @@
 //!
 //! A place is given back when its request ends, however it ends: a [`Permit`] in the request's context does it when it is
 //! dropped. A place that is given back goes to the request that has waited longest, never past it to a newcomer. Memory is
-//! bounded by the requests that are under way or wait, because a key without any is not kept.
+//! bounded by the requests that are under way or wait, because a key without any is not kept. A key is held as 128 bits of keyed
+//! hash, as the local store holds it, so that a request that need not wait allocates nothing.
 
+use super::local::hash128;
 use parking_lot::Mutex;
 use pingora_limits::inflight::{Guard, Inflight};
+use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
+use std::hash::RandomState;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -16,10 +19,10 @@ const SHARDS: usize = 32;
 /// The requests of one scope under way, by key.
 pub struct Running {
     shards: Box<[Mutex<Shard>]>,
-    hasher: foldhash::quality::RandomState,
+    seeds: [RandomState; 2],
 }
 
-type Shard = HashMap<Box<[u8]>, Key, foldhash::quality::RandomState>;
+type Shard = HashMap<u128, Key, foldhash::fast::RandomState>;
 
 #[derive(Default)]
 struct Key {
@@ -30,7 +33,7 @@ struct Key {
 /// A place among the requests under way.
 pub struct Permit {
     running: Arc<Running>,
-    key: Box<[u8]>,
+    key: u128,
 }
 
 impl std::fmt::Debug for Permit {
@@ -41,7 +44,7 @@ impl std::fmt::Debug for Permit {
 
 /// The places that a request holds.
 #[derive(Debug, Default)]
-pub struct Held(Vec<Place>);
+pub struct Held(SmallVec<[Place; 2]>);
 
 /// One of them; given back when it is dropped.
 #[derive(Debug)]
@@ -95,22 +98,22 @@ pub enum Answer {
 
 impl Default for Running {
     fn default() -> Self {
-        let hasher = foldhash::quality::RandomState::default();
-        Running { shards: (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect(), hasher }
+        let seeds = [RandomState::new(), RandomState::new()];
+        Running { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), seeds }
     }
 }
 
 impl Running {
-    fn shard(&self, key: &[u8]) -> Option<&Mutex<Shard>> {
-        let at = usize::try_from(self.hasher.hash_one(key) >> 32).unwrap_or_default() % SHARDS;
-        self.shards.get(at)
+    fn shard(&self, key: u128) -> Option<&Mutex<Shard>> {
+        self.shards.get(usize::try_from(key >> 64).unwrap_or_default() % SHARDS)
     }
 
     /// Asks for one of `most` places of `key`; where they are taken, for one of `queue` places in its queue.
     pub fn ask(self: &Arc<Self>, key: &[u8], most: u32, queue: usize) -> Answer {
+        let key = hash128(&self.seeds, key);
         let Some(shard) = self.shard(key) else { return Answer::Full };
         let mut shard = shard.lock();
-        if let Some(known) = shard.get_mut(key) {
+        if let Some(known) = shard.get_mut(&key) {
             if known.running >= most {
                 // Those that have given up waiting make room.
                 known.waiting.retain(|waiter| !waiter.is_closed());
@@ -123,21 +126,22 @@ impl Running {
             }
             known.running = known.running.saturating_add(1);
         } else {
-            shard.insert(key.into(), Key { running: 1, waiting: VecDeque::new() });
+            shard.insert(key, Key { running: 1, waiting: VecDeque::new() });
         }
         drop(shard);
-        Answer::Go(Permit { running: Arc::clone(self), key: key.into() })
+        Answer::Go(Permit { running: Arc::clone(self), key })
     }
 
     /// How many of `key` are under way.
     pub fn count(&self, key: &[u8]) -> u32 {
-        self.shard(key).and_then(|shard| shard.lock().get(key).map(|key| key.running)).unwrap_or(0)
+        let key = hash128(&self.seeds, key);
+        self.shard(key).and_then(|shard| shard.lock().get(&key).map(|key| key.running)).unwrap_or(0)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(shard) = self.running.shard(&self.key) else { return };
+        let Some(shard) = self.running.shard(self.key) else { return };
         // The next one gets this very place. A permit that nobody takes comes back here by being dropped, which must not
         // happen with the lock held.
         let next = {
@@ -158,7 +162,7 @@ impl Drop for Permit {
             next
         };
         if let Some(waiter) = next {
-            let permit = Permit { running: Arc::clone(&self.running), key: std::mem::take(&mut self.key) };
+            let permit = Permit { running: Arc::clone(&self.running), key: self.key };
             drop(waiter.send(permit));
         }
     }

@@ -3,13 +3,9 @@
 //!
 //! In the context of the request and without allocations, for as many filters and as long keys as routes usually have.
 
-use arrayvec::ArrayVec;
+use smallvec::SmallVec;
 use std::ops::Range;
 use std::time::Instant;
-
-/// The filters and the bytes of keys that have a place in the context itself; more are on the heap.
-const FILTERS: usize = 3;
-const BYTES: usize = 128;
 
 /// Where it was counted, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,49 +29,33 @@ pub struct Use {
     pub set: u16,
     pub cost: u64,
     pub source: Source,
-    key: Key,
-}
-
-#[derive(Debug)]
-enum Key {
-    Here(Range<usize>),
-    There(Box<[u8]>),
+    key: Range<usize>,
 }
 
 /// What all filters of a request have counted.
 #[derive(Debug, Default)]
 pub struct Uses {
-    few: ArrayVec<Use, FILTERS>,
-    more: Vec<Use>,
-    bytes: ArrayVec<u8, BYTES>,
+    list: SmallVec<[Use; 3]>,
+    /// The keys, one after the other.
+    keys: SmallVec<[u8; 128]>,
 }
 
 impl Uses {
     pub fn add(&mut self, filter: u32, set: u16, key: &[u8], cost: u64, source: Source) {
-        let start = self.bytes.len();
-        let key = match self.bytes.try_extend_from_slice(key) {
-            Ok(()) => Key::Here(start..self.bytes.len()),
-            Err(_) => Key::There(key.into()),
-        };
-        if let Err(full) = self.few.try_push(Use { filter, set, cost, source, key }) {
-            self.more.push(full.element());
-        }
+        let start = self.keys.len();
+        self.keys.extend_from_slice(key);
+        self.list.push(Use { filter, set, cost, source, key: start..self.keys.len() });
     }
 
     /// What this filter has counted; not known any more afterwards.
     pub fn remove(&mut self, filter: u32) -> Option<Use> {
-        if let Some(at) = self.few.iter().position(|used| used.filter == filter) {
-            return Some(self.few.swap_remove(at));
-        }
-        let at = self.more.iter().position(|used| used.filter == filter)?;
-        Some(self.more.swap_remove(at))
+        let at = self.list.iter().position(|used| used.filter == filter)?;
+        Some(self.list.swap_remove(at))
     }
 
-    pub fn key<'a>(&'a self, used: &'a Use) -> &'a [u8] {
-        match &used.key {
-            Key::Here(range) => self.bytes.get(range.clone()).unwrap_or_default(),
-            Key::There(key) => key,
-        }
+    /// The key that it was counted for.
+    pub fn key(&self, used: &Use) -> &[u8] {
+        self.keys.get(used.key.clone()).unwrap_or_default()
     }
 }
 

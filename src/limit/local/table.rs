@@ -31,8 +31,8 @@ fn times([_, _, times, ..]: &Entry) -> (u32, u32) {
     (half(*times), half(*times >> 32))
 }
 
-/// What an entry takes, with its tag and its share of the pointer to its block.
-pub const ENTRY_BYTES: usize = size_of::<Entry>() + size_of::<u32>() + size_of::<usize>().div_ceil(BLOCK);
+/// What a block takes, with the tags of its entries and the pointer to it.
+const BLOCK_BYTES: usize = BLOCK * (size_of::<Entry>() + size_of::<u32>()) + size_of::<usize>();
 
 /// Where a key is or can be put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,14 +88,20 @@ fn tag(hash: u128) -> u32 {
 }
 
 impl Table {
+    /// A table that never takes more than `bytes`: as many whole blocks as fit, and at least one.
     pub fn new(bytes: usize) -> Self {
-        let sets = (bytes / ENTRY_BYTES / WAYS).max(2);
-        let places = sets.saturating_mul(WAYS);
+        let blocks = (bytes.saturating_sub(size_of::<Table>()) / BLOCK_BYTES).max(1);
+        let places = blocks.saturating_mul(BLOCK);
         Table {
             tags: vec![0; places].into(),
-            entries: Blocks((0..places.div_ceil(BLOCK)).map(|_| None).collect()),
-            sets: u64::try_from(sets).unwrap_or(u64::MAX),
+            entries: Blocks((0..blocks).map(|_| None).collect()),
+            sets: u64::try_from(places / WAYS).unwrap_or(u64::MAX),
         }
+    }
+
+    #[cfg(test)]
+    pub fn places(&self) -> usize {
+        self.tags.len()
     }
 
     fn candidates(&self, hash: u128) -> impl Iterator<Item = usize> + use<> {
