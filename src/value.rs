@@ -3,12 +3,14 @@
 //! Each has one spelling, a reason when it is wrong, and the same JSON Schema as its parser.
 
 mod address;
+mod file;
 mod networks;
 mod rate;
 mod secret;
 mod timestamp;
 
 pub use address::Address;
+pub use file::read_file;
 pub use networks::Networks;
 pub use rate::{NUMBER_MAX, Period, Quota, Rate};
 pub use secret::{SECRET_MAX, Secret, SecretSource, TextOrSecret};

@@ -8,11 +8,10 @@ use super::syntax::{self, Spoiled};
 use super::{ChainConfig, Config, Entry, Named, RouteConfig};
 use crate::diagnostic::{Diagnostics, Span};
 use crate::filter::Registry;
-use crate::value::{Located, set_decoding_file};
+use crate::value::{Located, read_file, set_decoding_file};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -279,12 +278,7 @@ impl<'a> Loader<'a> {
 
 /// Reads a file that must be text of bounded size.
 fn read(path: &Path) -> Result<String, String> {
-    let file = fs::File::open(path).map_err(|e| e.to_string())?;
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(format!("it is larger than {} MiB", FILE_MAX >> 20));
-    }
+    let bytes = read_file(path, FILE_MAX)?;
     if bytes.contains(&0) {
         return Err("it is a binary file".to_owned());
     }

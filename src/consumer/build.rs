@@ -6,11 +6,10 @@ use crate::diagnostic::{Diagnostics, Span};
 use crate::identity::Identity;
 use crate::limit::config::compile_all;
 use crate::signature::VerifyKey;
-use crate::value::Located;
+use crate::value::{Located, read_file};
 use std::collections::BTreeSet;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -148,11 +147,8 @@ fn signing_key(hmac: &HmacCredential, d: &mut Diagnostics) -> Option<VerifyKey> 
             (secret.span.clone(), key)
         }
         (None, Some(path)) if !hmac.algorithm().is_secret() => {
-            let read = std::fs::File::open(directory.join(&path.value)).and_then(|file| {
-                let mut bytes = Vec::new();
-                file.take(PEM_MAX).read_to_end(&mut bytes).map(|_| bytes)
-            });
-            let key = read.map_err(|e| e.to_string()).and_then(|pem| VerifyKey::public(hmac.algorithm(), &pem));
+            let read = read_file(&directory.join(&path.value), PEM_MAX);
+            let key = read.and_then(|pem| VerifyKey::public(hmac.algorithm(), &pem));
             (path.span.clone(), key.map_err(|why| format!("the public key {} cannot be used: {why}", path.value)))
         }
         // Told when the file was read.

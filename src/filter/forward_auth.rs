@@ -11,7 +11,7 @@ use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::respond::LocalResponse;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
-use crate::value::{Duration, Located};
+use crate::value::{Duration, Located, read_file};
 use bytes::Bytes;
 use cache::Cache;
 use client::{Answer, Client, NoAnswer};
@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 /// The most headers of each list.
 const LIST_MAX: usize = 64;
+/// The largest file of certificates, in bytes.
+const CA_MAX: u64 = 1 << 20;
 /// When to come back after the service could not be asked.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer");
@@ -78,8 +80,8 @@ pub struct ForwardAuthConfig {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IdentityConfig {
-    /// The header with the name of the caller; where a consumer has this name, it is that consumer. An answer that lets pass
-    /// without it is answered with 503.
+    /// The header with the name of the caller; where a consumer has this name, it is that consumer, and one that is not enabled is
+    /// refused with 401 `credential_invalid`. An answer that lets pass without a name is answered with 503.
     pub name: Located<String>,
     /// The header with the roles, separated by commas, in addition to those of the consumer. Default: none.
     pub roles: Option<Located<String>>,
@@ -145,8 +147,8 @@ impl FilterConfig for ForwardAuthConfig {
                 return Err(Problem::new("`ca` is for an `https` URL").at(self.ca.as_ref().unwrap_or(&self.url)));
             }
             Some(path) => {
-                let read = std::fs::read(cx.directory().join(&path.value));
-                Some(read.map_err(|e| Problem::new(format!("cannot read {}: {e}", path.value)).at(path))?)
+                let read = read_file(&cx.directory().join(&path.value), CA_MAX);
+                Some(read.map_err(|why| Problem::new(format!("cannot read {}: {why}", path.value)).at(path))?)
             }
         };
         let connector = match at.https {
@@ -319,7 +321,7 @@ impl ForwardAuth {
     fn decide(&self, answer: Answer, carried: bool, ctx: &mut RequestCtx) -> Result<(Flow, Option<Arc<Permit>>), Rejection> {
         match answer.status {
             status if status.is_success() => {
-                let permit = Arc::new(self.permit(&answer.headers).ok_or_else(|| self.unavailable())?);
+                let permit = Arc::new(self.permit(&answer.headers)?);
                 let no_store = answer.headers.get_all(header::CACHE_CONTROL).iter().any(|line| {
                     line.as_bytes().split(|b| *b == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(b"no-store"))
                 });
@@ -356,21 +358,23 @@ impl ForwardAuth {
         }
     }
 
-    /// `None` if the answer does not say who calls, and it must.
-    fn permit(&self, headers: &HeaderMap) -> Option<Permit> {
+    /// What an answer lets pass that says who calls, where it must, and that it is somebody who may.
+    fn permit(&self, headers: &HeaderMap) -> Result<Permit, Rejection> {
         let handed: Vec<_> = self
             .response_headers
             .iter()
             .flat_map(|name| headers.get_all(name).iter().map(|value| (name.clone(), value.clone())))
             .collect();
-        let Some((name, roles)) = &self.identity else { return Some(Permit { identity: None, headers: handed }) };
-        let name = headers.get(name).and_then(|value| value.to_str().ok()).filter(|name| !name.is_empty())?;
+        let Some((name, roles)) = &self.identity else { return Ok(Permit { identity: None, headers: handed }) };
+        let name = headers.get(name).and_then(|value| value.to_str().ok()).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| self.unavailable())?;
         let lines = roles.iter().flat_map(|roles| headers.get_all(roles)).filter_map(|line| line.to_str().ok());
         let mut roles: Vec<Arc<str>> =
             lines.flat_map(|line| line.split(',')).map(str::trim).filter(|role| !role.is_empty()).map(Arc::from).collect();
         let consumer = self.consumers.get(name);
         if consumer.is_some_and(|consumer| !consumer.enabled) {
-            return None;
+            self.metrics.count(AuthOutcome::Disabled);
+            return Err(Rejection::new(&rejection::CREDENTIAL_INVALID).www_authenticate(CHALLENGE));
         }
         for role in consumer.iter().flat_map(|consumer| consumer.roles.iter()) {
             if !roles.contains(role) {
@@ -386,7 +390,7 @@ impl ForwardAuth {
             tier: consumer.and_then(|consumer| consumer.tier.as_ref()).map(|tier| Arc::clone(&tier.name)),
             ..Identity::nobody()
         };
-        Some(Permit { identity: Some(Arc::new(identity)), headers: handed })
+        Ok(Permit { identity: Some(Arc::new(identity)), headers: handed })
     }
 
     fn accept(&self, permit: Arc<Permit>, ctx: &mut RequestCtx) -> Flow {

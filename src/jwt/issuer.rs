@@ -15,7 +15,7 @@ use crate::consumer::Consumers;
 use crate::diagnostic::Diagnostics;
 use crate::identity::{Identity, Signed};
 use crate::state::StatePool;
-use crate::value::Located;
+use crate::value::{Located, read_file};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The largest key file, in bytes.
-const FILE_MAX: usize = 256 << 10;
+const FILE_MAX: u64 = 256 << 10;
 
 /// One `[jwt.NAME]` section, ready to verify tokens.
 pub struct Issuer {
@@ -351,7 +351,7 @@ fn keys(config: &IssuerConfig, base: &Path, state: &StatePool, clock: &SharedClo
             }
         },
         (None, Some(path), None) => {
-            let read = read(&base.join(&path.value));
+            let read = read_file(&base.join(&path.value), FILE_MAX);
             let key = read.and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not text".into()));
             match key.and_then(|text| Key::pem(&text)) {
                 Ok(key) => Some(Keys::Fixed(KeySet::single(key))),
@@ -359,7 +359,7 @@ fn keys(config: &IssuerConfig, base: &Path, state: &StatePool, clock: &SharedClo
             }
         }
         (None, None, Some(jwks)) => match (&jwks.file, &jwks.url) {
-            (Some(path), None) => match read(&base.join(&path.value)).and_then(|bytes| KeySet::jwks(&bytes, false)) {
+            (Some(path), None) => match read_file(&base.join(&path.value), FILE_MAX).and_then(|bytes| KeySet::jwks(&bytes, false)) {
                 Ok(set) => Some(Keys::Fixed(set)),
                 Err(why) => wrong(&path.span, format!("the key set {} cannot be used: {why}", path.value)),
             },
@@ -383,7 +383,7 @@ fn remote(
     let at = Endpoint::parse(url).ok()?;
     let ca = match &jwks.ca {
         None => None,
-        Some(path) => match read(&base.join(&path.value)) {
+        Some(path) => match read_file(&base.join(&path.value), FILE_MAX) {
             Ok(bytes) => Some(bytes),
             Err(why) => {
                 d.error(path.span.clone(), format!("the certificates {} cannot be used: {why}", path.value));
@@ -431,14 +431,6 @@ fn fit(config: &IssuerConfig, set: &KeySet, d: &mut Diagnostics) -> bool {
         d.error(algorithm.span.clone(), format!("{} does not fit the keys of this issuer", algorithm.name())).label(keys);
     }
     all
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    use std::io::Read;
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() > FILE_MAX { Err(format!("it is larger than {} KiB", FILE_MAX >> 10)) } else { Ok(bytes) }
 }
 
 fn millis(duration: Duration) -> u64 {

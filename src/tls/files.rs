@@ -2,11 +2,9 @@
 //! them.
 
 use crate::diagnostic::{Diagnostics, Span};
-use crate::value::Located;
+use crate::value::{Located, read_file};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The largest certificate file, in bytes. A file of a thousand authorities has about as many.
@@ -31,15 +29,13 @@ impl Files<'_> {
     fn bytes(&mut self, path: &Located<PathBuf>, most: u64) -> Option<(PathBuf, Vec<u8>)> {
         let full = self.resolve(path);
         self.read.push(full.clone());
-        let mut bytes = Vec::new();
-        let read = File::open(&full).and_then(|file| file.take(most.saturating_add(1)).read_to_end(&mut bytes));
-        let why = match read {
-            Err(error) => error.to_string(),
-            Ok(_) if bytes.len() as u64 > most => format!("it is larger than {} KiB", most >> 10),
-            Ok(_) => return Some((full, bytes)),
-        };
-        self.d.error(path.span.clone(), format!("cannot read {}: {why}", full.display()));
-        None
+        match read_file(&full, most) {
+            Ok(bytes) => Some((full, bytes)),
+            Err(why) => {
+                self.d.error(path.span.clone(), format!("cannot read {}: {why}", full.display()));
+                None
+            }
+        }
     }
 
     /// The certificates of a PEM file as text, for those who read it themselves.

@@ -1,11 +1,10 @@
 //! Secrets: where they come from, and a holder that cannot be printed by accident.
 
+use super::read_file;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The largest secret, in bytes. Keys and tokens are far smaller; certificates are not read as secrets.
@@ -96,12 +95,7 @@ impl TextOrSecret {
 
 fn read(path: &Path) -> Result<Secret, String> {
     let failed = |why: &dyn fmt::Display| format!("cannot read the secret {}: {why}", path.display());
-    let file = File::open(path).map_err(|e| failed(&e))?;
-    let mut bytes = Vec::new();
-    file.take(SECRET_MAX as u64 + 1).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-    if bytes.len() > SECRET_MAX {
-        return Err(failed(&format_args!("it is larger than {} KiB", SECRET_MAX / 1024)));
-    }
+    let bytes = read_file(path, SECRET_MAX as u64).map_err(|why| failed(&why))?;
     let mut text = String::from_utf8(bytes).map_err(|_| failed(&"it is not UTF-8 text"))?;
     if text.ends_with('\n') {
         text.pop();

@@ -105,11 +105,15 @@ async fn what_is_not_permitted_does_not_pass() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_name_or_of_a_disabled_consumer_is_none() {
-    for answer in ["HTTP/1.1 204 Ok\r\n\r\n", "HTTP/1.1 204 Ok\r\nx-name: off\r\n\r\n", "HTTP/1.1 204 Ok\r\nx-name: \r\n\r\n"] {
+async fn an_answer_without_a_name_is_none_and_a_disabled_consumer_is_refused() {
+    for (answer, code) in [
+        ("HTTP/1.1 204 Ok\r\n\r\n", "authorization_unavailable"),
+        ("HTTP/1.1 204 Ok\r\nx-name: \r\n\r\n", "authorization_unavailable"),
+        ("HTTP/1.1 204 Ok\r\nx-name: off\r\n\r\n", "credential_invalid"),
+    ] {
         let (url, _) = service(answer).await;
-        let (done, ..) = ask(&filter(&url, "identity = { name = 'x-name' }"), RAW).await;
-        assert_eq!(done, Err("authorization_unavailable"), "{answer}");
+        let (done, ctx, _) = ask(&filter(&url, "identity = { name = 'x-name' }"), RAW).await;
+        assert_eq!((done, ctx.identity.is_none()), (Err(code), true), "{answer}");
     }
 }
 
@@ -154,4 +158,5 @@ fn impossible_tables_are_refused_with_a_reason() {
     assert_eq!(message("{ url = 'http://a/', timeout = '1ms' }"), "`1ms` is not possible here");
     assert_eq!(message("{ url = 'http://a/', headers = ['host'] }"), "`host` cannot be changed by a filter");
     assert_eq!(message("{ url = 'http://a/', ca = 'x.pem' }"), "`ca` is for an `https` URL");
+    assert_eq!(message("{ url = 'https://a/', ca = '/dev/zero' }"), "cannot read /dev/zero: it is larger than 1 MiB");
 }
