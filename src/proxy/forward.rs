@@ -78,7 +78,8 @@ pub fn connect_failed(ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
 /// `reused` is what Pingora knows, which is about the connections that it has made by itself.
 pub fn connected(ctx: &mut Ctx, peer: &HttpPeer, reused: bool) {
     if ctx.attempt.race.is_some() {
-        // To the race. Its connections are told of by whoever makes them.
+        // To the race. Its connections are told of by whoever makes them, and checked as all others.
+        ctx.attempt.checked = true;
         return;
     }
     let opened = peer.options.custom_l4.as_ref().and_then(|_| crate::upstream::take_opened());

@@ -95,13 +95,8 @@ impl ClientTls {
         if insecure {
             client.dangerous().set_certificate_verifier(Arc::new(AnyCertificate));
         }
-        let name = match ServerName::try_from(config.sni.value.clone()) {
-            Ok(name) => name,
-            Err(error) => {
-                files.error(config.sni.span.clone(), format!("this cannot be a server's name: {error}"));
-                return None;
-            }
-        };
+        // The check of the configuration has reported what is no name.
+        let name = ServerName::try_from(config.sni.value.clone()).ok()?;
         let offering = |protocol: &[u8]| {
             let mut config = client.clone();
             config.alpn_protocols = vec![protocol.to_vec()];
