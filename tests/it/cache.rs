@@ -459,7 +459,10 @@ fn slow_readers_hold_no_more_than_the_bound() {
 #[test]
 fn a_scan_over_everything_does_not_flush_what_is_asked_for_often() {
     let origin = Origin::start("app");
-    origin.answer(script(|_, _| Some(ok("cache-control: max-age=1000", &[b'x'; 10_000]))));
+    origin.answer(script(|target, _| {
+        let size: usize = target.rsplit('/').next()?.parse().ok()?;
+        Some(ok("cache-control: max-age=1000", &vec![b'x'; size]))
+    }));
     let config = [support::upstream("app", &[&origin], ""), route("c", ""), "[cache]\nmemory = \"1MiB\"\n".to_owned()];
     let gateway = Gateway::start(&config.concat());
     let mut client = raw::Client::connect(gateway.http());
@@ -471,11 +474,11 @@ fn a_scan_over_everything_does_not_flush_what_is_asked_for_often() {
         answer.header("cache-status").unwrap().contains("; hit")
     };
     for _ in 0..8 {
-        (0..20).for_each(|hot| _ = ask(&format!("/c/hot/{hot}")));
+        (0..20).for_each(|hot| _ = ask(&format!("/c/{hot}/10000")));
     }
-    // Ten times what there is room for.
-    (0..1_000).for_each(|cold| _ = ask(&format!("/c/cold/{cold}")));
-    let hits = (0..20).filter(|hot| ask(&format!("/c/hot/{hot}"))).count();
+    // Ten times what there is room for, large and small.
+    (100..400).for_each(|cold| _ = ask(&format!("/c/{cold}/{}", [5_000, 100_000][cold % 2])));
+    let hits = (0..20).filter(|hot| ask(&format!("/c/{hot}/10000"))).count();
     assert!(hits >= 15, "{hits} of 20 are left");
 }
 
