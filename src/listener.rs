@@ -189,6 +189,11 @@ impl ListenerState {
         self.socket.get()?.upgrade()?.as_fd().try_clone_to_owned().ok()
     }
 
+    /// Whether an accept loop has the socket.
+    fn accepts(&self) -> bool {
+        self.socket.get().is_some_and(|socket| socket.strong_count() > 0)
+    }
+
     /// The socket goes on without this listener, and with it its file.
     fn pass_on(&self) {
         self.handed_over.store(true, Ordering::Release);
@@ -257,6 +262,16 @@ impl Listeners {
     pub fn advance(&self, stage: Stage) {
         for state in self.states() {
             state.stage.advance(stage);
+        }
+    }
+
+    /// Returns once no listener accepts any more, and what its socket leaves behind has been removed. After
+    /// [`Stage::HandedOver`] that is a matter of the loops' next turn, which the end of the process must not cut off.
+    pub async fn wait_closed(&self) {
+        const TURN: Duration = Duration::from_millis(1);
+        let states = self.states();
+        while states.iter().any(|state| state.accepts()) {
+            tokio::time::sleep(TURN).await;
         }
     }
 

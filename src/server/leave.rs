@@ -17,6 +17,8 @@ pub async fn stop(readiness: &Readiness, listeners: &Listeners, drain_delay: Dur
         Ok(()) => log::info!("stopped: every request is done"),
         Err(_) => log::warn!("the grace period is over: {} connections are cut", listeners.connections.get()),
     }
+    // A loop that does not come to its turn is one of a runtime that is stuck: nothing to wait for.
+    let _ = tokio::time::timeout(LAST_WORD, listeners.wait_closed()).await;
 }
 
 /// How long idle connections may take to close in order when the grace period is over.
