@@ -79,6 +79,8 @@ pub struct Stored {
     pub selecting: Selecting,
     /// The part that it is of a whole: start, end, total.
     pub part: Option<(u64, u64, u64)>,
+    /// What such a request could be given so far, and what this takes the place of.
+    pub replaces: Vec<Arc<Entry>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,6 +327,9 @@ impl Fill {
         let entry = Arc::new(self.entry(&head.header, of, chunks, length));
         let stored = self.store.insert(&self.key, Arc::clone(&entry), self.policy.max_variants, self.epoch, reserved);
         if stored {
+            for known in &of.replaces {
+                self.store.remove(&self.key, known);
+            }
             self.share(&entry);
         } else {
             self.policy.metrics.refused(Refusal::Purged);
@@ -575,7 +580,8 @@ mod tests {
         if let Some(length) = length {
             head.insert_header("content-length", length).unwrap();
         }
-        let stored = Stored { terms: terms(60), received: received(), selecting: Selecting::default(), part: None };
+        let stored =
+            Stored { terms: terms(60), received: received(), selecting: Selecting::default(), part: None, replaces: Vec::new() };
         fill.begin(head, Vec::new(), Ok(stored), false).is_ok()
     }
 

@@ -3,14 +3,16 @@
 mod decide;
 mod fetch;
 mod head;
+mod judge;
 mod lookup;
 mod miss;
 mod note;
 mod serve;
 mod validate;
 
-pub use fetch::{adopt, head_of_fetch, judge, key, not_modified, settle_failure, to_enable};
+pub use fetch::{adopt, head_of_fetch, key, not_modified, settle_failure, to_enable};
 pub use head::answered as answered_to_head;
+pub use judge::judge;
 pub use lookup::answer;
 pub use note::response;
 

@@ -9,7 +9,8 @@
 //!   default `answer N`, where N counts the requests of the case; `; interim: 103` sends that first;
 //! - outcome: `own`: the answer is the one of this line; `hit N`: that of line N, from the cache; `504`: this status;
 //!   `name: value` and `!name`: fields that must and must not be in the answer; `name> value` and `name>!`: the same of the
-//!   request that the origin saw; `method> GET`; `text: ...`: the body; `empty`; `has name`.
+//!   request that the origin saw; `method> GET`; `text: ...`: the body; `empty`; `has name`; `soon`: the request is made again until
+//!   the rest holds, for what follows from a fetch in the background.
 //!
 //! `@-60` in a value is the date a minute ago.
 
@@ -145,81 +146,95 @@ fn answer(text: &str, number: usize, to_head: bool) -> Option<Vec<u8>> {
 /// Runs one case; `Err` says what was not as it must be.
 fn run(case: &Case, path: &str, address: std::net::SocketAddr, slots: &Slots) -> Result<(), String> {
     for (index, step) in case.steps.iter().enumerate() {
-        let number = index + 1;
-        let at = |what: String| format!("{}\n    line {number}: {step}\n    {what}", case.name);
-        let parts: Vec<&str> = step.split(" | ").map(str::trim).collect();
-        let [request, origin, wanted] = parts[..] else { return Err(at("three parts are needed".to_owned())) };
-        let (method, mut sent) = fields(request);
-        let mut target = path.to_owned();
-        sent.retain(|(name, value)| {
-            if *name == "path" {
-                target = format!("{path}{value}");
-            }
-            *name != "path"
-        });
-        let key = target.clone();
-        {
-            let mut slots = slots.lock();
-            let slot = slots.entry(key.clone()).or_default();
-            slot.answer = (origin != "-").then(|| answer(origin, number, method == "HEAD")).flatten();
-            slot.seen.clear();
-        }
-        let body: &[u8] = if matches!(method, "POST" | "PUT" | "PATCH") { b"change" } else { b"" };
-        let response = raw::Client::connect(address)
-            .timeout(Duration::from_secs(15))
-            .exchange(raw::request(method, &target, &sent, body))
-            .map_err(|broken| at(format!("no answer: {broken}")))?;
-        let look = || slots.lock().get(&key).map(|slot| slot.seen.clone()).unwrap_or_default();
         let patience = std::time::Instant::now() + Duration::from_secs(5);
-        // Fetches in the background come a moment after the answer.
-        while origin != "-" && look().is_empty() && std::time::Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let seen = look();
-        if (origin == "-") != seen.is_empty() {
-            return Err(at(format!("the origin was asked {} times; {} {:?}", seen.len(), response.status, response.headers)));
-        }
-        let seen = seen.first().cloned().unwrap_or_default();
-        let saw = |name: &str| {
-            let mut lines = seen.lines().skip(1).filter_map(|line| line.split_once(':'));
-            lines.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
-        };
-        for want in wanted.split("; ").map(str::trim).filter(|want| !want.is_empty()) {
-            let text = response.text();
-            let good = match want {
-                _ if want.starts_with("has ") => response.header(&want[4..]).is_some(),
-                "empty" => text.is_empty(),
-                "own" => text == format!("answer {number}"),
-                _ if want.starts_with("hit ") => {
-                    text == format!("answer {}", &want[4..])
-                        && response.header("cache-status").is_some_and(|s| s.contains("gatewright; hit"))
-                }
-                _ if want.len() == 3 && want.bytes().all(|b| b.is_ascii_digit()) => response.status.to_string() == want,
-                _ if want.starts_with("text: ") => text == want[6..],
-                _ if want.starts_with("interim ") => response.interim.contains(&want[8..].parse().unwrap()),
-                _ if want.starts_with("method> ") => seen.starts_with(&want[8..]),
-                _ if want.ends_with(">!") => saw(&want[..want.len() - 2]).is_none(),
-                _ if want.contains("> ") => {
-                    let (name, value) = want.split_once("> ").unwrap();
-                    saw(name).as_deref() == Some(value)
-                }
-                _ if want.starts_with('!') => response.header(&want[1..]).is_none(),
-                _ if want.contains("~ ") => {
-                    let (name, value) = want.split_once("~ ").unwrap();
-                    response.header_all(name).iter().any(|known| known.contains(value))
-                }
-                _ if want.contains(": ") => {
-                    let (name, value) = want.split_once(": ").unwrap();
-                    response.header_all(name).contains(&value)
-                }
-                _ => return Err(at(format!("`{want}` says nothing"))),
-            };
-            if !good {
-                return Err(at(format!(
-                    "not so: {want}\n    got {} {:?} {text:?}\n    the origin saw {seen:?}",
-                    response.status, response.headers
-                )));
+        loop {
+            match run_step(case, index, path, address, slots) {
+                Err(_) if step.ends_with("; soon") && std::time::Instant::now() < patience => {}
+                Err(why) => return Err(why),
+                Ok(()) => break,
             }
+        }
+    }
+    Ok(())
+}
+
+fn run_step(case: &Case, index: usize, path: &str, address: std::net::SocketAddr, slots: &Slots) -> Result<(), String> {
+    let step = &case.steps[index];
+    let number = index + 1;
+    let at = |what: String| format!("{}\n    line {number}: {step}\n    {what}", case.name);
+    let parts: Vec<&str> = step.split(" | ").map(str::trim).collect();
+    let [request, origin, wanted] = parts[..] else { return Err(at("three parts are needed".to_owned())) };
+    let (method, mut sent) = fields(request);
+    let mut target = path.to_owned();
+    sent.retain(|(name, value)| {
+        if *name == "path" {
+            target = format!("{path}{value}");
+        }
+        *name != "path"
+    });
+    let key = target.clone();
+    {
+        let mut slots = slots.lock();
+        let slot = slots.entry(key.clone()).or_default();
+        slot.answer = (origin != "-").then(|| answer(origin, number, method == "HEAD")).flatten();
+        slot.seen.clear();
+    }
+    let body: &[u8] = if matches!(method, "POST" | "PUT" | "PATCH") { b"change" } else { b"" };
+    let response = raw::Client::connect(address)
+        .timeout(Duration::from_secs(15))
+        .exchange(raw::request(method, &target, &sent, body))
+        .map_err(|broken| at(format!("no answer: {broken}")))?;
+    let look = || slots.lock().get(&key).map(|slot| slot.seen.clone()).unwrap_or_default();
+    let patience = std::time::Instant::now() + Duration::from_secs(5);
+    // Fetches in the background come a moment after the answer.
+    while origin != "-" && look().is_empty() && std::time::Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let seen = look();
+    if (origin == "-") != seen.is_empty() {
+        return Err(at(format!("the origin was asked {} times; {} {:?}", seen.len(), response.status, response.headers)));
+    }
+    let seen = seen.first().cloned().unwrap_or_default();
+    let saw = |name: &str| {
+        let mut lines = seen.lines().skip(1).filter_map(|line| line.split_once(':'));
+        lines.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
+    };
+    for want in wanted.split("; ").map(str::trim).filter(|want| !want.is_empty()) {
+        let text = response.text();
+        let good = match want {
+            _ if want.starts_with("has ") => response.header(&want[4..]).is_some(),
+            "soon" => true,
+            "empty" => text.is_empty(),
+            "own" => text == format!("answer {number}"),
+            _ if want.starts_with("hit ") => {
+                text == format!("answer {}", &want[4..])
+                    && response.header("cache-status").is_some_and(|s| s.contains("gatewright; hit"))
+            }
+            _ if want.len() == 3 && want.bytes().all(|b| b.is_ascii_digit()) => response.status.to_string() == want,
+            _ if want.starts_with("text: ") => text == want[6..],
+            _ if want.starts_with("interim ") => response.interim.contains(&want[8..].parse().unwrap()),
+            _ if want.starts_with("method> ") => seen.starts_with(&want[8..]),
+            _ if want.ends_with(">!") => saw(&want[..want.len() - 2]).is_none(),
+            _ if want.contains("> ") => {
+                let (name, value) = want.split_once("> ").unwrap();
+                saw(name).as_deref() == Some(value)
+            }
+            _ if want.starts_with('!') => response.header(&want[1..]).is_none(),
+            _ if want.contains("~ ") => {
+                let (name, value) = want.split_once("~ ").unwrap();
+                response.header_all(name).iter().any(|known| known.contains(value))
+            }
+            _ if want.contains(": ") => {
+                let (name, value) = want.split_once(": ").unwrap();
+                response.header_all(name).contains(&value)
+            }
+            _ => return Err(at(format!("`{want}` says nothing"))),
+        };
+        if !good {
+            return Err(at(format!(
+                "not so: {want}\n    got {} {:?} {text:?}\n    the origin saw {seen:?}",
+                response.status, response.headers
+            )));
         }
     }
     Ok(())

@@ -146,7 +146,15 @@ impl Shard {
         let at = self.find(bytes, hash)?;
         self.unlink(at);
         self.link(at);
-        self.item(at)?.entries.iter().find(|entry| fits(entry)).map(Arc::clone)
+        // An answer that does not say that it varies, where others do, was for requests without preferences (RFC 9111 §4.1).
+        let mut found = None;
+        for entry in self.item(at)?.entries.iter().filter(|entry| fits(entry)) {
+            if !entry.selecting.fields.is_empty() {
+                return Some(Arc::clone(entry));
+            }
+            found = found.or(Some(entry));
+        }
+        found.map(Arc::clone)
     }
 
     pub fn variants(&self, bytes: &[u8], hash: u64) -> Vec<Arc<Entry>> {

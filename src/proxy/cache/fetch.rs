@@ -5,22 +5,19 @@
 //! their readers through the store.
 
 use super::super::Ctx;
-use super::note::{asked, received};
+use super::note::asked;
 use super::{Role, validate};
 use crate::cache::Cache;
-use crate::cache::entry::{self, Entry};
-use crate::cache::fill::{Fill, Phase, Stored};
+use crate::cache::entry::Entry;
+use crate::cache::fill::{Fill, Phase};
 use crate::cache::flight::Name;
-use crate::cache::freshen;
 use crate::cache::policy::{Asked, Refusal};
-use crate::cache::range;
 use crate::cache::storage::{STORAGE, Ticket};
-use crate::cache::vary::Selecting;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
 use http::{HeaderValue, Method, StatusCode, header};
-use pingora::cache::{CacheKey, CacheMeta, NoCacheReason, RespCacheable};
+use pingora::cache::CacheKey;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::HttpTask;
 use pingora::proxy::Session;
@@ -50,7 +47,7 @@ pub struct Fetch {
     pub(super) cache: Arc<Cache>,
     pub(super) asked: Asked,
     /// The 304 that came, as it came.
-    not_modified: Option<Box<ResponseHeader>>,
+    pub(super) not_modified: Option<Box<ResponseHeader>>,
     /// The hash of the flight's name.
     pub(super) flight: u64,
 }
@@ -263,51 +260,6 @@ pub fn not_modified(head: &ResponseHeader, ctx: &mut Ctx) {
     {
         fetch.not_modified = Some(Box::new(head.clone()));
     }
-}
-
-/// What becomes of the answer of a fetch.
-pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCacheable {
-    let received = received(ctx);
-    let uncacheable = |why: &'static str| RespCacheable::Uncacheable(NoCacheReason::Custom(why));
-    let Some(fetch) = ctx.fetch_mut() else { return uncacheable("not a fetch") };
-    if let Some(update) = fetch.not_modified.take() {
-        validate::validated(fetch, &session.req_header().headers, &update, &received);
-        let shell = CacheMeta::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH, 0, 0, head.clone());
-        return RespCacheable::Cacheable(shell);
-    }
-    let request = &session.req_header().headers;
-    let status = head.status.as_u16();
-    let policy = Arc::clone(&fetch.fill.policy);
-    let mut fields = Vec::new();
-    let mut part = None;
-    let outcome = policy.judge(status, &head.headers, fetch.asked, &received, &mut fields).and_then(|terms| {
-        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
-        if status == 206 {
-            let strong = head.headers.get(header::ETAG).is_some_and(crate::cache::conditional::is_strong);
-            part = head.headers.get(header::CONTENT_RANGE).and_then(range::content_range).filter(|_| strong);
-            if part.is_none() {
-                return Err(Refusal::Status);
-            }
-        }
-        Ok(Stored { terms, received, selecting, part })
-    });
-    let stored = match &outcome {
-        Ok(_) => entry::stored_head(head, &fields, &received),
-        Err(_) => head.clone(),
-    };
-    let own = freshen::own(&head.headers, &fields);
-    let Err(why) = fetch.fill.begin(stored, own, outcome, false) else {
-        policy.metrics.stored.increment();
-        return RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()));
-    };
-    policy.metrics.refused(why);
-    // Where something is stored, what is worth more than an error is decided by those who wait. Room there may be for the next.
-    if (status < 500 || fetch.validate.is_empty()) && why != Refusal::NoRoom {
-        // A part says nothing of the whole.
-        let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
-        fetch.cache.flights.note_unshared(what, millis(&received));
-    }
-    uncacheable(why.as_str())
 }
 
 /// The wall clock as a number, for what is remembered for seconds.

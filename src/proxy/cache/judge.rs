@@ -1,0 +1,93 @@
+//! What becomes of an answer that a fetch brings: whether it is stored, in whose place, and what it says of what is.
+
+use super::super::Ctx;
+use super::fetch::{Fetch, millis};
+use super::note::received;
+use super::validate;
+use crate::cache::entry::{self, Entry};
+use crate::cache::fill::Stored;
+use crate::cache::freshen;
+use crate::cache::policy::Refusal;
+use crate::cache::purge::Purge;
+use crate::cache::range;
+use crate::cache::vary::Selecting;
+use http::{HeaderMap, header};
+use pingora::cache::{CacheMeta, NoCacheReason, RespCacheable};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCacheable {
+    let received = received(ctx);
+    let uncacheable = |why: &'static str| RespCacheable::Uncacheable(NoCacheReason::Custom(why));
+    let Some(fetch) = ctx.fetch_mut() else { return uncacheable("not a fetch") };
+    let request = &session.req_header().headers;
+    if let Some(update) = fetch.not_modified.take() {
+        validate::validated(fetch, request, &update, &received);
+        let shell = CacheMeta::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH, 0, 0, head.clone());
+        return RespCacheable::Cacheable(shell);
+    }
+    let status = head.status.as_u16();
+    let policy = Arc::clone(&fetch.fill.policy);
+    let mut fields = Vec::new();
+    let mut part = None;
+    let before = of_request(fetch, request);
+    let outcome = policy.judge(status, &head.headers, fetch.asked, &received, &mut fields).and_then(|terms| {
+        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
+        if status == 206 {
+            let strong = head.headers.get(header::ETAG).is_some_and(crate::cache::conditional::is_strong);
+            part = head.headers.get(header::CONTENT_RANGE).and_then(range::content_range).filter(|_| strong);
+            if part.is_none() {
+                return Err(Refusal::Status);
+            }
+        }
+        let replaces = if part.is_none() { before.clone() } else { Vec::new() };
+        Ok(Stored { terms, received, selecting, part, replaces })
+    });
+    let stored = match &outcome {
+        Ok(_) => entry::stored_head(head, &fields, &received),
+        Err(_) => head.clone(),
+    };
+    let own = freshen::own(&head.headers, &fields);
+    let Err(why) = fetch.fill.begin(stored, own, outcome, false) else {
+        policy.metrics.stored.increment();
+        return RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()));
+    };
+    policy.metrics.refused(why);
+    if displaces(status, why) {
+        displace(fetch, &before);
+    }
+    // Where something is stored, what is worth more than an error is decided by those who wait. Room there may be for the next.
+    if (status < 500 || fetch.validate.is_empty()) && why != Refusal::NoRoom {
+        // A part says nothing of the whole.
+        let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
+        fetch.cache.flights.note_unshared(what, millis(&received));
+    }
+    uncacheable(why.as_str())
+}
+
+/// The stored answers that such a request could be given.
+fn of_request(fetch: &Fetch, request: &HeaderMap) -> Vec<Arc<Entry>> {
+    let mut known = fetch.cache.memory.variants(&fetch.fill.key);
+    known.retain(|entry| entry.selecting.matches(request));
+    known
+}
+
+/// Whether an answer that is not stored shows that what is stored is of the past. Errors of the upstream do not, nor does what is said
+/// of this request, or of this client, and not of the resource.
+const fn displaces(status: u16, why: Refusal) -> bool {
+    let of_request = matches!(status, 206 | 304 | 400 | 406 | 408 | 411..=417 | 421 | 425 | 426 | 428 | 429 | 431);
+    status < 500 && !of_request && !matches!(why, Refusal::Authorization | Refusal::NoRoom)
+}
+
+/// The origin has said something else by now, and that this is not to be kept (RFC 9111 §4: of several answers the most recent one
+/// counts).
+fn displace(fetch: &Fetch, before: &[Arc<Entry>]) {
+    for entry in before {
+        fetch.cache.memory.remove(&fetch.fill.key, entry);
+    }
+    if let Some(tier) = fetch.cache.redis.as_ref().filter(|_| fetch.fill.policy.redis && !before.is_empty()) {
+        tier.tell(Purge::invalidation(&fetch.fill.key.url));
+    }
+}
