@@ -22,6 +22,7 @@ pub use io::{FAULTS, IoBounds};
 pub use patience::Tolerance;
 pub use stage::{Active, Stage};
 
+use crate::canonical::{HostProblem, PathProblem, PathRules};
 use crate::forwarded::TrustedProxies;
 use crate::limit::shield::Shield;
 use crate::proxy::Gateway;
@@ -86,9 +87,38 @@ impl Irregular {
     }
 }
 
-/// The names of [`head::Malformed`] in its order and, after them, those of [`Irregular`].
-static MALFORMED: LazyLock<Box<[&str]>> =
-    LazyLock::new(|| head::Malformed::ALL.iter().map(|reason| reason.name()).chain(Irregular::NAMES).collect());
+/// The names of [`head::Malformed`] in its order and, after them, those of [`Irregular`], [`PathProblem`] and [`HostProblem`].
+static MALFORMED: LazyLock<Box<[&str]>> = LazyLock::new(|| {
+    let head = head::Malformed::ALL.iter().map(|reason| reason.name());
+    let path = PathProblem::ALL.iter().map(|reason| reason.name());
+    let host = HostProblem::ALL.iter().map(|reason| reason.name());
+    head.chain(Irregular::NAMES).chain(path).chain(host).collect()
+});
+
+/// What is wrong with a request that was understood but for its path or its host.
+#[derive(Debug, Clone, Copy)]
+pub enum Unclear {
+    Path(PathProblem),
+    Host(HostProblem),
+}
+
+impl Unclear {
+    pub fn name(self) -> &'static str {
+        match self {
+            Unclear::Path(problem) => problem.name(),
+            Unclear::Host(problem) => problem.name(),
+        }
+    }
+
+    /// In [`MALFORMED`].
+    fn index(self) -> usize {
+        let paths = head::Malformed::ALL.len().saturating_add(Irregular::NAMES.len());
+        match self {
+            Unclear::Path(problem) => paths.saturating_add(problem as usize),
+            Unclear::Host(problem) => paths.saturating_add(PathProblem::ALL.len()).saturating_add(problem as usize),
+        }
+    }
+}
 
 /// Whether and how a listener speaks HTTP/2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +134,7 @@ pub enum Http2Mode {
 #[derive(Debug, Clone)]
 pub struct ListenerSettings {
     pub head: HeadLimits,
+    pub path: PathRules,
     /// From the first byte of a request to the end of its head, in all.
     pub header_timeout: Duration,
     /// How long a connection may stay idle between two requests.
@@ -154,6 +185,11 @@ pub struct ListenerState {
 }
 
 impl ListenerState {
+    /// Counts a request that is refused for it.
+    pub fn unclear(&self, what: Unclear) {
+        self.metrics.malformed.count(what.index());
+    }
+
     fn new(plan: &ListenerPlan, metrics: Arc<ListenerMetrics>) -> Arc<Self> {
         Arc::new(ListenerState {
             name: Arc::clone(&plan.name),

@@ -1,5 +1,6 @@
 //! What is known about one request, in the form in which filters and logs use it.
 
+use crate::canonical::PathRules;
 use crate::identity::Identity;
 use crate::limit;
 use crate::rejection;
@@ -75,6 +76,8 @@ pub struct RequestCtx {
     pub tls: Option<Arc<TlsFacts>>,
     /// Canonical: lower case, without port and trailing dot.
     pub host: ArrayString<HOST_MAX>,
+    /// What its path was allowed to hold, and what it is changed to may hold.
+    pub path_rules: PathRules,
     /// The name of the route, once there is one.
     pub route: Option<Arc<str>>,
     /// The path parameters of the route: places in the canonical path of the session's request head.
@@ -113,6 +116,7 @@ impl RequestCtx {
             scheme,
             tls: None,
             host: ArrayString::new(),
+            path_rules: PathRules::STRICT,
             route: None,
             params: Params::default(),
             identity: None,
@@ -150,6 +154,7 @@ impl RequestCtx {
             peer_trusted: self.peer_trusted,
             tls: self.tls.clone(),
             host: self.host,
+            path_rules: self.path_rules,
             route: self.route.clone(),
             params: self.params.clone(),
             identity: self.identity.clone(),
@@ -173,6 +178,7 @@ impl RequestCtx {
             scheme: Scheme::Http,
             tls: None,
             host: ArrayString::from("example.com").unwrap(),
+            path_rules: PathRules::STRICT,
             route: None,
             params: Params::default(),
             identity: None,

@@ -42,7 +42,6 @@ mod trie;
 pub use config::{Hosts, MatchConfig, Matcher};
 pub use params::{MAX_PARAMS, Params};
 pub use path::Pattern;
-pub(crate) use path::is_canonical_path;
 
 use arrayvec::ArrayVec;
 use host::HostIndex;

@@ -42,6 +42,8 @@ pub struct PathRules {
 
 impl PathRules {
     pub const STRICT: PathRules = PathRules { encoded_slash: false, parameters: false, asterisk: false };
+    /// All that some listener may let pass: for what is written in the configuration and compared with paths.
+    pub const LENIENT: PathRules = PathRules { encoded_slash: true, parameters: true, asterisk: false };
 }
 
 macro_rules! problems {
@@ -51,10 +53,10 @@ macro_rules! problems {
         pub enum $name { $($(#[$doc])* $variant,)* }
 
         impl $name {
-            /// Every variant, for metrics that register their labels at start.
+            /// Every variant, in order.
             pub const ALL: &'static [$name] = &[$($name::$variant),*];
 
-            /// Stable and `snake_case`: the reason in metrics and logs.
+            /// Stable and `snake_case`: the `reason` of metrics and the `error` of the access log.
             pub const fn name(self) -> &'static str {
                 match self { $($name::$variant => $text),* }
             }
@@ -77,35 +79,35 @@ problems! {
         /// The path does not start with `/`.
         NotAbsolute = "path_not_absolute",
         /// A space, or one of `"<>{}#` and the backtick: RFC 3986 §2 has no place for them.
-        IllegalByte = "illegal_byte",
+        IllegalByte = "path_illegal_byte",
         /// A byte below 0x20, or 0x7f.
-        ControlByte = "control_byte",
+        ControlByte = "path_control_byte",
         /// A byte from 0x80 on that is not percent-encoded.
-        NonAscii = "non_ascii_byte",
+        NonAscii = "path_non_ascii_byte",
         /// `\`, which some services read as `/`.
-        Backslash = "backslash",
+        Backslash = "path_backslash",
         /// `%` without two hex digits after it.
-        MalformedEscape = "malformed_escape",
+        MalformedEscape = "path_malformed_escape",
         /// `%2F`.
-        EncodedSlash = "encoded_slash",
+        EncodedSlash = "path_encoded_slash",
         /// `%5C`.
-        EncodedBackslash = "encoded_backslash",
+        EncodedBackslash = "path_encoded_backslash",
         /// `%00`.
-        EncodedNul = "encoded_nul",
+        EncodedNul = "path_encoded_nul",
         /// An escape of another control character, such as `%0D`.
-        EncodedControl = "encoded_control",
+        EncodedControl = "path_encoded_control",
         /// Escapes that do not spell valid UTF-8; overlong forms are among them.
-        InvalidUtf8 = "invalid_utf8",
+        InvalidUtf8 = "path_invalid_utf8",
         /// `%25` before two hex digits.
-        DoubleEncoding = "double_encoding",
+        DoubleEncoding = "path_double_encoding",
         /// `;`.
         Parameters = "path_parameters",
         /// `.` or `..` with a parameter or an encoded slash attached to it.
-        DisguisedDotSegment = "disguised_dot_segment",
+        DisguisedDotSegment = "path_disguised_dot_segment",
         /// `..` in a path that also has an empty segment.
-        AmbiguousDotSegment = "ambiguous_dot_segment",
+        AmbiguousDotSegment = "path_ambiguous_dot_segment",
         /// More `..` than there are segments before them.
-        AboveRoot = "above_root",
+        AboveRoot = "path_above_root",
     }
 }
 
@@ -182,14 +184,15 @@ pub fn canonical_path(raw: &[u8], rules: PathRules, out: &mut String) -> Result<
     Ok(if out.as_bytes() == raw { PathForm::Canonical } else { PathForm::Rewritten })
 }
 
-/// Whether `path` is what [`canonical_path`] would make of it under the strict rules. For the results of rewrites.
-pub fn is_canonical(path: &str) -> bool {
+/// Whether `path` is what [`canonical_path`] would make of it under these rules. For what does not come from a client: patterns, and
+/// the results of rewrites.
+pub fn is_canonical(path: &str, rules: PathRules) -> bool {
     thread_local! {
         static SCRATCH: RefCell<String> = const { RefCell::new(String::new()) };
     }
     SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
-        Ok(mut out) => canonical_path(path.as_bytes(), PathRules::STRICT, &mut out) == Ok(PathForm::Canonical),
-        Err(_) => canonical_path(path.as_bytes(), PathRules::STRICT, &mut String::new()) == Ok(PathForm::Canonical),
+        Ok(mut out) => canonical_path(path.as_bytes(), rules, &mut out) == Ok(PathForm::Canonical),
+        Err(_) => canonical_path(path.as_bytes(), rules, &mut String::new()) == Ok(PathForm::Canonical),
     })
 }
 

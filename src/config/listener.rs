@@ -10,6 +10,15 @@ use std::borrow::Cow;
 use std::fmt;
 
 /// An address that accepts connections, and what one connection may ask of the gateway.
+///
+/// Before anything is decided, the path of a request is brought into one form, which is the one that is routed, authorised, cached
+/// and sent upstream: escapes of letters, digits and `-._~` are decoded and the digits of other escapes become upper case, `//`
+/// becomes `/`, and `.` and `..` segments are resolved. A path that another reader could take for another one is answered with 400
+/// `path_invalid`, and the connection is closed: with bytes that no URL may hold or `\`; with `%` that is no escape, `%2F`, `%5C`,
+/// `%00` or another control character, bytes that are not UTF-8, or an escape that was escaped (`%252F`); with `;`; with `.` or `..`
+/// that has a parameter or an encoded slash attached to it; with `..` beside an empty segment; and with more `..` than segments. The
+/// reason is in the metric `gatewright_listener_malformed_requests_total` and in `error` of the access log. The query goes on as it
+/// came, but for controls, spaces and `"<>#`, which no client sends as they are.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
@@ -29,6 +38,16 @@ pub struct ListenerConfig {
     /// `false`.
     #[serde(default)]
     pub allow_underscores: bool,
+    /// Whether a path may have `%2F`, for services that name things by it (`/projects/group%2Fname`). It stays as it is and never
+    /// separates segments here. Only for services that do not decode it before they match: those see another path than the one
+    /// that was authorised. Default `false`.
+    #[serde(default)]
+    pub allow_encoded_slash: bool,
+    /// Whether a path may have `;` and what follows it in a segment, as matrix parameters do (`/map;zoom=3/tiles`). It is a part of
+    /// the segment here. Servlet containers cut it off before they match: they see another path than the one that was authorised.
+    /// Default `false`.
+    #[serde(default)]
+    pub allow_path_parameters: bool,
     /// The longest request target, from 64B to 64KiB. A longer one is answered with 414 `uri_too_long`.
     #[serde(default = "max_uri")]
     pub max_uri: Located<ByteSize>,
@@ -218,6 +237,8 @@ impl ListenerConfig {
             max_header: max_header(),
             max_headers: max_headers(),
             allow_underscores: false,
+            allow_encoded_slash: false,
+            allow_path_parameters: false,
             max_uri: max_uri(),
             header_timeout: header_timeout(),
             body_timeout: body_timeout(),

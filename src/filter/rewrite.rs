@@ -7,6 +7,7 @@ mod pattern;
 
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem};
 use crate::arena::with_arena;
+use crate::canonical::{PathRules, is_canonical};
 use crate::rejection::{PATH_INVALID, Rejection};
 use crate::request::RequestCtx;
 use crate::value::Located;
@@ -75,7 +76,7 @@ impl FilterConfig for RewriteConfig {
 }
 
 fn prefix(text: &Located<String>) -> Result<Box<str>, Problem> {
-    if !is_canonical(text) {
+    if !is_canonical(text, PathRules::LENIENT) {
         let problem = Problem::new(format!("`{}` is not a prefix of canonical paths", **text)).at(text);
         return Err(problem.help("start it with `/`, and leave out `//`, `.` and `..` segments and the query"));
     }
@@ -86,21 +87,16 @@ fn prefix(text: &Located<String>) -> Result<Box<str>, Problem> {
     Ok(text.as_str().into())
 }
 
-/// The one rule for what may be sent upstream.
-fn is_canonical(path: &str) -> bool {
-    crate::route::is_canonical_path(path)
-}
-
 impl Filter for Rewrite {
     fn phases(&self) -> Phases {
         Phases::UPSTREAM_REQUEST
     }
 
-    fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
+    fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
         let old = head.uri.path();
         let Some((target, path_len)) = self.target(old, head.uri.query())? else { return Ok(()) };
         let path = target.get(..path_len).and_then(|path| std::str::from_utf8(path).ok());
-        if !path.is_some_and(is_canonical) {
+        if !path.is_some_and(|path| is_canonical(path, ctx.path_rules)) {
             return Err(Rejection::new(&PATH_INVALID));
         }
         let mut parts = head.uri.clone().into_parts();

@@ -359,10 +359,12 @@ fn keys(config: &IssuerConfig, base: &Path, state: &StatePool, clock: &SharedClo
             }
         }
         (None, None, Some(jwks)) => match (&jwks.file, &jwks.url) {
-            (Some(path), None) => match read_file(&base.join(&path.value), FILE_MAX).and_then(|bytes| KeySet::jwks(&bytes, false)) {
-                Ok(set) => Some(Keys::Fixed(set)),
-                Err(why) => wrong(&path.span, format!("the key set {} cannot be used: {why}", path.value)),
-            },
+            (Some(path), None) => {
+                match read_file(&base.join(&path.value), FILE_MAX).and_then(|bytes| KeySet::jwks(&bytes, false)) {
+                    Ok(set) => Some(Keys::Fixed(set)),
+                    Err(why) => wrong(&path.span, format!("the key set {} cannot be used: {why}", path.value)),
+                }
+            }
             (None, Some(url)) => remote(jwks, url, base, state, clock, d),
             // Reported by `JwksConfig::check`.
             _ => None,

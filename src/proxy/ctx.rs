@@ -30,6 +30,8 @@ pub struct Ctx {
     pub route: Option<Arc<Route>>,
     /// The rejection that was answered, or that is about to be: a hook that can only fail leaves the reason here.
     pub rejection: Option<Rejection>,
+    /// What was wrong with the request, for operators.
+    pub(super) fault: Option<&'static str>,
     pub(super) body: BodyCount,
     /// Whether the client asks for another protocol on its connection. Looked up once: every hook wants to know.
     pub(super) upgrade: bool,
@@ -102,6 +104,7 @@ impl Ctx {
             connection,
             route: None,
             rejection: None,
+            fault: None,
             body: BodyCount::default(),
             upgrade: false,
             choice: Choice::Primary,

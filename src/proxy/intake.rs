@@ -3,10 +3,10 @@
 
 use super::grpc_web::GrpcWeb;
 use super::{Ctx, deadline};
-use crate::canonical::{self, PathForm, PathRules};
+use crate::canonical::{self, HostProblem, PathForm, PathProblem, PathRules};
 use crate::fields;
 use crate::forwarded;
-use crate::listener::ListenerSettings;
+use crate::listener::{ListenerSettings, Unclear};
 use crate::rejection::{self, Rejection};
 use crate::respond::LocalResponse;
 use crate::route::{Found, Query};
@@ -44,9 +44,21 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     }
     ctx.snapshot.identity_headers.remove(session.req_header_mut());
     if let Some(malformed) = ctx.connection.as_ref().and_then(|connection| connection.malformed) {
+        ctx.fault = Some(malformed.name());
         return Err(Rejection::new(malformed.rejection()));
     }
-    canonicalise(session, ctx)?;
+    ctx.request.path_rules = settings.map_or(PathRules::STRICT, |settings| settings.path);
+    if let Err(unclear) = canonicalise(session, ctx) {
+        ctx.fault = Some(unclear.name());
+        if let Some(connection) = &ctx.connection {
+            connection.listener.unclear(unclear);
+        }
+        let code = match unclear {
+            Unclear::Path(_) => &rejection::PATH_INVALID,
+            Unclear::Host(_) => &rejection::HOST_INVALID,
+        };
+        return Err(Rejection::new(code).close());
+    }
     check_client_rules(settings, ctx)?;
     if let Some(redirect) = https_redirect(session, settings, ctx) {
         return Ok(Admitted::Redirect(Box::new(redirect)));
@@ -152,8 +164,7 @@ fn identify(session: &Session, ctx: &mut Ctx) {
 }
 
 /// Reads host and path in the one way that routing, filters and the upstream will see them.
-fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
-    let malformed = |code| Rejection::new(code).close();
+fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Unclear> {
     let head = session.req_header();
     // HTTP/2 names the host in `:authority`, an absolute-form target in the target itself; both equal `Host` by now.
     let host = match head.uri.authority() {
@@ -162,18 +173,19 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Rejection> {
     };
     match host {
         Some(host) => {
-            canonical::canonical_host(host, &mut ctx.request.host).map_err(|_| malformed(&rejection::HOST_INVALID))?;
+            canonical::canonical_host(host, &mut ctx.request.host).map_err(Unclear::Host)?;
         }
         // Only HTTP/1.0 may leave it out; then only routes without a host match.
         None if head.version == Version::HTTP_10 => {}
-        None => return Err(malformed(&rejection::HOST_INVALID)),
+        None => return Err(Unclear::Host(HostProblem::Empty)),
     }
-    let rules = PathRules { asterisk: head.method == Method::OPTIONS, ..PathRules::STRICT };
+    let rules = PathRules { asterisk: head.method == Method::OPTIONS, ..ctx.request.path_rules };
     let rewritten = CANONICAL.with_borrow_mut(|path| {
-        let invalid = || malformed(&rejection::PATH_INVALID);
-        let form = canonical::canonical_path(head.uri.path().as_bytes(), rules, path).map_err(|_| invalid())?;
+        // Cannot happen: what is canonical is a target.
+        let invalid = || Unclear::Path(PathProblem::IllegalByte);
+        let form = canonical::canonical_path(head.uri.path().as_bytes(), rules, path).map_err(Unclear::Path)?;
         if let Some(query) = head.uri.query() {
-            canonical::check_query(query.as_bytes()).map_err(|_| invalid())?;
+            canonical::check_query(query.as_bytes()).map_err(Unclear::Path)?;
             if form == PathForm::Rewritten {
                 path.push('?');
                 path.push_str(query);

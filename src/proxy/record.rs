@@ -37,9 +37,9 @@ pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
         bytes_in: u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX),
         bytes_out: u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX),
         user_agent: head.headers.get(header::USER_AGENT).map(|value| value.as_bytes()),
-        error: error.map(|error| match error.esource() {
-            ErrorSource::Downstream if ctx.rejection.is_none() => CLIENT_CLOSED,
-            _ => error.etype().as_str(),
+        error: error.map_or(ctx.fault, |error| match error.esource() {
+            ErrorSource::Downstream if ctx.rejection.is_none() => Some(CLIENT_CLOSED),
+            _ => Some(error.etype().as_str()),
         }),
     };
     finish(ctx, &ends);

@@ -31,7 +31,8 @@ pub struct MatchConfig {
     pub host: Option<Hosts>,
     /// A path: literal (`"/a/b"`), with `{name}` for one segment that is not empty, or with `{*name}` at the end for the
     /// remainder, which may be empty: `"/api/{*rest}"` fits `/api`, `/api/` and `/api/x/y`. Case counts, and so does a
-    /// trailing slash: `"/a"` does not fit `/a/`. At most 8 params and 64 segments. Default: every path.
+    /// trailing slash: `"/a"` does not fit `/a/`. At most 8 params and 64 segments. It is compared with the one form that paths are
+    /// brought into, see `[listeners.NAME]`. Default: every path.
     pub path: Option<Located<String>>,
     /// The methods, in upper case. A route that lists GET takes HEAD too unless another lists HEAD. Other methods of a
     /// path that is known get 405 with `Allow`. Default: all methods.

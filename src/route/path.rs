@@ -1,6 +1,7 @@
 //! Path patterns, and the form of a path that they and the filters rely on.
 
 use super::params::{MAX_PARAMS, Names};
+use crate::canonical::{PathRules, is_canonical};
 use std::sync::Arc;
 
 /// The most segments of one pattern; also the deepest recursion of a look-up.
@@ -103,7 +104,7 @@ impl Pattern {
                 Segment::Param => ["/", "x"],
             })
             .collect();
-        if !plain.is_empty() && !is_canonical_path(&plain) {
+        if !plain.is_empty() && !is_canonical(&plain, PathRules::LENIENT) {
             return no(
                 "this is not in the canonical form that requests are brought into, so it matches none".to_owned(),
                 "leave out `//`, `.` and `..` segments and the query, and percent-encode only what must be, as in `%20`",
@@ -111,50 +112,6 @@ impl Pattern {
         }
         Ok(Pattern { segments, open, names: Arc::new(names) })
     }
-}
-
-/// Whether a path is in the one form that routes and filters decide by: it starts with `/`, has no empty segment but the
-/// last, no dot segment, no backslash, only characters of RFC 3986 §3.3, and percent-encodes in upper case only what
-/// cannot stand for itself (and never a slash, a backslash, or a control character).
-pub(crate) fn is_canonical_path(path: &str) -> bool {
-    let Some(inner) = path.strip_prefix('/') else { return false };
-    let mut segments = inner.split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let last = segments.peek().is_none();
-        if (segment.is_empty() && !last) || segment == "." || segment == ".." || !is_canonical_segment(segment) {
-            return false;
-        }
-    }
-    true
-}
-
-fn is_canonical_segment(segment: &str) -> bool {
-    let hex = |b: u8| match b {
-        b'0'..=b'9' => Some(b.wrapping_sub(b'0')),
-        b'A'..=b'F' => Some(b.wrapping_sub(b'A').wrapping_add(10)),
-        _ => None,
-    };
-    let mut bytes = segment.bytes();
-    while let Some(byte) = bytes.next() {
-        let fine = match byte {
-            b'%' => match (bytes.next().and_then(hex), bytes.next().and_then(hex)) {
-                (Some(high), Some(low)) => {
-                    let decoded = high << 4 | low;
-                    !is_unreserved(decoded) && !decoded.is_ascii_control() && !matches!(decoded, b'/' | b'\\')
-                }
-                _ => false,
-            },
-            other => is_unreserved(other) || b"!$&'()*+,;=:@".contains(&other),
-        };
-        if !fine {
-            return false;
-        }
-    }
-    true
-}
-
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 #[cfg(test)]
@@ -218,7 +175,8 @@ mod tests {
             "/a#b",
             "/%2e",
             "/%2f",
-            "/%2F",
+            "/%5C",
+            "/%252F",
             "/%41",
             "/%zz",
             "/%2",
@@ -229,9 +187,19 @@ mod tests {
         ] {
             assert!(Pattern::parse(wrong).is_err(), "{wrong}");
         }
-        for right in
-            ["/", "/a", "/a/", "/{a}", "/a/{*rest}", "/{*rest}", "/a%20b", "/a.b/~c/@me:x", "/{a}/{b}/{c}/{d}/{e}/{f}/{g}/{*h}"]
-        {
+        for right in [
+            "/",
+            "/a",
+            "/a/",
+            "/{a}",
+            "/a/{*rest}",
+            "/{*rest}",
+            "/a%20b",
+            "/a%2Fb",
+            "/a;b",
+            "/a.b/~c/@me:x",
+            "/{a}/{b}/{c}/{d}/{e}/{f}/{g}/{*h}",
+        ] {
             assert!(Pattern::parse(right).is_ok(), "{right}");
         }
         assert!(Pattern::parse(&"/a".repeat(MAX_SEGMENTS)).is_ok() && Pattern::parse(&"/a".repeat(MAX_SEGMENTS + 1)).is_err());

@@ -1,6 +1,7 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
 use super::{DeadlineRules, Route, Snapshot, Split, Target};
+use crate::canonical::PathRules;
 use crate::clock::SharedClock;
 use crate::config::{
     AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
@@ -399,6 +400,11 @@ fn listener(
             max_headers: count(config.max_headers.value),
             max_uri: bytes(config.max_uri.value.0),
             allow_underscores: config.allow_underscores,
+        },
+        path: PathRules {
+            encoded_slash: config.allow_encoded_slash,
+            parameters: config.allow_path_parameters,
+            ..PathRules::STRICT
         },
         header_timeout: config.header_timeout.get(),
         keepalive_timeout: config.keepalive_timeout.get(),

@@ -58,7 +58,7 @@ pub struct AccessRecord<'a> {
     pub status: Option<u16>,
     /// The code of the rejection, if the gateway answered by one.
     pub rejection: Option<&'a str>,
-    /// What failed in transport, for operators.
+    /// What failed in transport or was wrong with the request, for operators.
     pub error: Option<&'a str>,
     /// Of the request body.
     pub bytes_in: u64,
@@ -133,7 +133,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("credential", "The id of the credential that proved it; never the credential itself"),
     ("status", "The status of the response; absent if none was sent"),
     ("rejection", "The code of the rejection, if the gateway answered in place of the upstream"),
-    ("error", "What failed in transport, if anything did"),
+    ("error", "What failed in transport, or what was wrong with a request that could not be understood"),
     ("bytes_in", "Bytes of the request body"),
     ("bytes_out", "Bytes of the response body"),
     ("duration", "Seconds from the first byte of the request to the last of the response"),

@@ -57,6 +57,89 @@ fn malformed_requests_are_counted_by_reason() {
     assert_eq!(counted.len(), 2, "one reason for two faults: {counted:?}");
 }
 
+/// What is refused of a path has a reason of its own, in the metric and in the access log.
+#[test]
+fn refused_paths_are_counted_by_reason() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let cases = [
+        ("/a%2fb", "path_encoded_slash"),
+        ("/a%00", "path_encoded_nul"),
+        ("/a;b=c", "path_parameters"),
+        ("/..;/b", "path_parameters"),
+        ("/../b", "path_above_root"),
+        ("/a//../b", "path_ambiguous_dot_segment"),
+        ("/%252f", "path_double_encoding"),
+        ("/%c0%ae", "path_invalid_utf8"),
+        ("/%zz", "path_malformed_escape"),
+    ];
+    for (path, reason) in cases {
+        let labels = [("listener", "http"), ("reason", reason)];
+        let before = gateway.metric("gatewright_listener_malformed_requests_total", &labels);
+        let answer = get(gateway.http(), path);
+        assert_eq!((answer.status, answer.keep_alive), (400, false), "{path}");
+        assert_eq!(gateway.metric("gatewright_listener_malformed_requests_total", &labels), before + 1.0, "{path}");
+        let line = gateway.logged(path, |line| line["path"] == path);
+        assert_eq!((&line["rejection"], &line["error"]), (&"path_invalid".into(), &reason.into()), "{line}");
+    }
+    assert_eq!(origin.count(), 0);
+}
+
+/// A listener may let encoded slashes and parameters pass; what they could disguise stays refused, and rewrites keep them.
+#[test]
+fn a_listener_may_allow_encoded_slashes_and_parameters() {
+    let origin = Origin::start("a");
+    let toml = format!(
+        "[listeners.http]\naddress = \"127.0.0.1:0\"\nallow_encoded_slash = true\nallow_path_parameters = true\n\
+         [listeners.strict]\naddress = \"127.0.0.1:0\"\n{}\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n\
+         [routes.projects]\nmatch = {{ path = \"/api/projects/{{name}}\" }}\nupstream = \"app\"\n\
+         filters = [{{ rewrite = {{ strip_prefix = \"/api\" }} }}, {{ request_headers = {{ set = {{ x-name = \"${{path.name}}\" }} }} }}]\n\
+         [routes.exact]\nmatch = {{ path = \"/one%2Ftwo;x\" }}\nfilters = [{{ respond = {{ status = 204 }} }}]\n",
+        crate::support::upstream("app", &[&origin], "")
+    );
+    let gateway = Gateway::start(&toml);
+    let arrives = |path: &str| {
+        let answer = get(gateway.http(), path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        origin.last()
+    };
+    assert_eq!(arrives("/map;zoom=3/a%2fb;c").request_line(), "GET /map;zoom=3/a%2Fb;c HTTP/1.1");
+    let project = arrives("/api/projects/group%2fname;v=1");
+    assert_eq!(project.request_line(), "GET /projects/group%2Fname;v=1 HTTP/1.1");
+    assert_eq!(project.header("x-name").as_deref(), Some("group%2Fname;v=1"));
+    assert_eq!(get(gateway.http(), "/one%2ftwo;x").status, 204);
+    let before = origin.count();
+    for path in ["/a/..;/b", "/a/..%2fb", "/a/..%3bx/b", "/a%2f../b", "/a/%2e%2e;x", "/a%5cb", "/a%252fb"] {
+        assert_eq!(get(gateway.http(), path).status, 400, "{path}");
+    }
+    for path in ["/a%2fb", "/a;b", "/one%2ftwo;x"] {
+        assert_eq!(get(gateway.address("strict"), path).status, 400, "{path}");
+    }
+    assert_eq!(origin.count(), before);
+}
+
+/// The bytes of one line of the corpus: name, reason, text with escapes.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let escaped = (byte == b'\\').then(|| rest.next().unwrap());
+        out.push(match escaped {
+            None => byte,
+            Some(b'r') => b'\r',
+            Some(b'n') => b'\n',
+            Some(b't') => b'\t',
+            Some(b'x') => {
+                let digits = [rest.next().unwrap(), rest.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+            }
+            Some(other) => other,
+        });
+    }
+    out
+}
+
 #[test]
 fn no_head_of_the_corpus_reaches_an_origin() {
     let origin = Origin::start("a");

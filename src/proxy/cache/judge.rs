@@ -88,6 +88,6 @@ fn displace(fetch: &Fetch, before: &[Arc<Entry>]) {
         fetch.cache.memory.remove(&fetch.fill.key, entry);
     }
     if let Some(tier) = fetch.cache.redis.as_ref().filter(|_| fetch.fill.policy.redis && !before.is_empty()) {
-        tier.tell(Purge::invalidation(&fetch.fill.key.url));
+        tier.invalidate(&fetch.fill.key.url);
     }
 }
