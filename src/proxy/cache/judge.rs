@@ -8,7 +8,6 @@ use crate::cache::entry::{self, Entry};
 use crate::cache::fill::Stored;
 use crate::cache::freshen;
 use crate::cache::policy::Refusal;
-use crate::cache::purge::Purge;
 use crate::cache::range;
 use crate::cache::vary::Selecting;
 use http::{HeaderMap, header};

@@ -267,7 +267,7 @@ impl Miss {
             Phase::Validated(confirmed) => {
                 drop(reader);
                 let entry = &confirmed.entry;
-                if !leads && !(confirmed.shared && matches(&entry.selecting, session)) {
+                if !(leads || confirmed.shared && matches(&entry.selecting, session)) {
                     return Ok(Turn::Again);
                 }
                 (said.upstream, said.ttl) = (Some(304), Some(ttl(entry, now)));
@@ -290,7 +290,7 @@ impl Miss {
             Phase::NotModified(head) => {
                 drop(reader);
                 let shared = head.outcome.as_ref().is_ok_and(|stored| matches(&stored.selecting, session));
-                if !leads && !(joining.as_asked && shared) {
+                if !(leads || joining.as_asked && shared) {
                     return Ok(Turn::Again);
                 }
                 self.policy.metrics.answered(result);
