@@ -180,6 +180,26 @@ impl Body {
         Body { pieces: pieces.into(), start: 0, length, total: length }
     }
 
+    /// This part and another of the same whole that touches it, or overlaps, as one; `None` if they do not.
+    pub fn joined(&self, other: &Body) -> Option<Body> {
+        let end = |body: &Body| body.start.saturating_add(body.length);
+        let (first, second) = if self.start <= other.start { (self, other) } else { (other, self) };
+        if self.total != other.total || end(first) < second.start {
+            return None;
+        }
+        let until = end(first).max(end(second));
+        let pieces = || {
+            let middle = second.slices(second.start.max(end(first)), until);
+            first.slices(first.start, end(first)).chain(middle)
+        };
+        let length = until.saturating_sub(first.start);
+        let count = u64::try_from(pieces().count()).unwrap_or(u64::MAX);
+        // Many small parts would cost more than what is in them.
+        let scattered = count > (length / u64::try_from(PIECE).unwrap_or(1)).saturating_add(16);
+        let pieces = if scattered { Body::whole(pieces(), length).pieces } else { pieces().collect() };
+        Some(Body { pieces, start: first.start, length, total: self.total })
+    }
+
     /// The bytes from `start` to before `end` of the whole, as far as they are here.
     pub fn slices(&self, start: u64, end: u64) -> impl Iterator<Item = Bytes> {
         let mut at = self.start;
@@ -300,6 +320,33 @@ pub mod tests {
         for (start, end) in [(0, bytes.len()), (PIECE - 3, PIECE + 3), (5, 6), (PIECE * 2, PIECE * 2 + 10)] {
             assert_eq!(cut(start, end), &bytes[start..end]);
         }
+    }
+
+    #[test]
+    fn parts_that_touch_become_one() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let part = |start: usize, end: usize| Body {
+            start: start as u64,
+            total: 100,
+            ..Body::whole(std::iter::once(Bytes::copy_from_slice(&bytes[start..end])), (end - start) as u64)
+        };
+        for (a, b, want) in [
+            ((0, 10), (10, 20), Some((0, 20))),
+            ((10, 20), (0, 10), Some((0, 20))),
+            ((0, 15), (10, 20), Some((0, 20))),
+            ((0, 50), (10, 20), Some((0, 50))),
+            ((10, 20), (0, 100), Some((0, 100))),
+            ((0, 10), (11, 20), None),
+        ] {
+            let joined = part(a.0, a.1).joined(&part(b.0, b.1));
+            let got = joined.as_ref().map(|body| (body.start as usize, (body.start + body.length) as usize));
+            assert_eq!(got, want, "{a:?} and {b:?}");
+            if let (Some(body), Some((start, end))) = (joined, want) {
+                assert_eq!(body.slices(0, 100).flatten().collect::<Vec<u8>>(), &bytes[start..end], "{a:?} and {b:?}");
+            }
+        }
+        let scattered = (1..100).fold(part(0, 1), |body, at| body.joined(&part(at, at + 1)).unwrap());
+        assert!(scattered.length == 100 && scattered.pieces.len() <= 20, "{}", scattered.pieces.len());
     }
 
     #[test]

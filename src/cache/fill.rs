@@ -81,6 +81,21 @@ pub struct Stored {
     pub part: Option<(u64, u64, u64)>,
     /// What such a request could be given so far, and what this takes the place of.
     pub replaces: Vec<Arc<Entry>>,
+    /// What it is put together with.
+    pub joined: Option<Box<Joined>>,
+}
+
+/// A stored answer that a new part of the same representation is put together with, and the head of both.
+#[derive(Debug, Clone)]
+pub struct Joined {
+    pub entry: Arc<Entry>,
+    pub head: ResponseHeader,
+}
+
+impl Stored {
+    pub fn new(terms: Terms, received: Received, selecting: Selecting) -> Self {
+        Stored { terms, received, selecting, part: None, replaces: Vec::new(), joined: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +130,8 @@ struct State {
     trailers: Option<HeaderMap>,
     live: usize,
     interim: Vec<ResponseHeader>,
+    /// Bytes that stand behind those that are fetched.
+    after: Vec<Bytes>,
 }
 
 /// Where in the body of an entry the bytes of this fetch are.
@@ -159,6 +176,7 @@ impl Fill {
             trailers: None,
             live: 0,
             interim: Vec::new(),
+            after: Vec::new(),
         };
         Arc::new(Fill {
             state: Mutex::new(state),
@@ -222,6 +240,19 @@ impl Fill {
         drop(state);
         self.changed.notify_waiters();
         why
+    }
+
+    /// What is fetched is what a stored part of it lacks: whoever reads gets the whole. To be said before the head.
+    pub fn complete(&self, part: &Body) {
+        let mut state = self.state.lock();
+        if part.start > 0 {
+            state.after = part.pieces.to_vec();
+            return;
+        }
+        for piece in &part.pieces {
+            let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            state.add(piece.clone(), length);
+        }
     }
 
     pub fn interim(&self, head: ResponseHeader) {
@@ -309,6 +340,10 @@ impl Fill {
             state.end = Some(End::Broken);
             return Err(Broken);
         };
+        for piece in std::mem::take(&mut state.after) {
+            let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
+            state.add(piece, length);
+        }
         let right = head.length.is_none_or(|length| length == state.length);
         state.trailers = trailers;
         let (true, true, Ok(of)) = (state.keep, right, &head.outcome) else {
@@ -350,6 +385,12 @@ impl Fill {
         let mut body = Body::whole(chunks.into_iter(), length);
         if let Some((start, _, total)) = of.part {
             (body.start, body.total) = (start, total);
+            if let Some(joined) = &of.joined
+                && let Some(both) = body.joined(&joined.entry.body)
+            {
+                body = both;
+                head = joined.head.clone();
+            }
             head.remove_header(&header::CONTENT_RANGE);
             // What is kept speaks of the whole; each answer says which part it carries.
             let _ = head.set_status(http::StatusCode::OK);
@@ -580,8 +621,7 @@ mod tests {
         if let Some(length) = length {
             head.insert_header("content-length", length).unwrap();
         }
-        let stored =
-            Stored { terms: terms(60), received: received(), selecting: Selecting::default(), part: None, replaces: Vec::new() };
+        let stored = Stored::new(terms(60), received(), Selecting::default());
         fill.begin(head, Vec::new(), Ok(stored), false).is_ok()
     }
 

@@ -67,9 +67,9 @@ pub fn heuristic(headers: &HeaderMap, status: u16, public: bool, most: Duration,
     Some((since / 10).min(most))
 }
 
-/// RFC 9110 §15.1, without 206.
+/// RFC 9110 §15.1.
 pub const fn heuristically_cacheable(status: u16) -> bool {
-    matches!(status, 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
+    matches!(status, 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
 #[cfg(test)]

@@ -192,7 +192,10 @@ impl Policy {
 
     /// Whether `ttl` is for this status.
     fn names(&self, status: u16) -> bool {
-        if self.statuses.is_empty() { freshness::heuristically_cacheable(status) } else { self.statuses.contains(&status) }
+        match self.statuses.is_empty() {
+            true => status != 206 && freshness::heuristically_cacheable(status),
+            false => self.statuses.contains(&status),
+        }
     }
 
     /// Shortened at random, so that what came at the same time does not expire at the same time.

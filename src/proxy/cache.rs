@@ -7,6 +7,7 @@ mod judge;
 mod lookup;
 mod miss;
 mod note;
+mod part;
 mod serve;
 mod validate;
 

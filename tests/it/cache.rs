@@ -725,3 +725,27 @@ fn nobody_waits_for_others_longer_than_the_route_says() {
     assert!(rest(stuck).ends_with("the answer"));
     assert!(gateway.metric("gatewright_cache_bypass_total", &[("route", "c"), ("reason", "wait")]) >= 1.0);
 }
+
+#[test]
+fn another_part_than_the_one_asked_for_makes_nothing_whole() {
+    let origin = Origin::start("app");
+    // Answers the rest with other bytes than those that were asked for.
+    origin.answer(script(|_, request| {
+        let fields = "cache-control: max-age=100\r\netag: \"a\"";
+        let part = |range: &str, body: &str| {
+            let length = body.len();
+            format!("HTTP/1.1 206 X\r\n{fields}\r\ncontent-range: bytes {range}/8\r\ncontent-length: {length}\r\n\r\n{body}")
+                .into_bytes()
+        };
+        Some(match request.header("range").as_deref() {
+            Some("bytes=0-3") => part("0-3", "0123"),
+            Some(_) => part("5-7", "567"),
+            None => ok(fields, b"01234567"),
+        })
+    }));
+    let gateway = Gateway::start(&[support::upstream("app", &[&origin], ""), route("c", "")].concat());
+    assert_eq!(raw::send(gateway.http(), "GET", "/c/x", &[("range", "bytes=0-3")], b"").text(), "0123");
+    let whole = raw::get(gateway.http(), "/c/x");
+    assert_eq!((whole.status, whole.text().as_str()), (200, "01234567"));
+    assert_eq!(origin.count(), 3);
+}

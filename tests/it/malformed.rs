@@ -119,27 +119,6 @@ fn a_listener_may_allow_encoded_slashes_and_parameters() {
     assert_eq!(origin.count(), before);
 }
 
-/// The bytes of one line of the corpus: name, reason, text with escapes.
-fn unescape(text: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        let escaped = (byte == b'\\').then(|| rest.next().unwrap());
-        out.push(match escaped {
-            None => byte,
-            Some(b'r') => b'\r',
-            Some(b'n') => b'\n',
-            Some(b't') => b'\t',
-            Some(b'x') => {
-                let digits = [rest.next().unwrap(), rest.next().unwrap()];
-                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
-            }
-            Some(other) => other,
-        });
-    }
-    out
-}
-
 #[test]
 fn no_head_of_the_corpus_reaches_an_origin() {
     let origin = Origin::start("a");

@@ -6,7 +6,7 @@
 
 use super::super::Ctx;
 use super::note::asked;
-use super::{Role, validate};
+use super::{Role, part, validate};
 use crate::cache::Cache;
 use crate::cache::entry::Entry;
 use crate::cache::fill::{Fill, Phase};
@@ -30,20 +30,27 @@ use tokio::sync::mpsc;
 /// What a fetch asks for.
 pub struct Plan {
     pub fill: Arc<Fill>,
-    /// Stored answers that the upstream may confirm.
-    pub validate: Vec<Arc<Entry>>,
+    pub ask: Ask,
     pub flight: Name,
-    /// The client's own method, conditions and range go upstream.
-    pub as_asked: bool,
     /// Look first whether another gateway has it.
     pub ask_tier: bool,
+}
+
+/// How a fetch asks.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// For the whole; these are the stored answers that the upstream may confirm instead.
+    Whole(Vec<Arc<Entry>>),
+    /// For what this stored part lacks.
+    Rest(Arc<Entry>),
+    /// With the client's own method, conditions and range.
+    AsAsked,
 }
 
 /// The state of a fetch within its hooks.
 pub struct Fetch {
     pub(super) fill: Arc<Fill>,
-    pub(super) validate: Vec<Arc<Entry>>,
-    as_asked: bool,
+    pub(super) ask: Ask,
     pub(super) cache: Arc<Cache>,
     pub(super) asked: Asked,
     /// The 304 that came, as it came.
@@ -90,15 +97,7 @@ pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bo
         snapshot: Arc::clone(&ctx.snapshot),
         route: Arc::clone(route),
         choice: ctx.choice,
-        fetch: Fetch {
-            fill: plan.fill,
-            validate: plan.validate,
-            as_asked: plan.as_asked,
-            cache: Arc::clone(cache),
-            asked,
-            not_modified: None,
-            flight,
-        },
+        fetch: Fetch { fill: plan.fill, ask: plan.ask, cache: Arc::clone(cache), asked, not_modified: None, flight },
     };
     let timeout = route.timeout;
     let tier = plan.ask_tier.then(|| (session.req_header().headers.clone(), Arc::clone(ctx.gateway.clock())));
@@ -196,6 +195,16 @@ pub fn adopt(session: &mut Session, ctx: &mut Ctx) -> bool {
     true
 }
 
+impl Fetch {
+    /// What it asks the upstream to confirm.
+    pub(super) fn validate(&self) -> &[Arc<Entry>] {
+        match &self.ask {
+            Ask::Whole(validate) => validate,
+            _ => &[],
+        }
+    }
+}
+
 impl Ctx {
     fn fetch(&self) -> Option<&Fetch> {
         match self.cache.as_deref() {
@@ -237,20 +246,21 @@ pub fn key(ctx: &Ctx) -> Result<CacheKey> {
 /// The head of a fetch as it goes upstream. Pingora has taken out the client's conditions and its range.
 pub fn head_of_fetch(session: &Session, head: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
     let Some(fetch) = ctx.fetch() else { return Ok(()) };
-    if fetch.as_asked && session.req_header().method == Method::HEAD {
+    match &fetch.ask {
+        Ask::Whole(validate) => validate::conditions(validate, head),
+        Ask::Rest(part) => part::conditions(part, fetch.fill.policy.max_object, head),
         // Nothing was taken out: Pingora's cache is not enabled for it.
-        return Ok(());
-    }
-    if fetch.as_asked {
-        let own = &session.req_header().headers;
-        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
-            for value in own.get_all(&name) {
-                head.append_header(name.clone(), value.clone())?;
+        Ask::AsAsked if session.req_header().method == Method::HEAD => Ok(()),
+        Ask::AsAsked => {
+            let own = &session.req_header().headers;
+            for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+                for value in own.get_all(&name) {
+                    head.append_header(name.clone(), value.clone())?;
+                }
             }
+            Ok(())
         }
-        return Ok(());
     }
-    validate::conditions(&fetch.validate, head)
 }
 
 /// Keeps a 304: Pingora merges five fields of it, and RFC 9111 §3.2 wants all.

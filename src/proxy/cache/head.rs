@@ -44,7 +44,7 @@ pub fn shown(
     let judged = fetch.fill.policy.judge(status, &head.headers, fetch.asked, received, &mut fields);
     let outcome = judged.and_then(|terms| {
         let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
-        Ok(Stored { terms, received: *received, selecting, part: None, replaces: Vec::new() })
+        Ok(Stored::new(terms, *received, selecting))
     });
     let mut header = head.clone();
     for name in &fields {

@@ -1,16 +1,16 @@
 //! What becomes of an answer that a fetch brings: whether it is stored, in whose place, and what it says of what is.
 
 use super::super::Ctx;
-use super::fetch::{Fetch, millis};
+use super::fetch::{Ask, Fetch, millis};
 use super::note::received;
-use super::validate;
+use super::{part, validate};
 use crate::cache::entry::{self, Entry};
-use crate::cache::fill::Stored;
+use crate::cache::fill::{Head, Phase, Stored};
 use crate::cache::freshen;
+use crate::cache::freshness::Received;
 use crate::cache::policy::Refusal;
-use crate::cache::range;
 use crate::cache::vary::Selecting;
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use pingora::cache::{CacheMeta, NoCacheReason, RespCacheable};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -29,27 +29,28 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
     }
     let status = head.status.as_u16();
     let policy = Arc::clone(&fetch.fill.policy);
-    let mut fields = Vec::new();
-    let mut part = None;
     let before = of_request(fetch, request);
-    let outcome = policy.judge(status, &head.headers, fetch.asked, &received, &mut fields).and_then(|terms| {
-        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
-        if status == 206 {
-            let strong = head.headers.get(header::ETAG).is_some_and(crate::cache::conditional::is_strong);
-            part = head.headers.get(header::CONTENT_RANGE).and_then(range::content_range).filter(|_| strong);
-            if part.is_none() {
-                return Err(Refusal::Status);
+    let shown = match &fetch.ask {
+        Ask::Rest(part) => match part::completed(fetch, part, head, request, &received) {
+            Some(whole) => {
+                fetch.fill.complete(&part.body);
+                Some(whole)
             }
-        }
-        let replaces = if part.is_none() { before.clone() } else { Vec::new() };
-        Ok(Stored { terms, received, selecting, part, replaces })
-    });
-    let stored = match &outcome {
-        Ok(_) => entry::stored_head(head, &fields, &received),
-        Err(_) => head.clone(),
+            // Another part than the one that was asked for makes nothing whole.
+            None if matches!(status, 206 | 416) => {
+                fetch.fill.settle(Phase::Unclear);
+                return uncacheable("unclear");
+            }
+            None => None,
+        },
+        _ => None,
     };
-    let own = freshen::own(&head.headers, &fields);
-    let Err(why) = fetch.fill.begin(stored, own, outcome, false) else {
+    let shown = shown.unwrap_or_else(|| new(fetch, request, head, &before, &received));
+    let outcome = shown.outcome.map(|stored| match stored.part {
+        None => Stored { replaces: before.clone(), ..stored },
+        Some(_) => stored,
+    });
+    let Err(why) = fetch.fill.begin(shown.header, shown.own, outcome, false) else {
         policy.metrics.stored.increment();
         return RespCacheable::Cacheable(CacheMeta::new(received.wall, received.wall, 0, 0, head.clone()));
     };
@@ -58,12 +59,38 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
         displace(fetch, &before);
     }
     // Where something is stored, what is worth more than an error is decided by those who wait. Room there may be for the next.
-    if (status < 500 || fetch.validate.is_empty()) && why != Refusal::NoRoom {
+    if (status < 500 || fetch.validate().is_empty()) && why != Refusal::NoRoom {
         // A part says nothing of the whole.
         let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
         fetch.cache.flights.note_unshared(what, millis(&received));
     }
     uncacheable(why.as_str())
+}
+
+/// An answer by itself.
+fn new(fetch: &Fetch, request: &HeaderMap, head: &ResponseHeader, before: &[Arc<Entry>], received: &Received) -> Head {
+    let status = head.status.as_u16();
+    let mut fields = Vec::new();
+    let judged = fetch.fill.policy.judge(status, &head.headers, fetch.asked, received, &mut fields);
+    let outcome = judged.and_then(|terms| {
+        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
+        let stored = Stored::new(terms, *received, selecting);
+        if status != 206 {
+            return Ok(stored);
+        }
+        let part = Some(part::of(head).ok_or(Refusal::Status)?);
+        if let Some((joined, stored)) = part::joined(fetch, before, head, received) {
+            return Ok(Stored { part, joined: Some(Box::new(joined)), ..stored });
+        }
+        // It is not worth what is whole and good.
+        let good = |known: &Arc<Entry>| known.is_complete() && known.freshness(received.at).is_ok();
+        if before.iter().any(good) { Err(Refusal::Status) } else { Ok(Stored { part, ..stored }) }
+    });
+    let header = match &outcome {
+        Ok(_) => entry::stored_head(head, &fields, received),
+        Err(_) => head.clone(),
+    };
+    Head { header, outcome, length: None, kept: false, own: freshen::own(&head.headers, &fields) }
 }
 
 /// The stored answers that such a request could be given.

@@ -2,7 +2,7 @@
 
 use super::super::{Ctx, target};
 use super::decide::{self, Use};
-use super::fetch::{Plan, millis};
+use super::fetch::{Ask, Plan, millis};
 use super::miss::{self, Miss};
 use super::note::{Forwarded, Status, received};
 use super::validate::validators;
@@ -59,7 +59,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     }
     let found = look_up(session, ctx, &cache, &policy, false);
     let now = ctx.gateway.clock().now();
-    let mut stale = None;
+    let (mut stale, mut part) = (None, None);
     let mut why = Forwarded::UriMiss;
     if let Some(entry) = found.entry.clone() {
         let usable = entry.is_complete() || covers(&entry, &session.req_header().headers);
@@ -86,7 +86,11 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
             () if entry.freshness(now).is_ok() && !entry.terms.no_cache => Forwarded::Request,
             () => Forwarded::Stale,
         };
-        stale = Some(entry).filter(|entry| entry.is_complete());
+        if entry.is_complete() {
+            stale = Some(entry);
+        } else {
+            part = Some(entry);
+        }
     }
     if control.only_if_cached {
         policy.metrics.answered(CacheResult::Miss);
@@ -104,7 +108,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         return Ok(Outcome::Forward);
     }
     let ask_tier = policy.redis && stale.is_none() && control == RequestControl::default();
-    Miss { cache, policy, key, others, stale, why, control, ask_tier }.answer(session, ctx).await
+    Miss { cache, policy, key, others, stale, part, why, control, ask_tier }.answer(session, ctx).await
 }
 
 fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
@@ -228,6 +232,6 @@ fn refresh(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy
     if let Joined::Leader(fill) = cache.flights.join(&flight, make) {
         policy.metrics.refreshes.increment();
         let validate = validators(&cache.memory.variants(&key), headers);
-        miss::start(session, ctx, cache, Plan { fill, flight, validate, as_asked: false, ask_tier: false });
+        miss::start(session, ctx, cache, Plan { fill, flight, ask: Ask::Whole(validate), ask_tier: false });
     }
 }

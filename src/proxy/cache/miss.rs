@@ -2,9 +2,10 @@
 
 use super::super::Ctx;
 use super::decide::{self, Use};
-use super::fetch::{self, Plan, millis};
+use super::fetch::{self, Ask, Plan, millis};
 use super::lookup::look_up;
 use super::note::{Forwarded, Status, received, ttl};
+use super::part::lacks;
 use super::validate::validators;
 use super::{Outcome, Role, serve};
 use crate::cache::Cache;
@@ -34,6 +35,8 @@ pub(super) struct Miss {
     pub key: Arc<Key>,
     pub others: Vec<Arc<Entry>>,
     pub stale: Option<Arc<Entry>>,
+    /// A stored part, which is not what is asked for.
+    pub part: Option<Arc<Entry>>,
     pub why: Forwarded,
     pub control: RequestControl,
     /// Nothing is stored here, and the client has no wishes: what another gateway has will do.
@@ -74,6 +77,7 @@ impl Miss {
     pub(super) async fn answer(mut self, session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
         let mut validate = validators(&self.others, &session.req_header().headers);
         let as_asked = self.goes_as_asked(session, &validate);
+        self.part = self.part.take().filter(|part| !as_asked && lacks(part, self.policy.max_object).is_some());
         let mut selecting = self.others.first().map(|entry| entry.selecting.clone());
         let now = ctx.gateway.clock().now();
         // However many fetches it waits for.
@@ -94,19 +98,21 @@ impl Miss {
             // Before it can begin to run away.
             let Some(reader) = fill.read() else { continue };
             if *leads && fill.is_waiting() {
-                let plan = Plan {
-                    fill: Arc::clone(fill),
-                    flight: flight.clone(),
-                    validate: if *as_asked { Vec::new() } else { validate.clone() },
-                    as_asked: *as_asked,
-                    ask_tier: self.ask_tier,
+                let ask = match &self.part {
+                    _ if *as_asked => Ask::AsAsked,
+                    Some(part) => Ask::Rest(Arc::clone(part)),
+                    None => Ask::Whole(validate.clone()),
                 };
+                let plan = Plan { fill: Arc::clone(fill), ask, flight: flight.clone(), ask_tier: self.ask_tier };
                 start(session, ctx, &self.cache, plan);
             }
             match self.follow(session, ctx, &joining, reader, patience, turn, &mut selecting).await? {
                 Turn::Answered => return Ok(Outcome::Answered),
                 Turn::Late => break,
-                Turn::Whole => validate.clear(),
+                Turn::Whole => {
+                    validate.clear();
+                    self.part = None;
+                }
                 Turn::Again => {}
             }
             if self.look_again(session, ctx).await? {

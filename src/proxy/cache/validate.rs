@@ -3,7 +3,7 @@
 //! A 304 that could mean an answer of another request is never guessed at: what is fetched again costs a round trip, what is
 //! confirmed wrongly gives a client what was made for another.
 
-use super::fetch::{Fetch, millis};
+use super::fetch::{Ask, Fetch, millis};
 use crate::cache::conditional::{is_strong, weakly_equal};
 use crate::cache::entry::{self, Entry};
 use crate::cache::fill::{Confirmed, Phase};
@@ -79,11 +79,11 @@ fn meant<'a>(validate: &'a [Arc<Entry>], request: &HeaderMap, update: &HeaderMap
 }
 
 /// What a 304 makes of the answers asked about.
-pub fn validated(fetch: &mut Fetch, request: &HeaderMap, update: &ResponseHeader, received: &Received) {
+pub fn validated(fetch: &Fetch, request: &HeaderMap, update: &ResponseHeader, received: &Received) {
     let fill = &fetch.fill;
-    let meant = meant(&fetch.validate, request, &update.headers);
+    let meant = meant(fetch.validate(), request, &update.headers);
     let Some((first, rest)) = meant.split_first() else {
-        if fetch.validate.is_empty() {
+        if fetch.validate().is_empty() && !matches!(fetch.ask, Ask::Rest(_)) {
             let shown = super::head::shown(fetch, request, update, 200, received);
             if shown.outcome.is_err() {
                 fetch.cache.flights.note_unshared(fetch.flight, millis(received));
