@@ -99,6 +99,11 @@ pub trait Limiter: Send + Sync {
     /// How the key of a request with these facts stands, as JSON; with `reset`, after it has been forgotten.
     fn inspect<'a>(&'a self, ctx: &'a RequestCtx, headers: &'a http::HeaderMap, reset: bool) -> BoxFuture<'a, serde_json::Value>;
 
+    /// How many limits responses tell of for it.
+    fn told(&self) -> usize {
+        0
+    }
+
     /// Another filter that counts comes after it in the chain, and may refuse what this one has admitted.
     fn followed(&self) {}
 

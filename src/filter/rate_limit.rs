@@ -112,9 +112,14 @@ impl RateLimit {
         Some((u16::try_from(at).ok()?, self.sets.get(at)?))
     }
 
+    /// Whether responses tell nothing of it.
+    fn is_silent(&self) -> bool {
+        self.shadow || self.style == Style::Off
+    }
+
     /// What follows from a decision: counts, what the response will tell, and the rejection.
     fn conclude(&self, ctx: &mut RequestCtx, number: u16, set: &Set, key: &[u8], decision: &Decision) -> Result<Flow, Rejection> {
-        if !self.shadow && self.style != Style::Off {
+        if !self.is_silent() {
             for (limit, standing) in (0..).zip(decision.standings()) {
                 let _ = ctx.limits.try_push(Seen { filter: self.id, set: number, limit, standing: *standing });
             }
@@ -266,8 +271,7 @@ impl RateLimit {
 
 impl Filter for RateLimit {
     fn phases(&self) -> Phases {
-        let silent = self.shadow || self.style == Style::Off;
-        if silent && !self.failures && self.cost_header.is_none() {
+        if self.is_silent() && !self.failures && self.cost_header.is_none() {
             Phases::REQUEST
         } else {
             Phases::REQUEST.and(Phases::RESPONSE)

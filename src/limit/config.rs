@@ -45,21 +45,23 @@ pub struct LimitConfig {
     /// How many may come at once, 0 to 1e12; 0 is the same as 1. For a `rate` with the algorithm `token_bucket` only. In any
     /// stretch of the rate's time, at most the rate's number and `burst` together are admitted. Default: the number of the rate.
     pub burst: Option<Located<u64>>,
-    /// How a `rate` is counted. `token_bucket` admits a burst and then at the pace of the rate. `sliding_window` admits at most
-    /// the number (here up to 65535) in any stretch of the time; a use counts up to a fifteenth of the time longer than it must.
-    pub algorithm: RateAlgorithm,
+    /// How it is counted. A rate by `token_bucket`, which admits a burst and then at the pace of the rate, or by `sliding_window`,
+    /// which admits at most the number (here up to 65535) in any stretch of the time; a use counts up to a fifteenth of the time longer
+    /// than it must. A quota by `fixed_window`: the number in each period of the calendar. Default: `token_bucket` for a rate,
+    /// `fixed_window` for a quota.
+    pub algorithm: Option<Located<Algorithm>>,
     /// What clients, logs and metrics call it: up to 63 letters, digits and `_-./`. Default: what is written as the rate or quota.
     pub name: Option<Located<String>>,
 }
 
-/// How a rate is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+/// How uses are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-pub enum RateAlgorithm {
-    #[default]
+pub enum Algorithm {
     TokenBucket,
     SlidingWindow,
+    FixedWindow,
 }
 
 impl LimitConfig {
@@ -71,8 +73,9 @@ impl LimitConfig {
                 if let Some(burst) = &self.burst {
                     return Err(Wrong::new("a quota has no burst").at(burst).help("`burst` belongs to `rate`"));
                 }
-                if self.algorithm != RateAlgorithm::TokenBucket {
-                    return Err(Wrong::new("a quota is counted by the calendar").at(quota).help("`algorithm` belongs to `rate`"));
+                if let Some(algorithm) = self.algorithm.as_ref().filter(|it| it.value != Algorithm::FixedWindow) {
+                    let problem = Wrong::new("a quota is counted by the calendar, in a fixed window").at(algorithm);
+                    return Err(problem.help("write a `rate` for this algorithm, such as { rate = \"60/1m\" }"));
                 }
                 (quota.number, Shape::FixedWindow { period: quota.period }, quota.to_string())
             }
@@ -101,7 +104,17 @@ impl LimitConfig {
 
     fn rate_shape(&self, rate: &Located<Rate>) -> Result<Shape, Wrong> {
         let per = u64::try_from(rate.per.get().as_nanos()).unwrap_or(u64::MAX);
-        if self.algorithm == RateAlgorithm::TokenBucket {
+        let algorithm = self.algorithm.as_ref().map_or(Algorithm::TokenBucket, |algorithm| algorithm.value);
+        if let Some(fixed) = self.algorithm.as_ref().filter(|it| it.value == Algorithm::FixedWindow) {
+            let text = rate.to_string();
+            // A rate over a period of the calendar is a quota as it stands.
+            let help = match text.parse::<Quota>() {
+                Ok(_) => format!("write quota = \"{text}\""),
+                Err(_) => "write a quota over 1m, 1h, 1d or 1mo, such as quota = \"1000/1d\"".to_owned(),
+            };
+            return Err(Wrong::new("a fixed window is of the calendar, and that is a quota").at(fixed).help(help));
+        }
+        if algorithm == Algorithm::TokenBucket {
             if let Some(burst) = self.burst.as_ref().filter(|burst| burst.value > NUMBER_MAX) {
                 return Err(Wrong::new(format!("the largest burst is {NUMBER_MAX}")).at(burst));
             }

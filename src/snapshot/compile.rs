@@ -12,8 +12,8 @@ use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
-use crate::limit::Stores;
 use crate::limit::shield::Shield;
+use crate::limit::{LIMITS_MAX, Stores};
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
 use crate::redis_link::Access;
@@ -144,6 +144,7 @@ impl RouteBuilder<'_> {
         let place = Place { route: name, credential_headers: &credential_headers };
         let complete = self.filters(&entry.value.filters, &place, 0, d, &mut filters);
         order(&filters, complete, d);
+        untold(&filters, d);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => Some(self.target(upstream)?),
@@ -326,10 +327,28 @@ fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diag
     }
 }
 
+/// Responses have room for so many limits; of what stands behind them they tell nothing.
+fn untold(filters: &[(FilterSpec, Arc<dyn Filter>)], d: &mut Diagnostics) {
+    let mut told = 0_usize;
+    for (spec, filter) in filters {
+        let more = filter.limiter().map_or(0, |limiter| limiter.told());
+        let fits = told <= LIMITS_MAX;
+        told = told.saturating_add(more);
+        let message = format!("responses tell of {LIMITS_MAX} limits at most, and here they are {told}");
+        if fits && told > LIMITS_MAX && !is_told(d, &spec.span, &message) {
+            let diagnostic = d.warning(spec.span.clone(), message);
+            diagnostic.help("all of them hold; `headers = \"off\"` for those that clients need not know makes room");
+        }
+    }
+}
+
+fn is_told(d: &Diagnostics, span: &Span, message: &str) -> bool {
+    d.list.iter().any(|known| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| place == span))
+}
+
 /// A chain is built once for each route that uses it; its mistakes are told once.
 fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
-    let told = |known: &Diagnostic| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| *place == span);
-    if !d.list.iter().any(told) {
+    if !is_told(d, &span, &message) {
         let diagnostic = d.error(span, message);
         if let Some(help) = help {
             diagnostic.help(help);

@@ -17,6 +17,10 @@ impl Limiter for RateLimit {
         self.keys.facts.contains(&By::Address)
     }
 
+    fn told(&self) -> usize {
+        if self.is_silent() { 0 } else { self.sets.iter().map(|set| set.limits.len()).max().unwrap_or(0) }
+    }
+
     fn followed(&self) {
         self.followed.store(true, Ordering::Relaxed);
     }

@@ -30,7 +30,8 @@ async fn clients_are_told_on_success_and_on_refusal() {
     assert_eq!(header(&head, "ratelimit-policy"), "\"2/1h\";q=2;w=3600, \"daily\";q=1000;w=86400");
     let told = header(&head, "ratelimit");
     assert!(told.starts_with("\"2/1h\";r=1;t=1800, \"daily\";r=999;t="), "{told}");
-    assert_eq!(header(&head, "x-ratelimit-remaining"), "1");
+    let legacy = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"].map(|name| header(&head, name));
+    assert_eq!(legacy, ["2", "1", "1800"], "of the limit that is nearest to its end");
     assert!(ask(&filter, GET).await.0.is_ok());
     let (decided, head) = ask(&filter, GET).await;
     let rejection = decided.unwrap_err();
@@ -84,12 +85,33 @@ async fn whoever_leaves_the_header_out_shares_one_bucket() {
 }
 
 #[test]
+fn a_fixed_window_is_a_quota_and_may_be_called_so() {
+    let filter = |table: &str| build::<RateLimitConfig>(table).unwrap().sets[0].limits[0].clone();
+    let quota = "{ by = 'route', limits = [{ quota = '10/1h' }] }";
+    assert_eq!(filter("{ by = 'route', limits = [{ quota = '10/1h', algorithm = 'fixed_window' }] }"), filter(quota));
+    let help = |rate: &str| {
+        let table = format!("{{ by = 'route', limits = [{{ rate = '{rate}', algorithm = 'fixed_window' }}] }}");
+        problem::<RateLimitConfig>(&table).help.unwrap()
+    };
+    assert_eq!(help("10/1h"), "write quota = \"10/1h\"");
+    assert_eq!(help("10/90s"), "write a quota over 1m, 1h, 1d or 1mo, such as quota = \"1000/1d\"");
+}
+
+#[test]
 fn impossible_tables_are_refused_with_a_reason() {
     for (table, message) in [
         ("{ by = 'address', limits = [] }", "there is no limit"),
         ("{ by = 'address', limits = [{}] }", "a limit needs a `rate` or a `quota`"),
         ("{ by = 'address', limits = [{ rate = '1/1s', quota = '1/1d' }] }", "a limit has a rate or a quota, not both"),
         ("{ by = 'address', limits = [{ quota = '1/1d', burst = 2 }] }", "a quota has no burst"),
+        (
+            "{ by = 'address', limits = [{ rate = '1/1s', algorithm = 'fixed_window' }] }",
+            "a fixed window is of the calendar, and that is a quota",
+        ),
+        (
+            "{ by = 'address', limits = [{ quota = '1/1d', algorithm = 'sliding_window' }] }",
+            "a quota is counted by the calendar, in a fixed window",
+        ),
         ("{ by = 'address', limits = [{ rate = '1/1s' }, { rate = '1/1s' }] }", "the limit `1/1s` stands twice"),
         ("{ by = 'address', limits = [{ rate = '1/1s', name = 'a b' }] }", "`a b` cannot be the name of a limit"),
         (
