@@ -23,12 +23,11 @@ fn the_counter_of_this_test_counts() {
 fn an_access_log_line_allocates_nothing() {
     let output = Output::Custom("nowhere", Box::new(std::io::sink()));
     let writer = Writer::new(WriterOptions { queue_bytes: 16 << 20, ..WriterOptions::new("test", output) }).unwrap();
-    let log = AccessLog::new(Arc::new(writer), AccessLogOptions { query: true, ..AccessLogOptions::default() });
+    let log = AccessLog::new(Arc::new(writer), AccessLogOptions::default());
     let record = AccessRecord {
         method: b"GET",
         host: b"api.example.com",
         path: b"/a\r\n\"\xff",
-        query: Some(b"x=1"),
         endpoint: Some("[2001:db8::1]:65535".parse().unwrap()),
         status: Some(200),
         upstream_time: Some(Duration::from_millis(1)),

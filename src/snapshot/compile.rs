@@ -467,7 +467,7 @@ fn access_log(config: &Config, parts: &CompileParts<'_>, d: &mut Diagnostics) ->
     match parts.state.try_get_or_create(&key, || Writer::new(options)) {
         Ok(writer) => {
             let sample_per_million = access.sample.parts_per_million;
-            Some(Arc::new(AccessLog::new(writer, AccessLogOptions { sample_per_million, ..AccessLogOptions::default() })))
+            Some(Arc::new(AccessLog::new(writer, AccessLogOptions { sample_per_million })))
         }
         Err(e) => {
             d.error(access.output.span.clone(), format!("the access log cannot be written: {e}"));

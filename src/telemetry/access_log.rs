@@ -7,9 +7,8 @@
 //!  "bytes_out":512,"duration":0.012345,"upstream_time":0.010210,"connect_time":0.000312,"attempts":1,"reused":false,"user_agent":"curl/8.5.0"}
 //! ```
 //!
-//! [`FIELDS`] names every field. A field that has no value is left out. The query of the target is not logged unless
-//! [`AccessLogOptions::query`] says so, because keys and tokens are passed there. Whatever a client sends stays inside
-//! its field: see [`super::json`] for the escapes. A text field is cut after [`TEXT_MAX`] bytes (names and the user
+//! [`FIELDS`] names every field. A field that has no value is left out. The query of the target is never logged, because keys
+//! and tokens are passed there. Whatever a client sends stays inside its field: see [`super::json`] for the escapes. A text field is cut after [`TEXT_MAX`] bytes (names and the user
 //! agent after 512) and then ends in `…(+N bytes)`.
 //!
 //! With sampling, requests that went well are thinned out by a hash of their request id, so that gateways behind one another
@@ -42,10 +41,8 @@ pub struct AccessRecord<'a> {
     /// As sent; not only known methods. Empty if the request was not understood that far; so are host and path.
     pub method: &'a [u8],
     pub host: &'a [u8],
-    /// The target as sent. If it holds a query, the log leaves it out.
+    /// The path of the target, canonical as soon as it is known to have a canonical form. If it holds a query, the log leaves it out.
     pub path: &'a [u8],
-    /// Without the question mark. Logged only where [`AccessLogOptions::query`] allows.
-    pub query: Option<&'a [u8]>,
     /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`.
     pub protocol: &'static str,
     pub route: Option<&'a str>,
@@ -88,7 +85,6 @@ impl<'a> AccessRecord<'a> {
             method: b"",
             host: b"",
             path: b"",
-            query: None,
             protocol: "",
             route: None,
             upstream: None,
@@ -123,8 +119,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("client", "The client's address: the rightmost hop that is not a trusted proxy"),
     ("method", "The method as sent; absent if the request could not be read that far"),
     ("host", "The host that was asked for"),
-    ("path", "The path of the target as sent, without the query"),
-    ("query", "The query of the target; only if the log is configured to hold it"),
+    ("path", "The path in its canonical form, before filters rewrite it, without the query; as sent if the request was refused for it"),
     ("protocol", "HTTP/1.0, HTTP/1.1 or HTTP/2"),
     ("route", "The route that matched"),
     ("upstream", "The upstream that the route chose"),
@@ -149,13 +144,11 @@ pub const FIELDS: &[(&str, &str)] = &[
 pub struct AccessLogOptions {
     /// The share of requests without error that are logged, in parts per million. Default all.
     pub sample_per_million: u32,
-    /// Log the query of the target. Default no.
-    pub query: bool,
 }
 
 impl Default for AccessLogOptions {
     fn default() -> Self {
-        AccessLogOptions { sample_per_million: 1_000_000, query: false }
+        AccessLogOptions { sample_per_million: 1_000_000 }
     }
 }
 
@@ -183,7 +176,7 @@ impl AccessLog {
         }
         LINE.with_borrow_mut(|line| {
             line.clear();
-            push_line(line, record, self.options.query);
+            push_line(line, record);
             self.writer.push(line);
         });
     }
@@ -209,7 +202,7 @@ macro_rules! key {
 }
 
 /// Appends a record as a line of JSON with its newline.
-fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>, with_query: bool) {
+fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>) {
     let path_end = memchr::memchr2(b'?', b'#', record.path).unwrap_or(record.path.len());
     let path = record.path.get(..path_end).unwrap_or_default();
 
@@ -225,9 +218,6 @@ fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>, with_query: bool) {
     text(out, key!("method"), filled(record.method), SHORT_MAX);
     text(out, key!("host"), filled(record.host), TEXT_MAX);
     text(out, key!("path"), filled(path), TEXT_MAX);
-    if with_query {
-        text(out, key!("query"), record.query, TEXT_MAX);
-    }
     text(out, key!("protocol"), filled(record.protocol.as_bytes()), SHORT_MAX);
     text(out, key!("route"), record.route.map(str::as_bytes), SHORT_MAX);
     text(out, key!("upstream"), record.upstream.map(str::as_bytes), SHORT_MAX);

@@ -32,12 +32,15 @@ fn every_request_has_a_line_also_those_refused() {
     for (method, target, status, code) in [
         ("GET", "/nowhere", 404, "route_not_found"),
         ("GET", "/up", 405, "method_not_allowed"),
+        ("GET", "/%75p", 405, "method_not_allowed"),
         ("GET", "/down", 502, "upstream_connect_failed"),
     ] {
         let (_, line) = ask(method, target, "");
         assert_eq!((line["status"].as_u64(), line["rejection"].as_str()), (Some(status), Some(code)), "{line}");
+        // In its canonical form: that is what routes, filters and the upstream go by.
+        assert_eq!(line["path"], target.replace("%75", "u"));
     }
-    eventually("four lines", SOON, || gateway.access_log().len() == 4);
+    eventually("five lines", SOON, || gateway.access_log().len() == 5);
 }
 
 #[test]
