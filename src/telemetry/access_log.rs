@@ -119,7 +119,10 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("client", "The client's address: the rightmost hop that is not a trusted proxy"),
     ("method", "The method as sent; absent if the request could not be read that far"),
     ("host", "The host that was asked for"),
-    ("path", "The path in its canonical form, before filters rewrite it, without the query; as sent if the request was refused for it"),
+    (
+        "path",
+        "The path in its canonical form, before filters rewrite it, without the query; as sent if the request was refused for it",
+    ),
     ("protocol", "HTTP/1.0, HTTP/1.1 or HTTP/2"),
     ("route", "The route that matched"),
     ("upstream", "The upstream that the route chose"),
