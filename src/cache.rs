@@ -18,6 +18,7 @@
 pub mod conditional;
 pub mod config;
 pub mod control;
+pub mod date;
 pub mod entry;
 pub mod fill;
 pub mod flight;

@@ -3,6 +3,7 @@
 //! `If-Match` and `If-Unmodified-Since` guard changes against an origin's current state, which a cache does not know: such
 //! requests go to the origin and never come here.
 
+use super::date;
 use http::{HeaderMap, HeaderValue, header};
 
 /// Whether a client that says what it holds has this response already.
@@ -14,9 +15,9 @@ pub fn not_modified(request: &HeaderMap, stored: &HeaderMap) -> bool {
         };
         return request.get_all(header::IF_NONE_MATCH).iter().any(|line| names(line.as_bytes(), etag));
     }
-    let Some(since) = request.get(header::IF_MODIFIED_SINCE).and_then(date) else { return false };
+    let Some(since) = request.get(header::IF_MODIFIED_SINCE).and_then(date::read) else { return false };
     // Without Last-Modified it is Date that is compared (RFC 9111 §4.3.2).
-    let modified = stored.get(header::LAST_MODIFIED).or_else(|| stored.get(header::DATE)).and_then(date);
+    let modified = stored.get(header::LAST_MODIFIED).or_else(|| stored.get(header::DATE)).and_then(date::read);
     modified.is_some_and(|modified| modified <= since)
 }
 
@@ -31,7 +32,7 @@ pub fn range_applies(request: &HeaderMap, stored: &HeaderMap) -> bool {
         return false;
     }
     // A date is strong when it is long enough before Date (§8.8.2.2).
-    let strong = match (stored.get(header::LAST_MODIFIED).and_then(date), stored.get(header::DATE).and_then(date)) {
+    let strong = match (stored.get(header::LAST_MODIFIED).and_then(date::read), stored.get(header::DATE).and_then(date::read)) {
         (Some(modified), Some(at)) => at.duration_since(modified).is_ok_and(|gap| gap.as_secs() >= 1),
         _ => false,
     };
@@ -47,10 +48,6 @@ pub fn is_strong(etag: &HeaderValue) -> bool {
 /// Whether two tags name the same representation, by the weak comparison (§8.8.3.2).
 pub fn weakly_equal(a: &HeaderValue, b: &HeaderValue) -> bool {
     opaque(a.as_bytes()) == opaque(b.as_bytes())
-}
-
-fn date(value: &HeaderValue) -> Option<std::time::SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?).ok()
 }
 
 /// The tag without `W/`, and without its quotes: some clients and origins forget them.

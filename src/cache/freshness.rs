@@ -20,7 +20,7 @@ pub fn date(headers: &HeaderMap, received: &Received) -> SystemTime {
 fn one_date(headers: &HeaderMap, name: &http::HeaderName) -> Option<SystemTime> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
-    values.next().is_none().then(|| httpdate::parse_http_date(value.to_str().ok()?).ok())?
+    if values.next().is_some() { None } else { super::date::read(value) }
 }
 
 /// The age that a response had when it came (RFC 9111 §4.2.3): what its `Date` and its `Age` say, whichever is more.
