@@ -259,11 +259,16 @@ impl Bound {
     }
 }
 
+/// Connections that may wait to be accepted. std asks for 128, which a burst of clients overflows: their first packets are then
+/// dropped, and they come a second late. The kernel allows no more than `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
 fn bind(address: &Address) -> io::Result<(Socket, Address)> {
     match address {
         Address::Tcp(wanted) => {
             // std sets SO_REUSEADDR, so that a restart is not kept out by connections in TIME_WAIT.
             let socket = std::net::TcpListener::bind(wanted)?;
+            rustix::net::listen(&socket, BACKLOG)?;
             socket.set_nonblocking(true)?;
             let local = socket.local_addr()?;
             Ok((Socket::Tcp(socket), Address::Tcp(local)))
@@ -271,6 +276,7 @@ fn bind(address: &Address) -> io::Result<(Socket, Address)> {
         Address::Unix(path) => {
             remove_stale(path)?;
             let socket = std::os::unix::net::UnixListener::bind(path)?;
+            rustix::net::listen(&socket, BACKLOG)?;
             socket.set_nonblocking(true)?;
             Ok((Socket::Unix { socket, owned: true }, address.clone()))
         }

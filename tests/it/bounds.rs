@@ -2,6 +2,7 @@
 
 use crate::support::raw::{Client, get, request, send};
 use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -233,4 +234,19 @@ fn connections_are_capped_for_each_listener_and_in_all() {
     // By reload, for those that come.
     gateway.reload_with(&toml.replace("max_connections = 5", "max_connections = 50")).unwrap();
     assert!(hold(other, 10).len() == 10);
+}
+
+#[test]
+fn a_burst_of_connections_waits_in_the_queue() {
+    let gateway = Gateway::start("[routes.hello]\nmatch = { path = \"/\" }\nfilters = [{ respond = { body = \"hello\" } }]\n");
+    let address = gateway.http();
+    // Far more than the 128 that a socket asks for by default, and nobody accepts.
+    gateway.signal(Signal::SIGSTOP);
+    let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900));
+    let burst: Vec<_> = (0..400).map(connect).collect();
+    gateway.signal(Signal::SIGCONT);
+    let waiting = burst.iter().filter(|connection| connection.is_ok()).count();
+    // A first packet that is dropped is sent again after a second.
+    assert_eq!(waiting, 400, "the others found the queue full");
+    assert_eq!(get(address, "/").text(), "hello");
 }

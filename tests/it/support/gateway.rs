@@ -187,7 +187,7 @@ impl Gateway {
         self.signal(Signal::SIGTERM);
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }
 
