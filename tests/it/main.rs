@@ -46,6 +46,7 @@ mod reload;
 mod resilience;
 mod rolling;
 mod routing;
+mod script;
 mod signed;
 mod status;
 mod steer;

@@ -32,7 +32,7 @@ local function first_day(year, month)
 end
 
 -- The number of the calendar period, when it ends and when it began. Howard Hinnant, chrono-compatible low-level date algorithms.
-local function period(name)
+local function period(name, now)
   local length = name == 'm' and 60000000 or name == 'h' and 3600000000 or name == 'd' and day
   if length then
     local index = math.floor(now / length)
@@ -51,6 +51,9 @@ local function period(name)
   return (year - 1970) * 12 + month - 1, first_day(next_year, next_month) * day, first_day(year, month) * day
 end
 
+-- More microseconds than this nobody waits for; what is more could not be told to Redis, or to a gateway.
+local longest = 2 ^ 53
+
 -- Uses that are out on leases, and when the last of these expires.
 local held, last = 0, now
 
@@ -64,6 +67,8 @@ local function bucket(stored, number, per, capacity)
     at, level = tonumber(a), tonumber(l)
   end
   level = math.max(0, level - math.max(0, now - at) * number / per)
+  -- After the clock went back, nothing drains until it is where it was.
+  local still = math.max(0, at - now)
   at = math.max(at, now)
   local slack = 1e-9 + capacity * 1e-15
   local limit = { used = level, most = capacity }
@@ -74,7 +79,7 @@ local function bucket(stored, number, per, capacity)
   function limit.wait(uses)
     local after = limit.used + held + uses
     if after <= capacity + slack then return 0 end
-    local drained = math.ceil((after - capacity) * per / number) + 1
+    local drained = math.ceil((after - capacity) * per / number) + 1 + still
     -- Leases do not drain: where they are in the way, they must come back first.
     if held + uses > capacity then drained = drained + last - now end
     return drained
@@ -82,21 +87,27 @@ local function bucket(stored, number, per, capacity)
   function limit.standing()
     local l = limit.used + held
     local remaining = math.max(0, math.floor(capacity - l + slack))
-    local more = l <= 0 and 0 or math.max(0, math.ceil((l - (capacity - remaining - 1)) * per / number))
+    if l <= 0 then return remaining, 0, 0 end
+    local more = math.max(0, math.ceil((l - (capacity - remaining - 1)) * per / number))
     local idle = math.ceil(l * per / number)
-    return remaining, math.min(more, idle), idle
+    return remaining, math.min(more, idle) + still, idle + still
   end
   function limit.state() return string.format('%.0f:%.17g', at, limit.used) end
   return limit
 end
 
 local function fixed(stored, number, name)
-  local index, ends, began = period(name)
-  local limit = { used = 0, most = number, ends = ends, began = began }
+  local index, ends, began = period(name, now)
+  local used = 0
   if stored then
     local i, c = string.match(stored, '^(%d+):(%d+)$')
-    if tonumber(i) == index then limit.used = tonumber(c) end
+    i, c = tonumber(i), tonumber(c)
+    -- A clock that was set back over one border does not begin a new period: Redis may have failed over to a server that is
+    -- behind. One that was set back further had been wrong before.
+    if i == index + 1 and c > 0 then index, ends, began = period(name, ends) end
+    if i == index then used = c end
   end
+  local limit = { used = used, most = number, ends = ends, began = began }
   function limit.add(uses) limit.used = limit.used + uses end
   function limit.give(uses, taken)
     if taken >= began then limit.used = math.max(0, limit.used - uses) end
@@ -247,9 +258,9 @@ local reply, ttl, write = { admitted }, 1000, {}
 for n, limit in ipairs(list) do
   local remaining, more, idle = limit.standing()
   reply[#reply + 1] = remaining
-  reply[#reply + 1] = more
-  reply[#reply + 1] = waits[n]
-  ttl = math.max(ttl, math.ceil((idle + last - now) / 1000) + 1000)
+  reply[#reply + 1] = math.min(more, longest)
+  reply[#reply + 1] = math.min(waits[n], longest)
+  ttl = math.max(ttl, math.ceil(math.min(idle + last - now, longest) / 1000) + 1000)
   write[#write + 1] = fields[n + 1]
   write[#write + 1] = limit.state()
 end
