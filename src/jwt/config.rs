@@ -27,6 +27,7 @@ pub struct IssuerConfig {
     #[serde(default)]
     pub audience: Vec<Located<String>>,
     /// The algorithms that count. Each is used only with keys of its kind; one that fits none of the keys is an error.
+    /// ES512 is not among them: the library that verifies has no P-521.
     pub algorithms: Located<Vec<Located<Algorithm>>>,
     /// The shared secret of HS256, HS384 and HS512; at least as long as the output of the hash: 32, 48 or 64 bytes.
     pub secret: Option<Located<SecretSource>>,

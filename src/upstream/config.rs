@@ -82,7 +82,7 @@ pub struct UpstreamConfig {
     pub resolve: ResolveConfig,
     /// What is spoken with the endpoints. gRPC needs HTTP/2. Upgrades such as WebSocket use HTTP/1.1 where the endpoint may
     /// speak either. With `"auto"` an endpoint that chooses HTTP/1.1 is spoken to by it for a minute before it is asked again.
-    /// Default `"http1"`.
+    /// Trailers pass where both sides speak HTTP/2; those of HTTP/1.1 messages are dropped. Default `"http1"`.
     #[serde(default)]
     pub protocol: Located<Protocol>,
     /// How many requests may share one HTTP/2 connection at once, 1 to 10000, default 100. Further ones open another.
