@@ -346,7 +346,10 @@ impl Fill {
         }
         let right = head.length.is_none_or(|length| length == state.length);
         state.trailers = trailers;
-        let (true, true, Ok(of)) = (state.keep, right, &head.outcome) else {
+        // A part of another length than its range says is passed on as it came, but nobody knows what it is a part of.
+        let fits = |of: &Stored| of.part.is_none_or(|(start, end, _)| end.saturating_sub(start) == state.length);
+        let fits = head.outcome.as_ref().is_ok_and(fits);
+        let (true, true, true, Ok(of)) = (state.keep, right, fits, &head.outcome) else {
             self.let_go(&mut state);
             state.end = Some(if right { End::Complete } else { End::Broken });
             drop(state);
