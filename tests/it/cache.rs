@@ -1,6 +1,6 @@
 //! The cache under load and under attack: one fetch for any number of misses, nobody gets another's answer, and the bounds hold.
 
-use crate::support::{self, Answer, Gateway, Origin, SOON, Script, eventually, raw};
+use crate::support::{self, Answer, Gate, Gateway, Origin, SOON, Script, eventually, raw};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -65,6 +65,14 @@ pub fn ask(address: SocketAddr, target: &str) -> TcpStream {
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.write_all(format!("GET {target} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
     stream
+}
+
+/// Opens the gate once this many requests of the route `c` are under way, by the gateway's own count.
+pub fn open_for(gate: &Gate, gateway: &Gateway, requests: f64) {
+    eventually("everyone has asked", SOON, || {
+        gateway.metric("gatewright_http_requests_in_flight", &[("route", "c")]) >= requests
+    });
+    gate.open();
 }
 
 pub fn rest(mut stream: TcpStream) -> String {
@@ -644,10 +652,11 @@ fn conditions_parts_and_heads_are_asked_once_too() {
     let _alone = support::exclusive();
     let fetches = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&fetches);
+    let gate = Gate::default();
+    let held = gate.clone();
     let origin = threaded(move |head| {
         asked.fetch_add(1, Ordering::SeqCst);
-        // Long enough for everyone to have asked.
-        std::thread::sleep(Duration::from_millis(1_500));
+        held.pass();
         let fields = "cache-control: max-age=100\r\netag: \"a\"";
         match () {
             () if head.contains("if-none-match") => format!("HTTP/1.1 304 X\r\n{fields}\r\n\r\n").into_bytes(),
@@ -669,18 +678,22 @@ fn conditions_parts_and_heads_are_asked_once_too() {
         std::thread::scope(|scope| {
             let asked: Vec<_> =
                 (0..50).map(|_| scope.spawn(move || raw::send(address, method, target, &[header], b"").status)).collect();
+            open_for(&gate, &gateway, 50.0);
             assert!(asked.into_iter().all(|asked| asked.join().unwrap() == status), "{target}");
         });
         assert_eq!(fetches.swap(0, Ordering::SeqCst), 1, "{target}");
+        gate.shut();
     }
 }
 
 #[test]
 fn what_others_may_not_have_is_asked_by_each() {
     let count = AtomicUsize::new(0);
+    let gate = Gate::default();
+    let held = gate.clone();
     let origin = threaded(move |head| {
         let number = count.fetch_add(1, Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(300));
+        held.pass();
         let fields = format!("cache-control: private\r\netag: \"a\"\r\nset-cookie: s={number}");
         match head.contains("if-none-match") {
             true => format!("HTTP/1.1 304 X\r\n{fields}\r\n\r\n").into_bytes(),
@@ -697,8 +710,10 @@ fn what_others_may_not_have_is_asked_by_each() {
                     scope.spawn(move || ask().header("set-cookie").unwrap().to_owned())
                 })
                 .collect();
+            open_for(&gate, &gateway, 6.0);
             asked.into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
         });
+        gate.shut();
         cookies.sort_unstable();
         cookies.dedup();
         assert_eq!(cookies.len(), 6, "{method}: {cookies:?}");
@@ -709,9 +724,11 @@ fn what_others_may_not_have_is_asked_by_each() {
 fn nobody_waits_for_others_longer_than_the_route_says() {
     let count = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&count);
+    let gate = Gate::default();
+    let held = gate.clone();
     let origin = threaded(move |_| {
         if asked.fetch_add(1, Ordering::SeqCst) == 0 {
-            std::thread::sleep(Duration::from_secs(9));
+            held.pass();
         }
         ok("cache-control: max-age=100", b"the answer")
     });
@@ -722,6 +739,7 @@ fn nobody_waits_for_others_longer_than_the_route_says() {
     assert!(rest(ask(gateway.http(), "/c/x")).ends_with("the answer"));
     // Waiting once more after each time-out would take three times as long.
     assert!((2..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    gate.open();
     assert!(rest(stuck).ends_with("the answer"));
     assert!(gateway.metric("gatewright_cache_bypass_total", &[("route", "c"), ("reason", "wait")]) >= 1.0);
 }

@@ -1,11 +1,10 @@
 //! Whose answers the cache gives to whom: nobody gets what is another's, by whatever way the gateway came to know who calls.
 
-use crate::cache::{before, ok, route, script, threaded};
+use crate::cache::{before, ok, open_for, route, script, threaded};
 use crate::support::http1::Response;
 use crate::support::tls::Authority;
-use crate::support::{self, Gateway, Origin, raw};
+use crate::support::{self, Gate, Gateway, Origin, raw};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 /// An origin that answers with this field of the request.
 fn echo(origin: &Origin, name: &'static str) {
@@ -101,13 +100,14 @@ fn callers_whose_certificate_the_upstream_sees_do_not_share() {
 #[test]
 fn what_comes_with_a_304_is_for_the_one_who_asked() {
     let count = AtomicUsize::new(0);
+    let gate = Gate::default();
+    let held = gate.clone();
     let origin = threaded(move |head| {
         let number = count.fetch_add(1, Ordering::SeqCst);
         if number == 0 {
             return ok("cache-control: max-age=100\r\nage: 150\r\netag: \"a\"", b"body");
         }
-        // Long enough for everyone to have asked.
-        std::thread::sleep(Duration::from_millis(500));
+        held.pass();
         let fields = format!("cache-control: private\r\netag: \"a\"\r\nset-cookie: s={number}");
         match head.contains("if-none-match") {
             true => format!("HTTP/1.1 304 X\r\n{fields}\r\n\r\n").into_bytes(),
@@ -119,6 +119,7 @@ fn what_comes_with_a_304_is_for_the_one_who_asked() {
     let address = gateway.http();
     let mut cookies = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..5).map(|_| scope.spawn(move || raw::get(address, "/c/x"))).collect();
+        open_for(&gate, &gateway, 5.0);
         let own = |answer: Response| {
             assert_eq!(answer.text(), "body");
             answer.header("set-cookie").unwrap().to_owned()

@@ -10,6 +10,7 @@ pub mod consul;
 pub mod corpus;
 pub mod dns;
 pub mod frames;
+pub mod gate;
 pub mod gateway;
 pub mod h2;
 pub mod http1;
@@ -26,6 +27,7 @@ pub mod teller;
 pub mod tls;
 pub mod tokens;
 
+pub use gate::Gate;
 pub use gateway::Gateway;
 pub use load::Load;
 pub use origin::{Answer, Origin, Script};
