@@ -131,6 +131,29 @@ fn hedges_are_bounded_by_the_budget_and_a_lost_race_is_no_error() {
 }
 
 #[test]
+fn a_percentile_hedges_what_is_slow_for_this_upstream_once_a_hundred_answers_tell() {
+    let (origins, gateway) = two("hedge = { percentile = \"99%\" }\nretry = { attempts = 1 }");
+    let mut client = Client::connect(gateway.http());
+    let mut ask = || client.exchange(request("GET", "/", &[], b"")).unwrap().status;
+    // Nearly all answers take 100 ms, so that is the percentile; and too few of them tell nothing, however late one is.
+    origins.iter().for_each(|origin| origin.answer(Answer::Delay(100 * MILLI)));
+    (0..10).for_each(|_| assert_eq!(ask(), 200));
+    origins[0].answer(Answer::Delay(800 * MILLI));
+    (0..2).for_each(|_| assert_eq!(ask(), 200));
+    assert_eq!(hedges(&gateway, "sent"), 0.0, "with a dozen answers");
+    origins[0].answer(Answer::Delay(100 * MILLI));
+    (0..100).for_each(|_| assert_eq!(ask(), 200));
+    origins[0].answer(Answer::Delay(20_000 * MILLI));
+    let (before, begun) = (hedges(&gateway, "won"), Instant::now());
+    (0..2).for_each(|_| assert_eq!(ask(), 200));
+    let took = begun.elapsed();
+    // One that is asked of the living one, and one that waits as long as answers take before it is.
+    assert!(took >= 290 * MILLI, "{took:?}");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(hedges(&gateway, "won") > before);
+}
+
+#[test]
 fn nothing_that_changes_anything_is_sent_twice() {
     let (origins, gateway) = two("hedge = { after = \"50ms\" }\nretry = { attempts = 1 }");
     origins.iter().for_each(|origin| origin.answer(Answer::Delay(400 * MILLI)));
