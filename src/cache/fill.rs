@@ -8,14 +8,20 @@
 //! cannot be stored (no room, too large), it goes on as a stream: bytes that everyone has read are let go, and the fetch waits for
 //! the slowest reader. So an answer of any size passes, and none takes more than its share.
 
+mod phase;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub use phase::{Confirmed, Head, Joined, Phase, Stored};
+pub use reader::{Broken, Reader};
+
 use super::entry::{Body, Entry, tags};
 use super::freshen::Own;
-use super::freshness::Received;
 use super::key::Key;
 use super::memory::MemoryStore;
-use super::policy::{Policy, Refusal, Terms};
+use super::policy::{Policy, Refusal};
 use super::redis::RedisTier;
-use super::vary::Selecting;
 use crate::rejection::Rejection;
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -30,83 +36,11 @@ const WINDOW: u64 = 256 << 10;
 /// Interim responses that are kept for a reader that has not come yet.
 const INTERIM_MAX: usize = 16;
 
-/// What became of the fetch, as far as it is known.
-#[derive(Debug, Clone)]
-pub enum Phase {
-    Waiting,
-    /// A head; the body follows.
-    Streaming(Arc<Head>),
-    /// The upstream has confirmed a stored response.
-    Validated(Arc<Confirmed>),
-    /// There was nothing to fetch: the store has it by now.
-    Stored,
-    /// Another gateway had it.
-    Shared(Arc<Entry>),
-    /// The upstream has confirmed what the client holds, which is not stored here. The outcome says whether others who hold the same
-    /// may hear of it.
-    NotModified(Arc<Head>),
-    /// A 304 that means nothing that is stored: the whole is to be fetched.
-    Unclear,
-    Failed(Rejection),
-}
-
-/// A stored response that the upstream has confirmed.
-#[derive(Debug)]
-pub struct Confirmed {
-    pub entry: Arc<Entry>,
-    /// Fields for the one who asked, not to be stored nor given to others.
-    pub own: Own,
-    /// Whether others may have it at all.
-    pub shared: bool,
-}
-
-#[derive(Debug)]
-pub struct Head {
-    pub header: ResponseHeader,
-    pub outcome: Result<Stored, Refusal>,
-    pub length: Option<u64>,
-    /// The body is to be stored.
-    pub kept: bool,
-    /// Fields for the one who asked, not to be stored nor given to others.
-    pub own: Own,
-}
-
-/// What the entry will be made of.
-#[derive(Debug, Clone)]
-pub struct Stored {
-    pub terms: Terms,
-    pub received: Received,
-    pub selecting: Selecting,
-    /// The part that it is of a whole: start, end, total.
-    pub part: Option<(u64, u64, u64)>,
-    /// What such a request could be given so far, and what this takes the place of.
-    pub replaces: Vec<Arc<Entry>>,
-    /// What it is put together with.
-    pub joined: Option<Box<Joined>>,
-}
-
-/// A stored answer that a new part of the same representation is put together with, and the head of both.
-#[derive(Debug, Clone)]
-pub struct Joined {
-    pub entry: Arc<Entry>,
-    pub head: ResponseHeader,
-}
-
-impl Stored {
-    pub fn new(terms: Terms, received: Received, selecting: Selecting) -> Self {
-        Stored { terms, received, selecting, part: None, replaces: Vec::new(), joined: None }
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Complete,
     Broken,
 }
-
-/// The answer ended before its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Broken;
 
 #[derive(Debug)]
 struct State {
@@ -543,187 +477,5 @@ impl State {
         if to_next && let Some(count) = self.wanted.get_mut(index.saturating_add(1)) {
             *count = count.saturating_add(1);
         }
-    }
-}
-
-/// One reader's place in a body.
-#[derive(Debug)]
-pub struct Reader {
-    fill: Arc<Fill>,
-    /// The number of the chunk that comes next, and of its first byte.
-    next: u64,
-    at: u64,
-}
-
-impl Reader {
-    /// The next bytes, `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Broken> {
-        let fill = Arc::clone(&self.fill);
-        fill.wait(|fill| self.look(fill)).await
-    }
-
-    fn look(&mut self, fill: &Fill) -> Option<Result<Option<Bytes>, Broken>> {
-        let mut state = fill.state.lock();
-        if let Some(span) = &state.body {
-            let piece = span.entry.body.slices(span.start.saturating_add(self.at), span.end).next();
-            self.at = self.at.saturating_add(piece.as_ref().map_or(0, |piece| u64::try_from(piece.len()).unwrap_or(0)));
-            return Some(Ok(piece));
-        }
-        if state.assembling {
-            return None;
-        }
-        let index = usize::try_from(self.next.saturating_sub(state.first)).unwrap_or(usize::MAX);
-        if let Some(chunk) = state.chunks.get(index).cloned() {
-            state.leave(self.next, true);
-            self.next = self.next.saturating_add(1);
-            self.at = self.at.saturating_add(u64::try_from(chunk.len()).unwrap_or(0));
-            if !state.keep {
-                fill.trim(&mut state);
-                drop(state);
-                fill.drained.notify_one();
-            }
-            return Some(Ok(Some(chunk)));
-        }
-        match state.end {
-            Some(End::Complete) => Some(Ok(None)),
-            Some(End::Broken) => Some(Err(Broken)),
-            None => None,
-        }
-    }
-
-    pub fn trailers(&self) -> Option<HeaderMap> {
-        self.fill.state.lock().trailers.clone()
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut state = self.fill.state.lock();
-        state.leave(self.next, false);
-        state.live = state.live.saturating_sub(1);
-        self.fill.trim(&mut state);
-        drop(state);
-        self.fill.drained.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::entry::tests::{received, terms};
-    use super::super::policy::tests::policy;
-    use super::*;
-
-    fn fill(max_object: u64) -> Arc<Fill> {
-        let store = Arc::new(MemoryStore::new(1 << 20));
-        let key = Key { bytes: (*b"k").into(), hash: 1, url_hash: 1, base_hash: 1, url: "http://h/".into(), route: "r".into() };
-        Fill::new(Arc::new(key), Arc::new(Policy { max_object, ..policy() }), store, None)
-    }
-
-    fn begin(fill: &Fill, length: Option<&str>) -> bool {
-        let mut head = ResponseHeader::build(200, None).unwrap();
-        if let Some(length) = length {
-            head.insert_header("content-length", length).unwrap();
-        }
-        let stored = Stored::new(terms(60), received(), Selecting::default());
-        fill.begin(head, Vec::new(), Ok(stored), false).is_ok()
-    }
-
-    async fn all(mut reader: Reader) -> Result<Vec<u8>, Broken> {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = reader.next().await? {
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes)
-    }
-
-    #[tokio::test]
-    async fn everyone_gets_every_byte_whenever_they_come() {
-        let fill = fill(1000);
-        let early = tokio::spawn(all(fill.read().unwrap()));
-        assert!(begin(&fill, None));
-        fill.push(Bytes::from_static(b"ab")).await.unwrap();
-        let late = tokio::spawn(all(fill.read().unwrap()));
-        fill.push(Bytes::from_static(b"cd")).await.unwrap();
-        let entry = fill.finish(None).unwrap().unwrap();
-        assert_eq!(entry.body.length, 4);
-        assert_eq!((early.await.unwrap().unwrap(), late.await.unwrap().unwrap()), (b"abcd".to_vec(), b"abcd".to_vec()));
-        assert_eq!(fill.store.stats().filling, 0);
-        assert_eq!(fill.store.variants(&fill.key).len(), 1);
-    }
-
-    #[tokio::test]
-    async fn what_is_not_what_it_said_is_not_stored() {
-        for (length, finish) in [(Some("5"), true), (None, false)] {
-            let fill = fill(1000);
-            begin(&fill, length);
-            let reader = fill.read().unwrap();
-            fill.push(Bytes::from_static(b"ab")).await.unwrap();
-            if finish {
-                assert!(fill.finish(None).is_err());
-            }
-            fill.close();
-            assert_eq!(all(reader).await, Err(Broken));
-            assert_eq!((fill.store.variants(&fill.key).len(), fill.store.stats().filling), (0, 0));
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_too_large_passes_through_a_window() {
-        let fill = fill(100_000);
-        assert!(begin(&fill, None));
-        let reader = tokio::spawn(all(fill.read().unwrap()));
-        for _ in 0..200 {
-            fill.push(Bytes::from(vec![b'x'; 10_000])).await.unwrap();
-            let state = fill.state.lock();
-            assert!(state.buffered <= WINDOW + 100_000, "{}", state.buffered);
-        }
-        assert!(!fill.is_open() && fill.read().is_none());
-        assert_eq!(fill.finish(None).unwrap().map(|_| ()), None);
-        assert_eq!(reader.await.unwrap().unwrap().len(), 2_000_000);
-        assert_eq!((fill.store.variants(&fill.key).len(), fill.store.stats().filling), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn a_stream_that_nobody_reads_ends() {
-        let fill = fill(10);
-        begin(&fill, None);
-        let reader = fill.read().unwrap();
-        fill.push(Bytes::from_static(b"0123456789ab")).await.unwrap();
-        drop(reader);
-        assert_eq!(fill.push(Bytes::from_static(b"x")).await, Err(Broken));
-    }
-
-    #[tokio::test]
-    async fn a_slow_reader_goes_on_from_what_is_stored() {
-        let fill = fill(10_000);
-        begin(&fill, Some("6"));
-        assert_eq!(fill.store.stats().filling, 6, "set aside for all of it");
-        let mut slow = fill.read().unwrap();
-        fill.push(Bytes::from_static(b"ab")).await.unwrap();
-        assert_eq!(slow.next().await.unwrap().unwrap(), "ab");
-        fill.push(Bytes::from_static(b"cdef")).await.unwrap();
-        fill.finish(None).unwrap();
-        assert!(fill.state.lock().chunks.is_empty());
-        fill.store.purge(&super::super::purge::Purge::new(super::super::purge::What::Everything, false));
-        let leaving = |fill: &Fill| fill.store.stats().leaving;
-        assert!(fill.store.stats().filling == 0 && leaving(&fill) > 6, "in the bound while it is being read");
-        assert_eq!(all(slow).await.unwrap(), b"cdef");
-        let store = Arc::clone(&fill.store);
-        drop(fill);
-        assert_eq!(store.stats().leaving, 0);
-    }
-
-    #[tokio::test]
-    async fn what_is_kept_no_more_is_in_the_bound_until_it_is_read() {
-        let fill = fill(10);
-        begin(&fill, None);
-        let mut reader = fill.read().unwrap();
-        fill.push(Bytes::from_static(b"0123456789")).await.unwrap();
-        fill.push(Bytes::from_static(b"ab")).await.unwrap();
-        assert_eq!(fill.store.stats().filling, 10);
-        assert_eq!(reader.next().await.unwrap().unwrap(), "0123456789");
-        assert_eq!(fill.store.stats().filling, 0);
-        assert!(fill.finish(None).unwrap().is_none());
-        assert_eq!(all(reader).await.unwrap(), b"ab");
     }
 }
