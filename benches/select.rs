@@ -7,6 +7,7 @@
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use gatewright::clock::{SharedClock, SystemClock};
+use gatewright::http1::trailers::Passing;
 use gatewright::state::StatePool;
 use gatewright::upstream::balance::{Balance, Sticky};
 use gatewright::upstream::{Beside, Facts, Tried, Upstream, UpstreamConfig};
@@ -66,7 +67,11 @@ fn select(criterion: &mut Criterion) {
         drop(attempt());
         assert_eq!(allocations(|| drop(black_box(attempt()))), 0, "choosing an endpoint allocates");
         let attempt_now = attempt();
-        assert_eq!(allocations(|| drop(black_box(attempt_now.http_peer(None, Instant::now())))), 1, "a peer is one box");
+        assert_eq!(
+            allocations(|| drop(black_box(attempt_now.http_peer(None, Instant::now(), Passing::default())))),
+            2,
+            "the peer, and what dials for it"
+        );
         drop(attempt_now);
         let id = BenchmarkId::new(format!("weights up to {largest_weight}"), endpoints);
         group.bench_function(id, |bencher| bencher.iter(|| black_box(upstream.select(black_box(&Tried::new())))));
@@ -112,7 +117,9 @@ fn select(criterion: &mut Criterion) {
     let upstream = upstream(10, 1);
     let endpoint = upstream.select(&Tried::new()).unwrap();
     criterion.bench_function("begin and end an attempt", |bencher| bencher.iter(|| drop(black_box(endpoint.clone().begin()))));
-    criterion.bench_function("peer", |bencher| bencher.iter(|| black_box(endpoint.http_peer(None, Instant::now()))));
+    criterion.bench_function("peer", |bencher| {
+        bencher.iter(|| black_box(endpoint.http_peer(None, Instant::now(), Passing::default())))
+    });
 }
 
 criterion_group!(benches, select);

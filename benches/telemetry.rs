@@ -31,6 +31,7 @@ fn record() -> AccessRecord<'static> {
         upstream_time: Some(Duration::from_micros(12_001)),
         attempts: 1,
         reused: Some(true),
+        cache: None,
         user_agent: Some(b"Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
         ..AccessRecord::new(SystemTime::now(), "0198f0a0-7c3e-7000-8000-000000000001", [192, 0, 2, 7].into())
     }

@@ -78,6 +78,7 @@ case ${1-} in
     need redis-server redis-server
     # The same holds for this one; the package without a service is enough.
     need dnsmasq dnsmasq-base
+    need curl curl
     oauth
     ;;
   bench)
@@ -88,6 +89,11 @@ case ${1-} in
     need varnishd varnish
     need curl curl
     need pgrep procps
+    need openssl openssl
+    # Lays out the code of release builds.
+    command -v llvm-bolt >/dev/null || need llvm-bolt-16 bolt-16 libbolt-16-dev
+    # Reads the counters of builds that are made by measurement; part of the toolchain, which may have come without rustup.
+    if command -v rustup >/dev/null; then rustup -q component add llvm-tools; fi
     ;;
   *)
     echo "usage: setup.sh build|test|bench" >&2

@@ -12,6 +12,8 @@ mod purge;
 mod resilience;
 mod status;
 
+pub use status::STATUS;
+
 use crate::listener::Listeners;
 use crate::proxy::Gateway;
 use crate::readiness::Readiness;
@@ -32,8 +34,61 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Paths, methods and meanings of everything that the admin listener answers to. The reference page is made of it.
+pub const WAYS: &[(&str, &str, &str)] = &[
+    ("/livez", "GET, HEAD", "200 as long as the process answers at all."),
+    ("/readyz", "GET, HEAD", "200 while the gateway takes requests, 503 before that and as soon as it is about to leave."),
+    ("/status", "GET, HEAD", "What runs now, as JSON; its members are below."),
+    ("/metrics", "GET, HEAD", "Everything that is counted, in the text format of Prometheus."),
+    ("/jwks", "GET, HEAD", "The public keys of `[identity]` as a JWK set; 404 where the gateway signs nothing."),
+    (
+        "/limits",
+        "GET",
+        "How a key stands with the limits of a route: `?route=NAME` and the facts that the route counts by, as `gatewright limit show` sends them.",
+    ),
+    ("/limits/top", "GET", "The keys that were refused most often; `?count=N` of them, 20 if it is not given."),
+    ("/limits/reset", "POST", "Forgets a key, which is named as for `/limits`."),
+    (
+        "/reload",
+        "POST",
+        "What `gatewright reload` does: 200 when the configuration is in force, 422 with the report when it is refused, 409 when this process has handed over to another one meanwhile, which is to be asked.",
+    ),
+    (
+        "/upgrade",
+        "POST",
+        "What `gatewright upgrade` does: 200 with the `pid` of the successor, 422 with the report when it has failed, 409 when this process has handed over already.",
+    ),
+    ("/drain", "POST", "Takes an endpoint out of use: `?upstream=NAME&endpoint=ADDRESS`."),
+    ("/undrain", "POST", "Brings it back."),
+    (
+        "/purge",
+        "POST",
+        "Has the cache forget: one of `?url=`, `?prefix=`, `?tag=`, `?route=` and `?all`; with `&soft` the answers become stale instead.",
+    ),
+];
+
+/// The chapter of the reference page about the admin listener, in Markdown.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "\n## Admin listener\n\nWhat `[admin] listen` answers to. It is for this machine: a `Host` that is not loopback and any `Origin` \
+         are refused with 403. The verbs of `gatewright` ask it.\n\n| path | methods | answer |\n|---|---|---|\n",
+    );
+    for (path, methods, answer) in WAYS {
+        page.push_str(&format!("| `{path}` | {methods} | {answer} |\n"));
+    }
+    page.push_str(
+        "\n### `/status`\n\n`[]` stands for each element of a list. What there is nothing to say of is null.\n\n\
+         | member | meaning |\n|---|---|\n",
+    );
+    for (member, meaning) in STATUS {
+        page.push_str(&format!("| `{member}` | {meaning} |\n"));
+    }
+    page
+}
 
 /// What the admin listener answers from.
 pub struct Admin {
@@ -136,9 +191,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let door = Arc::clone(&admin.door);
+    let asked = Arc::new(Notify::new());
+    let asks = Arc::clone(&asked);
     let service = hyper::service::service_fn(move |request| {
+        asks.notify_one();
         let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(answer(request, &admin).await) }
+        // By itself: whoever asked may go away, and what was begun, an upgrade above all, must come to its end.
+        let answered = tokio::spawn(async move { answer(request, &admin).await });
+        async move { Ok::<_, Infallible>(answered.await.unwrap_or_else(|e| failed(&e))) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -149,8 +209,18 @@ where
     let served = tokio::select! {
         served = served.as_mut() => served,
         () = door.wait_closed() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+            // hyper ends a connection at once that has not asked anything yet: who was let in is answered first.
+            let silent = tokio::select! {
+                served = served.as_mut() => Some(served),
+                () = asked.notified() => None,
+            };
+            match silent {
+                Some(served) => served,
+                None => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            }
         }
     };
     if let Err(e) = served {
@@ -181,27 +251,17 @@ async fn answer(request: Request<Incoming>, admin: &Admin) -> Response<Full<Byte
         (&Method::GET, "/limits/top") => json(StatusCode::OK, &limits::top(admin, request.uri().query())),
         (&Method::GET, "/limits") => limit(admin, request.uri().query(), false).await,
         (&Method::POST, "/limits/reset") => limit(admin, request.uri().query(), true).await,
-        (
-            _,
-            path @ ("/livez" | "/readyz" | "/status" | "/metrics" | "/jwks" | "/reload" | "/upgrade" | "/limits" | "/limits/top"
-            | "/limits/reset" | "/drain" | "/undrain" | "/purge"),
-        ) => {
-            let allow = match path {
-                "/reload" | "/upgrade" | "/limits/reset" | "/drain" | "/undrain" | "/purge" => "POST",
-                "/limits" | "/limits/top" => "GET",
-                _ => "GET, HEAD",
-            };
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
-            if let Ok(allow) = allow.parse() {
-                response.headers_mut().insert(header::ALLOW, allow);
+        (_, path) => match WAYS.iter().find(|(known, ..)| *known == path) {
+            Some((_, allow, _)) => {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+                response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allow));
+                response
             }
-            response
-        }
-        _ => {
-            const WAYS: &str = "not found: /livez /readyz /status /metrics /jwks /limits /limits/top, \
-                POST /reload /upgrade /drain /undrain /purge /limits/reset\n";
-            text(StatusCode::NOT_FOUND, WAYS)
-        }
+            None => {
+                let ways: Vec<_> = WAYS.iter().map(|(path, methods, _)| format!("{methods} {path}")).collect();
+                text(StatusCode::NOT_FOUND, format!("not found; there are\n{}\n", ways.join("\n")))
+            }
+        },
     }
 }
 
@@ -220,7 +280,11 @@ async fn limit(admin: &Admin, query: Option<&str>, reset: bool) -> Response<Full
 
 async fn reload(admin: &Admin) -> Response<Full<Bytes>> {
     let outcome = admin.reloader.reload("admin").await;
-    let code = if matches!(outcome, Outcome::Refused { .. }) { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
+    let code = match outcome {
+        Outcome::Applied { .. } => StatusCode::OK,
+        Outcome::Refused { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        Outcome::Gone => StatusCode::CONFLICT,
+    };
     json(code, &outcome.document())
 }
 
@@ -236,6 +300,11 @@ async fn upgrade(admin: &Admin) -> Response<Full<Bytes>> {
     }
 }
 
+fn failed(error: &tokio::task::JoinError) -> Response<Full<Bytes>> {
+    log::error!("the admin listener has no answer: {error}");
+    text(StatusCode::INTERNAL_SERVER_ERROR, "there is no answer, the log says why\n")
+}
+
 /// `Some` for what only a browser would send.
 fn refuse_browser(headers: &HeaderMap) -> Option<Response<Full<Bytes>>> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -247,8 +316,8 @@ fn refuse_browser(headers: &HeaderMap) -> Option<Response<Full<Bytes>>> {
     None
 }
 
-fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
-    typed(status, "text/plain; charset=utf-8", body.to_owned())
+fn text(status: StatusCode, body: impl Into<String>) -> Response<Full<Bytes>> {
+    typed(status, "text/plain; charset=utf-8", body.into())
 }
 
 fn json(status: StatusCode, document: &serde_json::Value) -> Response<Full<Bytes>> {

@@ -32,11 +32,13 @@ pub mod range;
 pub mod redis;
 mod sketch;
 pub mod storage;
+pub mod url;
 pub mod vary;
 
 use flight::Flights;
+use key::KeyRules;
 use memory::MemoryStore;
-use purge::Purge;
+use purge::{Purge, What};
 use redis::RedisTier;
 use std::sync::Arc;
 
@@ -46,6 +48,8 @@ pub struct Cache {
     pub memory: Arc<MemoryStore>,
     pub flights: Arc<Flights>,
     pub redis: Option<Arc<RedisTier>>,
+    /// The rules of all routes that make another URL of what somebody writes.
+    pub rules: Box<[KeyRules]>,
 }
 
 /// What a purge has done.
@@ -61,6 +65,17 @@ pub struct Purged {
 impl Cache {
     /// Here first, then everywhere.
     pub async fn purge(&self, purge: &Purge) -> Purged {
+        let What::Url(url) = &purge.what else { return self.purge_one(purge).await };
+        let mut sum = self.purge_one(purge).await;
+        for other in self.others(url) {
+            let done = self.purge_one(&purge.of(&other)).await;
+            sum.purged = sum.purged.saturating_add(done.purged);
+            (sum.gateways, sum.acknowledged) = (sum.gateways.max(done.gateways), sum.acknowledged.min(done.acknowledged));
+        }
+        sum
+    }
+
+    async fn purge_one(&self, purge: &Purge) -> Purged {
         let purged = self.memory.purge(purge);
         let (gateways, acknowledged) = match &self.redis {
             None => (1, 1),
@@ -75,9 +90,22 @@ impl Cache {
 
     /// An unsafe request has changed what a URL stands for (RFC 9111 §4.4).
     pub fn invalidate(&self, url: &str) -> u64 {
-        if let Some(tier) = &self.redis {
-            tier.invalidate(url);
+        let mut count = 0_u64;
+        for url in std::iter::once(url.to_owned()).chain(self.others(url)) {
+            if let Some(tier) = &self.redis {
+                tier.invalidate(&url);
+            }
+            count = count.saturating_add(self.memory.invalidate(&url));
         }
-        self.memory.invalidate(url)
+        count
+    }
+
+    /// What the URL is for routes on which not all of its query counts.
+    fn others(&self, url: &str) -> Vec<String> {
+        let mut others: Vec<String> = self.rules.iter().map(|rules| url::counted(url, rules)).collect();
+        others.retain(|other| other != url);
+        others.sort_unstable();
+        others.dedup();
+        others
     }
 }

@@ -8,5 +8,5 @@
 pub mod host;
 pub mod path;
 
-pub use host::{HostProblem, canonical_host};
+pub use host::{HostProblem, canonical_host, host_as_sent};
 pub use path::{PathForm, PathProblem, PathRules, canonical_path, check_query, is_canonical};

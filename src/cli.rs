@@ -90,14 +90,14 @@ pub fn main(registry: Registry) -> ExitCode {
     let done = match cli.verb {
         Verb::Run(args) => run::run(args, registry),
         Verb::Check(args) => check::run(&args, &registry),
-        Verb::Reload(args) => reload::run(&args),
-        Verb::Drain(args) => drain::run(&args, true),
-        Verb::Undrain(args) => drain::run(&args, false),
-        Verb::Upgrade(args) => upgrade::run(&args),
-        Verb::Purge(args) => purge::run(&args),
+        Verb::Reload(args) => reload::run(&args, &registry),
+        Verb::Drain(args) => drain::run(&args, &registry, true),
+        Verb::Undrain(args) => drain::run(&args, &registry, false),
+        Verb::Upgrade(args) => upgrade::run(&args, &registry),
+        Verb::Purge(args) => purge::run(&args, &registry),
         Verb::Schema(args) => schema::run(&args, &registry),
         Verb::Key(args) => key::run(&args, &registry),
-        Verb::Limit(args) => limit::run(&args),
+        Verb::Limit(args) => limit::run(&args, &registry),
         Verb::Demo(args) => demo::run(&args, registry),
     };
     match done {

@@ -4,7 +4,7 @@
 //! coding and kept beside the plain ones ([`crate::cache`]); all others are compressed as they pass, each piece as it comes, so that
 //! nothing waits for a buffer to fill.
 
-use crate::cache::control::ResponseControl;
+use crate::cache::control::{RequestControl, ResponseControl};
 use crate::diagnostic::Diagnostics;
 use crate::value::{ByteSize, Located};
 use bytes::Bytes;
@@ -37,7 +37,7 @@ impl Coding {
 }
 
 /// Compresses answers for clients that accept it. The upstream is then asked for plain bytes. Answers that are coded already, that
-/// are parts, or that say `no-transform` pass as they are. What is compressed has a weak `ETag` and `Vary: Accept-Encoding`.
+/// are parts, or that say `no-transform` pass as they are, and so do all for a client that says so. What is compressed has a weak `ETag` and `Vary: Accept-Encoding`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CompressConfig {
@@ -94,6 +94,11 @@ impl CompressConfig {
     }
 }
 
+/// Whether a request is for bytes that are not coded here: for none, for a part, or by its own wish (RFC 9111 §5.2.1.6).
+fn as_it_is(method: &Method, request: &HeaderMap) -> bool {
+    *method == Method::HEAD || request.contains_key(header::RANGE) || RequestControl::of(request).no_transform
+}
+
 /// How a route compresses.
 #[derive(Debug)]
 pub struct Compression {
@@ -109,7 +114,7 @@ impl Compression {
             return None;
         }
         vary(head);
-        if *method == Method::HEAD || request.contains_key(header::RANGE) {
+        if as_it_is(method, request) {
             return None;
         }
         self.negotiate(request)
@@ -117,8 +122,7 @@ impl Compression {
 
     /// The same for an answer that is kept plain, and is to be kept coded too.
     pub fn would_choose(&self, method: &Method, request: &HeaderMap, head: &ResponseHeader) -> Option<Coding> {
-        let plain = *method == Method::HEAD || request.contains_key(header::RANGE) || !self.eligible(head);
-        if plain { None } else { self.negotiate(request) }
+        if as_it_is(method, request) || !self.eligible(head) { None } else { self.negotiate(request) }
     }
 
     /// Says that an answer varies, if it does.
@@ -207,6 +211,8 @@ pub fn describe(head: &mut ResponseHeader, coding: Coding, length: Option<u64>) 
     head.remove_header("content-md5");
     head.remove_header("digest");
     head.remove_header("content-digest");
+    // RFC 9530 §3: of the representation in its coding.
+    head.remove_header("repr-digest");
     match length {
         Some(length) => {
             head.remove_header(&header::TRANSFER_ENCODING);

@@ -2,15 +2,18 @@
 //! request.address.inside('10.0.0.0/8')`.
 //!
 //! A condition is parsed and checked when the configuration is compiled: only names and functions that exist here, and only what
-//! ends in bounded time. CEL has no loops but those over lists, which may not be nested here; with a bounded number of steps
-//! for each element, and a bounded number of elements, a condition costs at most some milliseconds whatever a client
-//! sends. Facts are handed to it when it asks for them, so that what it does not name is never converted. What cannot be
-//! evaluated, such as a claim that is not there, is not permitted; `has(claims.org)` asks first.
+//! ends in bounded time. CEL has no loops but those over lists, which may not be nested here; the number of steps for each element
+//! is bounded, and so is what one evaluation reads ([`facts::READ_MAX`]), elements included. All that it does is linear in what it
+//! has read, but for texts that grow as they are joined: that may be done a few times for an element. So the work and the
+//! memory of a condition have a bound whatever a client sends; `cargo test --test alloc condition` shows it. Facts are handed to it when
+//! it asks for them, so that what it does not name is never converted. What cannot be evaluated, such as a claim that is not
+//! there, is not permitted; `has(claims.org)` asks first.
 
 mod facts;
 
 pub use facts::Facts;
 
+use self::facts::{Meter, Reading};
 use crate::diagnostic::nearest;
 use crate::value::Cidr;
 use cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, operators as op};
@@ -27,6 +30,8 @@ const NODES_MAX: usize = 512;
 const DEPTH_MAX: usize = 64;
 /// The most parts of an expression over a list: they count for each element, of which there are at most [`facts::LIST_MAX`].
 const LOOP_NODES_MAX: usize = 64;
+/// How often an expression over a list may join two values of which neither is written in the condition: each time copies both.
+const JOINS_MAX: usize = 4;
 
 /// What a condition may name, and the parts of it; none: its parts are up to the token or the request.
 const NAMES: [(&str, &[&str]); 5] = [
@@ -105,7 +110,7 @@ impl Condition {
         let condition = Condition { expression };
         // Many parts are of a known type already.
         match condition.value(&Facts::none()) {
-            Ok(_) | Err(Failed::Error(_)) => Ok(condition),
+            Ok(_) | Err(Failed::Error(_) | Failed::TooMuch) => Ok(condition),
             Err(Failed::NoTruth(kind)) => Err((
                 format!("the condition gives {kind}, and must give true or false"),
                 Some("compare it, such as `request.method == 'GET'`".to_owned()),
@@ -123,6 +128,7 @@ impl Condition {
                     Failed::Error(ExecutionError::NoSuchKey(_)) => "something that it names is not there",
                     Failed::Error(ExecutionError::NoSuchOverload(_)) => "something that it names is of another type",
                     Failed::Error(_) => "it cannot be evaluated",
+                    Failed::TooMuch => "it would have to read too much of the request",
                     Failed::NoTruth(_) => "it gives neither true nor false",
                 };
                 log::debug!("a condition does not hold: {why}");
@@ -132,9 +138,16 @@ impl Condition {
     }
 
     fn value(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
+        let meter = Meter::default();
+        let reading = Reading { facts, meter: &meter };
         let mut context = Context::with_env(Arc::clone(&LANGUAGE));
-        context.set_variable_resolver(facts);
-        let value = Value::resolve_val(&self.expression, &context).map_err(Failed::Error)?;
+        context.set_variable_resolver(&reading);
+        let value = Value::resolve_val(&self.expression, &context);
+        // Whatever came of it: `a || b` holds by `b` alone where `a` was an error.
+        if meter.is_over() {
+            return Err(Failed::TooMuch);
+        }
+        let value = value.map_err(Failed::Error)?;
         match value.downcast_ref::<CelBool>() {
             Some(truth) => Ok(*truth.inner()),
             None => Err(Failed::NoTruth(value.get_type().name().to_owned())),
@@ -144,6 +157,8 @@ impl Condition {
 
 enum Failed {
     Error(ExecutionError),
+    /// It has read as much as it may.
+    TooMuch,
     /// It gives a value of this type.
     NoTruth(String),
 }
@@ -155,6 +170,7 @@ struct Check {
     /// Names that an expression over a list has made, innermost last.
     bound: Vec<String>,
     within_list: bool,
+    joins: usize,
 }
 
 type Wrong = (String, Option<String>);
@@ -179,6 +195,13 @@ impl Check {
                 if !FUNCTIONS.contains(&name) && !MORE_FUNCTIONS.contains(&name) {
                     return Err(no_function(name));
                 }
+                if name == op::ADD && self.within_list && !call.args.iter().any(is_written) {
+                    self.joins = self.joins.saturating_add(1);
+                    if self.joins > JOINS_MAX {
+                        let why = format!("an expression over a list joins values by `+` more than {JOINS_MAX} times");
+                        return Err((why, Some("texts that are written in the condition do not count".to_owned())));
+                    }
+                }
                 if name == INSIDE {
                     network(call.args.first().filter(|_| call.args.len() == 1))?;
                 }
@@ -200,6 +223,7 @@ impl Check {
                 self.part(&list.iter_range, next)?;
                 let before = self.nodes;
                 self.within_list = true;
+                self.joins = 0;
                 self.bound.extend([list.iter_var.clone(), list.accu_var.clone()]);
                 self.bound.extend(list.iter_var2.clone());
                 for part in [&list.accu_init, &list.loop_cond, &list.loop_step, &list.result] {
@@ -217,6 +241,11 @@ impl Check {
             Expr::Struct(_) | Expr::Unspecified => Err(("a condition makes no messages".to_owned(), None)),
         }
     }
+}
+
+/// Of a length that the condition says; `map` and `filter` add lists of one element.
+fn is_written(part: &IdedExpr) -> bool {
+    matches!(part.expr, Expr::Literal(_) | Expr::List(_))
 }
 
 fn known(root: &str, field: &str) -> Result<(), Wrong> {

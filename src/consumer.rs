@@ -15,9 +15,9 @@ mod tests;
 pub use config::{ConsumerConfig, CredentialConfig, TierConfig, is_role};
 pub use digest::KeyDigest;
 pub use issued::{ConsumerSourceConfig, Issued};
-#[cfg(test)]
-pub(crate) use password::cheap as cheap_password;
 pub use password::{PASSWORD_MAX, PasswordHash};
+#[cfg(test)]
+pub(crate) use password::{cheap as cheap_password, with_passes as password_with_passes};
 
 use crate::identity::Identity;
 use crate::limit::Limit;
@@ -157,9 +157,10 @@ impl Consumers {
             .or_else(|| find("subject", &certificate.subject))
     }
 
-    /// The hash of someone's password, if anyone has one.
-    pub fn any_password(&self) -> Option<&PasswordHash> {
-        self.by_username.values().next().map(|user| &user.password)
+    /// The hash of someone's password for each cost that a password has, in the order of their costs.
+    pub fn passwords_by_cost(&self) -> Vec<PasswordHash> {
+        let by_cost: BTreeMap<_, _> = self.by_username.values().map(|user| (user.password.cost(), &user.password)).collect();
+        by_cost.into_values().cloned().collect()
     }
 
     pub fn tier(&self, name: &str) -> Option<&Arc<Tier>> {

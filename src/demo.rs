@@ -1,7 +1,9 @@
 //! Three small origins inside the process, and the `curl` lines to try a gateway on them: what `gatewright demo` shows.
 //!
-//! They exist so that the first minute with the gateway needs no other software. They listen on loopback only and are no
-//! part of what runs in production.
+//! They exist so that the first minute with the gateway needs no other software; for the same reason they issue tokens to
+//! whoever asks. They listen on loopback only and are no part of what runs in production.
+
+mod issuer;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -21,6 +23,16 @@ pub const QUICKSTART: &str = include_str!("../conf/quickstart.toml");
 
 /// Where [`QUICKSTART`] expects the origins.
 pub const ADDRESSES: [SocketAddr; 3] = [loopback(9101), loopback(9102), loopback(9103)];
+/// Where its gateway and its admin listener are.
+pub const GATEWAY: SocketAddr = loopback(8080);
+pub const ADMIN: SocketAddr = loopback(9901);
+
+/// [`QUICKSTART`] with other addresses than the usual ones.
+pub fn quickstart(gateway: SocketAddr, admin: SocketAddr, origins: &[DemoOrigin]) -> String {
+    let usual = ADDRESSES.into_iter().chain([GATEWAY, ADMIN]);
+    let given = origins.iter().map(|origin| origin.addr).chain([gateway, admin]);
+    usual.zip(given).fold(QUICKSTART.to_owned(), |text, (usual, given)| text.replace(&usual.to_string(), &given.to_string()))
+}
 
 /// The longest wait that `/slow` grants.
 const SLOW_MAX: Duration = Duration::from_secs(60);
@@ -93,6 +105,11 @@ async fn answer(name: &'static str, request: Request<Incoming>) -> Answer {
         answer.headers_mut().insert("x-origin", HeaderValue::from_static(name));
         return answer;
     }
+    match path.as_str() {
+        "/jwks.json" => return json(StatusCode::OK, issuer::jwks()),
+        "/token" => return text(StatusCode::OK, issuer::token()),
+        _ => {}
+    }
     if path == "/slow" {
         tokio::time::sleep(slow_for(request.uri().query().unwrap_or_default())).await;
     }
@@ -133,32 +150,59 @@ fn headers(map: &HeaderMap) -> serde_json::Map<String, serde_json::Value> {
 }
 
 fn json(status: StatusCode, body: String) -> Answer {
+    typed(status, "application/json", body)
+}
+
+fn text(status: StatusCode, body: String) -> Answer {
+    typed(status, "text/plain", body)
+}
+
+fn typed(status: StatusCode, content_type: &'static str, body: String) -> Answer {
     let mut answer = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 
-/// What can be tried on [`QUICKSTART`]: a line of explanation and a line to paste. `%` stands for the gateway's address,
-/// `@` for the admin listener's.
+/// What can be tried on [`QUICKSTART`]: a line of explanation and a line to paste. `GATEWAY`, `ADMIN` and `ISSUER` stand for
+/// addresses.
 const TRY: &[(&str, &str)] = &[
-    ("A route over three origins, in turn: call it a few times and watch `origin` (c has twice the weight)", "curl -s http://%/"),
+    (
+        "A route over three origins, in turn: call it a few times and watch `origin` (c has twice the weight)",
+        "curl -s http://GATEWAY/",
+    ),
     (
         "What the origin sees: request id, X-Forwarded-For, Via, and the prefix /api stripped",
-        "curl -s 'http://%/api/orders?page=2'",
+        "curl -s 'http://GATEWAY/api/orders?page=2'",
     ),
-    ("A body there and back", "curl -s -d 'hello' http://%/echo"),
-    ("An answer that the gateway makes itself", "curl -si http://%/hello"),
-    ("A redirect", "curl -si http://%/old/page"),
-    ("No route: RFC 9457 problem+json with the request id", "curl -si http://%/nowhere"),
-    ("A known path, another method: 405 with Allow", "curl -si -X DELETE http://%/echo"),
-    ("An answer that takes too long: 504 after two seconds", "curl -si 'http://%/slow?ms=5000'"),
-    ("Health of the gateway and of each endpoint", "curl -s http://%/healthz"),
-    ("The same for operators: routes, endpoints, last reload", "curl -s http://@/status"),
-    ("Metrics for Prometheus", "curl -s http://@/metrics"),
+    ("A body there and back", "curl -s -d 'hello' http://GATEWAY/echo"),
+    ("An answer that the gateway makes itself", "curl -si http://GATEWAY/hello"),
+    ("A key: without it a 401 that asks for one", "curl -si http://GATEWAY/private/orders"),
+    (
+        "With it, the consumer and its roles are told to the origin, and the key is not",
+        "curl -si -H 'x-api-key: demo-key' http://GATEWAY/private/orders",
+    ),
+    (
+        "A token of an issuer, whose keys are fetched from a URL",
+        "curl -si -H \"authorization: Bearer $(curl -s http://ISSUER/token)\" http://GATEWAY/signed-in/orders",
+    ),
+    (
+        "A limit: three at once, then 429 with Retry-After",
+        "for n in 1 2 3 4 5; do curl -s -o /dev/null -w '%{http_code} ' http://GATEWAY/limited; done; echo",
+    ),
+    ("Whom limits refuse most", "curl -s http://ADMIN/limits/top"),
+    ("A cache: the second time Cache-Status says hit", "curl -si http://GATEWAY/cached/prices"),
+    ("And it can be told to forget", "curl -s -X POST 'http://ADMIN/purge?all'"),
+    ("A redirect", "curl -si http://GATEWAY/old/page"),
+    ("No route: RFC 9457 problem+json with the request id", "curl -si http://GATEWAY/nowhere"),
+    ("A known path, another method: 405 with Allow", "curl -si -X DELETE http://GATEWAY/echo"),
+    ("An answer that takes too long: 504 after two seconds", "curl -si 'http://GATEWAY/slow?ms=5000'"),
+    ("Health of the gateway and of each endpoint", "curl -s http://GATEWAY/healthz"),
+    ("The same for operators: routes, endpoints, last reload", "curl -s http://ADMIN/status"),
+    ("Metrics for Prometheus", "curl -s http://ADMIN/metrics"),
     (
         "Load the config anew, all or nothing: here it is built in, `gatewright run -c FILE` reads yours",
-        "curl -s -X POST http://@/reload",
+        "curl -s -X POST http://ADMIN/reload",
     ),
 ];
 
@@ -170,8 +214,9 @@ pub fn curl_lines(gateway: SocketAddr, admin: SocketAddr, origins: &[DemoOrigin]
         let _ = write!(text, " {}={}", origin.name, origin.addr);
     }
     text.push_str(". Stop with Ctrl-C.\n");
+    let issuer = origins.first().map(|origin| origin.addr.to_string()).unwrap_or_default();
     for (what, line) in TRY {
-        let line = line.replace('%', &gateway.to_string()).replace('@', &admin.to_string());
+        let line = line.replace("GATEWAY", &gateway.to_string()).replace("ADMIN", &admin.to_string()).replace("ISSUER", &issuer);
         let _ = write!(text, "\n# {what}\n{line}\n");
     }
     text
@@ -227,16 +272,22 @@ mod tests {
 
     #[test]
     fn quickstart_names_the_addresses_that_the_demo_listens_on() {
-        for address in ADDRESSES {
+        for address in ADDRESSES.into_iter().chain([GATEWAY, ADMIN]) {
             assert!(QUICKSTART.contains(&address.to_string()), "{address}");
         }
+        let origins = ["a", "b", "c"].map(|name| DemoOrigin { name, addr: loopback(1) });
+        let elsewhere = quickstart(loopback(2), loopback(3), &origins);
+        assert!(
+            !ADDRESSES.iter().chain([&GATEWAY, &ADMIN]).any(|address| elsewhere.contains(&address.to_string())),
+            "{elsewhere}"
+        );
     }
 
     #[test]
     fn curl_lines_have_no_blanks_left() {
         let origins = [DemoOrigin { name: "a", addr: ADDRESSES[0] }];
-        let lines = curl_lines(loopback(8080), loopback(9901), &origins);
+        let lines = curl_lines(GATEWAY, ADMIN, &origins);
         assert!(lines.contains("a=127.0.0.1:9101") && lines.contains("curl -s http://127.0.0.1:8080/\n"), "{lines}");
-        assert!(!lines.contains(['%', '@']), "{lines}");
+        assert!(["GATEWAY", "ADMIN", "ISSUER"].iter().all(|blank| !lines.contains(blank)), "{lines}");
     }
 }

@@ -149,6 +149,14 @@ impl Diagnostics {
         (self.errors + self.warnings).saturating_sub(self.list.len())
     }
 
+    /// Takes over those findings of another collector, of the same sources, that fit.
+    pub fn take(&mut self, other: Diagnostics, fits: impl Fn(&Diagnostic) -> bool) {
+        for found in other.list.into_iter().filter(fits) {
+            let slot = self.push(found.severity, None, String::new());
+            *slot = found;
+        }
+    }
+
     fn push(&mut self, severity: Severity, span: Option<Span>, message: String) -> &mut Diagnostic {
         let primary = span.map(|span| (span, String::new()));
         let found = Diagnostic { severity, message, primary, related: Vec::new(), help: None };

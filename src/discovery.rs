@@ -141,7 +141,8 @@ struct Known {
     found: Arc<[Found]>,
     /// When the source last confirmed it.
     good: Option<Instant>,
-    failing: bool,
+    /// Since when it fails, if it does.
+    failing: Option<Instant>,
     tried: bool,
     /// Addresses of the last answer that were not used: not allowed, or too many.
     unused: usize,
@@ -185,7 +186,7 @@ impl Feed {
         let known = self.known.lock();
         let age = known.good.map(|good| self.clock.now().saturating_duration_since(good));
         let failures = Reason::ALL.map(|reason| (reason.as_str(), self.counter(reason).map_or(0, Counter::get)));
-        Standing { endpoints: known.found.len(), unused: known.unused, age, failing: known.failing, failures }
+        Standing { endpoints: known.found.len(), unused: known.unused, age, failing: known.failing.is_some(), failures }
     }
 
     /// Tells `watcher` of changes for as long as it lives.
@@ -208,7 +209,7 @@ impl Feed {
             log::warn!("{}: {unused} addresses are not used: outside of `allow`, not possible, or too many", self.who);
         }
         known.unused = unused;
-        if std::mem::replace(&mut known.failing, false) {
+        if known.failing.take().is_some() {
             log::info!("{}: answers again", self.who);
         }
     }
@@ -232,13 +233,14 @@ impl Feed {
         }
         let mut known = self.known.lock();
         known.tried = true;
-        if !std::mem::replace(&mut known.failing, true) {
+        if known.failing.is_none() {
+            known.failing = Some(self.clock.now());
             log::warn!("{}: {}; {} known endpoints stay in use", self.who, failure.why, known.found.len());
         }
     }
 
-    fn good_at(&self) -> Option<Instant> {
-        self.known.lock().good
+    fn failing_since(&self) -> Option<Instant> {
+        self.known.lock().failing
     }
 }
 

@@ -89,6 +89,30 @@ pub fn forget_request_spelling(head: &mut RequestHeader) {
     }
 }
 
+/// Whether some services read two names as one: CGI, and what came of it, tell `-` and `_` not apart. Both in lower case.
+pub fn alike(one: &str, other: &str) -> bool {
+    let fold = |b: u8| if b == b'_' { b'-' } else { b };
+    one.len() == other.len() && one.bytes().map(fold).eq(other.bytes().map(fold))
+}
+
+/// Removes a field from a request under every name that services may read as this one.
+pub fn remove_alike(head: &mut RequestHeader, name: &HeaderName) {
+    remove_alike_but(head, name, |_| false);
+}
+
+/// The same, but for other names that are to stay.
+pub fn remove_alike_but(head: &mut RequestHeader, name: &HeaderName, stays: impl Fn(&HeaderName) -> bool) {
+    head.remove_header(name);
+    // Once for each; the head bounds their number. Hardly a request has one: listeners refuse `_` unless told otherwise.
+    let find = |head: &RequestHeader| {
+        let mut names = head.headers.keys();
+        names.find(|known| alike(known.as_str(), name.as_str()) && !stays(known)).cloned()
+    };
+    while let Some(found) = find(head) {
+        head.remove_header(&found);
+    }
+}
+
 /// Removes fields from a response, and takes its spelling, and an own reason phrase, if it has them. Without a spelling first:
 /// with two maps every removal costs twice.
 pub fn edit_unspelled_response(head: &mut ResponseHeader, edit: impl FnOnce(&mut dyn Fields)) {
@@ -147,6 +171,29 @@ mod tests {
         let mut out = bytes::BytesMut::new();
         head.header_to_h1_wire(&mut out);
         String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn names_that_cgi_tells_not_apart_are_alike() {
+        let name = HeaderName::from_static("x-api_key");
+        for (other, same) in [
+            ("x-api_key", true),
+            ("X_API_KEY", true),
+            ("x-api-key", true),
+            ("x-api-keys", false),
+            ("x-api-ke", false),
+            ("x.api-key", false),
+            ("xapi_key", false),
+        ] {
+            let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+            for name in [other, "x-api-key-2", "x-api-key", "x_api_key"] {
+                head.append_header(name.to_owned(), "1").unwrap();
+            }
+            remove_alike(&mut head, &name);
+            let left: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+            assert_eq!(left.contains(&other.to_lowercase().as_str()), !same, "{other}: {left:?}");
+            assert_eq!(left.len(), if same { 1 } else { 2 }, "{other}: {left:?}");
+        }
     }
 
     #[test]

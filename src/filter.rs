@@ -19,6 +19,7 @@ mod hmac;
 mod ip_allow;
 mod jwt;
 mod mtls;
+mod place;
 mod query;
 mod rate_limit;
 mod redirect;
@@ -32,11 +33,11 @@ mod rewrite;
 pub(crate) mod testing;
 
 pub use chain::Chain;
+pub use place::Place;
 pub use registry::{BuildContext, FilterSpec, Prepared, Problem, Registration, Registry};
 
-use crate::rejection::Rejection;
+use crate::rejection::{LocalResponse, Rejection};
 use crate::request::RequestCtx;
-use crate::respond::LocalResponse;
 use crate::value::Located;
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -137,6 +138,11 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
+    /// The field of a response that says what this one request has cost. A stored answer costs nothing more.
+    fn charges_by(&self) -> Option<&HeaderName> {
+        None
+    }
+
     /// Whether it must stand before filters that ask for credentials, because it answers requests that have none.
     fn precedes_identity(&self) -> bool {
         false
@@ -180,7 +186,26 @@ pub trait Filter: Send + Sync + 'static {
         Ok(false)
     }
 
-    /// Edits the request that goes upstream. Runs once for each attempt, each time on a fresh copy.
+    /// Where in the head [`Filter::on_request`] looks for a credential. `any_of` takes out what stands there if another of its
+    /// methods has decided, for then nobody has verified it.
+    fn credential_places(&self) -> Vec<Place> {
+        Vec::new()
+    }
+
+    /// Whether what stands in this place of its own is its credential, given that it has let the request pass: it is not if the
+    /// place holds credentials of several kinds, such as `Authorization`, and this is one of another.
+    fn is_credential(&self, _place: &Place, _head: &RequestHeader) -> bool {
+        true
+    }
+
+    /// As [`Filter::on_upstream_request`], where another method of `any_of` has decided: removes what a client must not say,
+    /// but leaves its places alone, which the credential of that method may stand in.
+    fn on_passed_over(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+        self.on_upstream_request(session, head, ctx)
+    }
+
+    /// Edits the request that goes upstream. Runs once for each attempt, each time on a fresh copy; and once more for a request
+    /// that has trailers, on a copy with these among its fields: what is not left as it was does not pass.
     fn on_upstream_request(&self, _session: &Session, _head: &mut RequestHeader, _ctx: &mut RequestCtx) -> Result<(), Rejection> {
         Ok(())
     }

@@ -14,4 +14,4 @@ pub use client::{MAX_HOPS, client_address};
 pub use request_id::{X_REQUEST_ID, id_value, request_id};
 pub use trusted::{ClientHeader, TrustedProxies};
 pub use via::{VIA_HEADER, VIA_HOPS_MAX, Via};
-pub use write::{ForwardedFacts, ForwardedHeaders, write_forwarded};
+pub use write::{ForwardedFacts, ForwardedHeaders, told_by_proxy, write_forwarded};

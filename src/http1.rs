@@ -4,5 +4,7 @@
 pub mod chunks;
 #[cfg(test)]
 pub(crate) mod corpus;
+pub mod ending;
 pub mod line;
+pub mod trailers;
 pub mod write;

@@ -28,7 +28,6 @@ mod tests;
 
 pub use claims::ClaimPath;
 pub use config::{ClaimsConfig, IssuerConfig, JwksConfig, SecretEncoding};
-pub(crate) use fetch::{Endpoint, connect, tls};
 pub use issuer::{Answer, Issuer, Issuers};
 pub use keys::{Algorithm, KeyKind};
 pub use remote::{RemoteKeys, Ticket};

@@ -1,24 +1,31 @@
 //! Gatewright: a programmable API gateway on Cloudflare's Pingora.
 //!
-//! The layers, from the top; imports point down only:
+//! The layers, from the top:
 //!
 //! - [`cli`] reads the command line, [`server`] assembles the process.
-//! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`admin`] answers operators, [`reload`] takes
-//!   new configurations, [`upgrade`] replaces the binary.
+//! - [`listener`] accepts connections, [`proxy`] is the life of a request, [`respond`] writes what the gateway answers itself,
+//!   [`admin`] answers operators, [`reload`] takes new configurations, [`upgrade`] replaces the binary, and [`systemd`] hears of it.
 //! - [`snapshot`] is the compiled configuration that requests run on, [`config`] the TOML that it is compiled from.
 //! - [`filter`] is one step of policy; [`route`] and [`upstream`] say which filters, and where a request goes, [`discovery`]
 //!   which endpoints there are, [`mirror`] who gets copies; [`cache`] keeps answers and [`compress`] codes them;
-//!   [`consumer`] who may call, [`identity`]
-//!   who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true besides; [`tls`] reads certificates
-//!   for both ends.
+//!   [`consumer`] who may call, [`identity`] who does, [`jwt`] and [`signature`] what proves it, [`condition`] what must be true
+//!   besides; and [`fetch`] asks other services over HTTP.
 //! - [`limit`], [`cache`], [`consumer`] (through [`tracked`]), [`signature`] and [`discovery`] reach a Redis by [`redis_link`].
 //! - At the bottom is what everything shares: [`rejection`], [`request`], [`canonical`], [`fields`], [`forwarded`], [`http1`],
-//!   [`state`], [`telemetry`], [`value`], [`diagnostic`], [`clock`].
+//!   [`state`], [`telemetry`], [`value`], [`diagnostic`], [`clock`], [`alarm`]; and [`tls`], which reads certificates for both ends.
+//!
+//! Imports point down, or to the same layer, but for three:
+//!
+//! - [`request`] is what is known of one request, in the types of those who found it out: [`identity`], [`limit`], [`route`] and
+//!   [`signature`].
+//! - [`snapshot`] has the plan of each [`listener`], which it compiles and the listener carries out.
+//! - [`telemetry`] writes the figures that [`cache`] keeps anyway.
 //!
 //! To run a gateway with filters of your own, implement [`filter::FilterConfig`] and [`filter::Filter`], and hand a
 //! [`filter::Registry`] that has them to [`cli::main`]: see `examples/custom_filter.rs`.
 
 pub mod admin;
+pub mod alarm;
 pub mod arena;
 pub mod cache;
 pub mod canonical;
@@ -31,6 +38,7 @@ pub mod consumer;
 pub mod demo;
 pub mod diagnostic;
 pub mod discovery;
+pub mod fetch;
 pub mod fields;
 pub mod filter;
 pub mod forwarded;

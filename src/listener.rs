@@ -7,10 +7,12 @@
 mod accept;
 mod bind;
 mod connection;
+mod date;
 mod deadline;
 mod h2;
 pub mod head;
 mod io;
+mod pace;
 mod patience;
 pub mod proxy_protocol;
 mod stage;
@@ -18,7 +20,9 @@ mod transport;
 
 pub use bind::{BindError, Inherited, Passed, Prepared, remove_stale};
 pub use connection::Connection;
-pub use io::{FAULTS, IoBounds};
+pub use date::{DATE_LENGTH, Date};
+pub use io::{FAULTS, Fault, Faults, IoBounds};
+pub use pace::Pace;
 pub use patience::Tolerance;
 pub use stage::{Active, Stage};
 
@@ -69,6 +73,19 @@ const REFUSALS: &[&str] = &[
     "proxy_header",
     "max_connections_in_all",
 ];
+
+/// Why the gateway closed a connection while no request was under way.
+#[derive(Debug, Clone, Copy)]
+#[repr(usize)]
+enum Closed {
+    Idle,
+    LastRequest,
+    Silent,
+    Leaving,
+}
+
+/// The names of [`Closed`], as metric labels.
+const CLOSED: &[&str] = &["idle", "last_request", "silent", "leaving"];
 
 /// What is wrong with a request beyond [`head::Malformed`]: what only time can tell, and what HTTP/2 found by itself.
 #[derive(Debug, Clone, Copy)]

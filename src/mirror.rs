@@ -4,6 +4,7 @@
 //! done with the copy happens on a thread of its own ([`Worker`]) behind a bounded queue, after the request has ended: when
 //! the other upstream is slow, the queue is full, copies are dropped, and the main path never knows.
 
+use crate::http1::trailers::Passing;
 use crate::telemetry::metrics::Counter;
 use crate::upstream::exchanger::{Exchanger, Request};
 use crate::upstream::{Tried, Upstream};
@@ -112,6 +113,12 @@ fn copy(head: &RequestHeader) -> Option<RequestHeader> {
 }
 
 impl MirrorCopy {
+    /// The body begins anew: the request is sent again.
+    pub fn restart(&mut self) {
+        self.body = Vec::new();
+        (self.length, self.ended) = (0, false);
+    }
+
     /// One more piece of the body. `end`: it was the last.
     pub fn piece(&mut self, piece: Option<&Bytes>, end: bool) {
         self.ended |= end;
@@ -153,7 +160,7 @@ async fn send(exchanger: Arc<Exchanger>, upstream: &Upstream, mut head: RequestH
         let _ = head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let request = Request { head: &head, body, keep: endpoint.may_pool() };
-    let answer = exchanger.send(endpoint.http_peer(None, std::time::Instant::now()), request, |_| {}).await;
+    let answer = exchanger.send(endpoint.http_peer(None, std::time::Instant::now(), Passing::default()), request, |_| {}).await;
     answer.map_err(|failed| failed.error.to_string())?.discard(ANSWER_MAX).await;
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! `request_filter` reads the request canonically, finds its route and runs the route's filters; `upstream_peer` picks a
 //! healthy endpoint; the response hooks run the filters on the way back; `logging` counts and writes the access log.
+//! A direct hit of the cache is answered before all this (`proxy/hit.rs`).
 //! Each hook says what happens in which order; how is in `proxy/` and below.
 
 mod attempt;
@@ -11,11 +12,14 @@ mod deadline;
 mod failure;
 mod forward;
 mod grpc_web;
+mod hit;
 mod intake;
 mod record;
 mod target;
+mod trailers;
 
 pub use ctx::Ctx;
+pub use hit::DirectHit;
 
 use crate::clock::SharedClock;
 use crate::filter::Flow;
@@ -96,25 +100,28 @@ impl ProxyHttp for Gateway {
             Ok(Admitted::Redirect(response)) => Ok(Flow::Respond(response)),
             Err(rejection) => Err(rejection),
         };
-        match outcome {
+        let answered = match outcome {
             Ok(Flow::Continue) if ctx.has_cache() => {
-                return Ok(matches!(cache::answer(session, ctx).await?, cache::Outcome::Answered));
+                cache::answer(session, ctx).await.map(|outcome| matches!(outcome, cache::Outcome::Answered))
             }
-            Ok(Flow::Continue) if ctx.has_upstream() => return Ok(false),
-            Ok(Flow::Continue) => respond::reject(session, ctx, Rejection::new(&rejection::INTERNAL_ERROR)).await?,
-            Ok(Flow::Respond(response)) => respond::local(session, ctx, *response).await?,
-            Err(rejection) => respond::reject(session, ctx, rejection).await?,
-        }
-        Ok(true)
+            Ok(Flow::Continue) if ctx.has_upstream() => Ok(false),
+            Ok(Flow::Continue) => respond::reject(session, ctx, Rejection::new(&rejection::INTERNAL_ERROR)).await.map(|()| true),
+            Ok(Flow::Respond(response)) => respond::local(session, ctx, *response).await.map(|()| true),
+            Err(rejection) => respond::reject(session, ctx, rejection).await.map(|()| true),
+        };
+        answered.map_err(failure::of_writing)
     }
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Box<Ctx>,
     ) -> Result<()> {
+        if end && ctx.asked_trailers.is_some() {
+            trailers::pass_asked(session, ctx);
+        }
         intake::body_chunk(body, end, ctx)
     }
 
@@ -125,7 +132,7 @@ impl ProxyHttp for Gateway {
             return Err(ctx.fail(refused));
         }
         // Pingora boxes each hook: what is rare has a box of its own, so that this one stays small.
-        Box::pin(attempt::refuse(session, ctx, refused)).await?;
+        Box::pin(attempt::refuse(session, ctx, refused)).await.map_err(failure::of_writing)?;
         Ok(false)
     }
 
@@ -207,7 +214,9 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(&self, session: &mut Session, head: &mut ResponseHeader, ctx: &mut Box<Ctx>) -> Result<()> {
         if ctx.is_fetch() {
-            if session.req_header().method == http::Method::HEAD && !head.status.is_informational() {
+            if head.status.is_informational() {
+                cache::interim(head, ctx);
+            } else if session.req_header().method == http::Method::HEAD {
                 cache::answered_to_head(session, head, ctx);
             }
             return Ok(());
@@ -235,6 +244,9 @@ impl ProxyHttp for Gateway {
         trailers: &mut http::HeaderMap,
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<Bytes>> {
+        if let Some(kept) = &ctx.trailers {
+            kept.keep_map(trailers);
+        }
         ctx.grpc_web.trailers(trailers)
     }
 
@@ -251,14 +263,18 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Box<Ctx>,
     ) -> Result<Option<Duration>> {
+        if ctx.cache.is_some() {
+            cache::keep(body.as_ref(), end, ctx);
+        }
         if let Some(encoder) = &mut ctx.encoder {
             compress::piece(encoder, body, end)?;
         }
+        forward::pace(session, body, end, ctx)?;
         Ok(None)
     }
 

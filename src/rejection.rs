@@ -3,7 +3,8 @@
 //! A code is part of the public interface: clients and alerts match on it, so it never changes its meaning. The reference
 //! page lists [`ALL`], and a test keeps the two equal. What is written to the client, and how, is `respond`'s business.
 
-use http::HeaderValue;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,6 +120,15 @@ impl From<&'static Code> for Rejection {
     fn from(code: &'static Code) -> Self {
         Rejection::new(code)
     }
+}
+
+/// An answer made by a filter that is no rejection: `respond`, `redirect`, or a custom one.
+#[derive(Debug, Clone)]
+pub struct LocalResponse {
+    pub status: StatusCode,
+    /// Without `content-length`, which follows from the body.
+    pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub enum Origin {
     /// Files and directories, as given to `-c`.
     Paths(Vec<PathBuf>),
     /// Built into the program, with its own values for `${NAME}`: what `gatewright demo` runs on.
-    Embedded { name: &'static str, text: &'static str, env: Environment },
+    Embedded { name: &'static str, text: String, env: Environment },
 }
 
 impl Origin {
@@ -58,6 +58,8 @@ pub enum Outcome {
         report: String,
         diagnostics: serde_json::Value,
     },
+    /// Another process has taken over meanwhile, which has read the configuration itself.
+    Gone,
 }
 
 impl Outcome {
@@ -69,6 +71,7 @@ impl Outcome {
             Outcome::Refused { report, diagnostics } => {
                 serde_json::json!({ "result": "refused", "report": report, "diagnostics": diagnostics })
             }
+            Outcome::Gone => serde_json::json!({ "result": "gone" }),
         }
     }
 }
@@ -106,7 +109,13 @@ pub struct Reloader {
     pub logger: LoggerHandle,
     /// One reload at a time. Held over awaits, which is why it is an async lock; the request path never takes it.
     pub busy: tokio::sync::Mutex<()>,
+    /// Another process serves in the place of this one. Set under that lock.
+    pub gone: std::sync::atomic::AtomicBool,
     pub last: Mutex<Option<LastReload>>,
+    /// What the last reload has read besides the configuration itself, if it was refused: to mend it is to be seen.
+    pub refused_files: Mutex<Vec<PathBuf>>,
+    /// Tells the watch that there may be other files to look after.
+    pub reloaded: tokio::sync::Notify,
     /// What was true when the process started and cannot change in it.
     pub fixed: snapshot::Fixed,
 }
@@ -114,7 +123,18 @@ pub struct Reloader {
 impl Reloader {
     /// Loads and swaps, or refuses. `asked_by` goes to the log.
     pub async fn reload(self: &Arc<Self>, asked_by: &'static str) -> Outcome {
+        let outcome = self.take_turn(asked_by).await;
+        self.reloaded.notify_one();
+        outcome
+    }
+
+    /// The same, without a word to the watch, which may be who asks.
+    async fn take_turn(self: &Arc<Self>, asked_by: &'static str) -> Outcome {
         let _turn = self.busy.lock().await;
+        if self.gone.load(std::sync::atomic::Ordering::Relaxed) {
+            log::warn!("reload asked for by {asked_by}: another process serves by now");
+            return Outcome::Gone;
+        }
         crate::systemd::reloading();
         let begun = Instant::now();
         let this = Arc::clone(self);
@@ -140,6 +160,7 @@ impl Reloader {
                 metrics.reload_failed();
                 log::error!("reload asked for by {asked_by}: refused, the running configuration stays\n{report}");
             }
+            Outcome::Gone => {}
         }
         crate::systemd::ready(&self.gateway.snapshot());
         *self.last.lock() = Some(LastReload { at: SystemTime::now(), took, outcome: outcome.clone() });
@@ -151,8 +172,12 @@ impl Reloader {
         let Loaded { config, mut diagnostics, hash, .. } = self.origin.load(&self.registry);
         let parts = CompileParts { state: &self.state, clock: &self.clock, dry: false };
         self.fixed.compare(&config, &mut diagnostics);
-        let Some(snapshot) = snapshot::compile(&config, &hash, &parts, &mut diagnostics) else {
-            return Err(refused(&diagnostics));
+        let snapshot = match snapshot::compile_or_files(&config, &hash, &parts, &mut diagnostics) {
+            Ok(snapshot) => snapshot,
+            Err(read) => {
+                *self.refused_files.lock() = read;
+                return Err(refused(&diagnostics));
+            }
         };
         let listeners = match self.listeners.prepare(&snapshot.listeners) {
             Ok(listeners) => listeners,
@@ -161,9 +186,11 @@ impl Reloader {
                     let span = config.listeners.get(&*error.listener).and_then(|entry| entry.value.address.span.clone());
                     diagnostics.error(span, error.to_string());
                 }
+                *self.refused_files.lock() = snapshot.files;
                 return Err(refused(&diagnostics));
             }
         };
+        self.refused_files.lock().clear();
         let warnings = if diagnostics.list.is_empty() { String::new() } else { diagnostics.render(false) };
         Ok(Box::new(Next { snapshot, listeners, level: config.log.level.into(), warnings }))
     }

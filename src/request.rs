@@ -6,14 +6,16 @@ use crate::limit;
 use crate::rejection;
 use crate::route::Params;
 use crate::signature::digest::BodyDigest;
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
 use http::HeaderValue;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// The longest request id that is taken over from a trusted peer, in bytes.
 pub const REQUEST_ID_MAX: usize = 128;
+/// The most `any_of` of one route whose decisions are noted.
+pub const ANY_OF_MAX: usize = 4;
 /// The longest host name, in bytes (RFC 1035 §2.3.4).
 pub const HOST_MAX: usize = 255;
 
@@ -59,6 +61,9 @@ pub struct ClientCertificate {
     pub names: Box<[Box<str>]>,
     /// SHA-256 of the certificate in DER: 64 lower-case hexadecimal digits.
     pub sha256: Box<str>,
+    /// When it is valid, ends included. It was at the handshake; a connection may outlive it, and a session that is resumed.
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
 }
 
 /// The facts of one request. Everything that filters decide by comes from here or from the canonical request head.
@@ -84,6 +89,8 @@ pub struct RequestCtx {
     pub params: Params,
     /// Who the request is from, once an authentication filter has established it.
     pub identity: Option<Arc<Identity>>,
+    /// Which method of which `any_of` has let it pass: the number of the filter, and the place of the method.
+    pub methods: ArrayVec<(u64, usize), ANY_OF_MAX>,
     /// What else about the caller decides about the answer; see [`RequestCtx::tell_apart`].
     pub apart: Vec<u8>,
     /// What a 401 is to ask for (`WWW-Authenticate`), where a filter has let the request pass without an identity.
@@ -120,6 +127,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            methods: ArrayVec::new(),
             apart: Vec::new(),
             challenge: None,
             started,
@@ -145,6 +153,16 @@ impl RequestCtx {
         }
     }
 
+    /// Notes which method of an `any_of` has let it pass. Where there is no room for one more, all of its methods count as not asked.
+    pub(crate) fn note_method(&mut self, any_of: u64, method: usize) {
+        let _ = self.methods.try_push((any_of, method));
+    }
+
+    /// Which method of an `any_of` has let it pass, if one has.
+    pub(crate) fn method_of(&self, any_of: u64) -> Option<usize> {
+        self.methods.iter().find(|(known, _)| *known == any_of).map(|(_, method)| *method)
+    }
+
     /// The same request once more, for what is fetched on its behalf: who asks, from where and for what, but none of the limits and
     /// places that it holds.
     pub fn fork(&self, started: Instant) -> Self {
@@ -158,6 +176,7 @@ impl RequestCtx {
             route: self.route.clone(),
             params: self.params.clone(),
             identity: self.identity.clone(),
+            methods: self.methods.clone(),
             apart: self.apart.clone(),
             extensions: self.extensions.clone(),
             ..RequestCtx::new(self.peer, self.scheme, started)
@@ -182,6 +201,7 @@ impl RequestCtx {
             route: None,
             params: Params::default(),
             identity: None,
+            methods: ArrayVec::new(),
             apart: Vec::new(),
             challenge: None,
             started: Instant::now(),

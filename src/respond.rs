@@ -7,9 +7,9 @@
 mod grpc;
 
 use crate::proxy::Ctx;
-use crate::rejection::Rejection;
+use crate::rejection::{LocalResponse, Rejection};
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -24,15 +24,6 @@ const DRAIN_TIME: Duration = Duration::from_secs(1);
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-
-/// An answer made by a filter: `respond`, `redirect`, or a custom one.
-#[derive(Debug, Clone)]
-pub struct LocalResponse {
-    pub status: StatusCode,
-    /// Without `content-length`, which follows from the body.
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
 
 /// Answers with a rejection. Nothing may have been written for this request before.
 pub async fn reject(session: &mut Session, ctx: &mut Ctx, rejection: Rejection) -> Result<()> {
@@ -77,6 +68,7 @@ async fn write(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader, b
     if !bodyless && !head.headers.contains_key(grpc::STATUS) {
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     }
+    ctx.tell_cache_status(&mut head);
     ctx.finish_response_head(session, &mut head);
     if close || ctx.must_close() {
         session.set_keepalive(None);

@@ -129,6 +129,9 @@ fn assemble(
     let edge = Arc::new(Edge { app: Arc::new(app), gateway: gateway.clone() });
     let readiness = Readiness::of(&state);
     let reloader = Arc::new(Reloader {
+        gone: std::sync::atomic::AtomicBool::new(false),
+        refused_files: parking_lot::Mutex::default(),
+        reloaded: tokio::sync::Notify::new(),
         origin,
         registry,
         gateway: gateway.clone(),
@@ -159,6 +162,8 @@ fn assemble(
         door,
         drain_delay: fixed.drain_delay,
         grace_period: fixed.grace_period,
+        ends: Mutex::new(None),
+        opens: false,
     };
     let keeper = Keeper::of(&admin.state);
     keeper.keep_at_most(fixed.upstream_keepalive);
@@ -170,14 +175,18 @@ fn assemble(
 
 impl Process {
     fn run(mut self, predecessor: Option<Predecessor>) -> Result<(), StartError> {
-        if let Some(predecessor) = predecessor {
-            self.listeners.hold();
-            self.control.succeed(predecessor);
+        // Pingora builds its last runtime after the services have begun: whoever fills the process with connections in that moment
+        // must not leave it without the descriptors for that.
+        self.listeners.hold();
+        match predecessor {
+            Some(predecessor) => self.control.succeed(predecessor),
+            None => self.signals.opens = true,
         }
         self.server.bootstrap();
         self.server.add_service(self.edge);
         self.server.add_service(self.control);
         log::info!("gatewright {} starts, config {}", crate::VERSION, self.gateway.snapshot().hash);
+        *self.signals.ends.lock() = in_some_runtime(signals::Ends::take_over).flatten();
         // Unlike `run_forever`, this returns.
         self.server.run(RunArgs { shutdown_signal: Box::new(self.signals) });
         if let Some(redis) = self.gateway.snapshot().limits.live_redis() {
@@ -244,10 +253,15 @@ fn server_conf(fixed: &Fixed) -> ServerConf {
 /// The default action of SIGHUP and SIGUSR2 is to end the process. Taking the signals over, which lasts for the life of the
 /// process, must come first: an operator's script may be faster than our start.
 fn hold_signals() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    if let Ok(runtime) = runtime {
-        let _in_runtime = runtime.enter();
+    in_some_runtime(|| {
         let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
         let _ = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined2());
-    }
+    });
+}
+
+/// For what must be called in a runtime and lasts longer than it.
+fn in_some_runtime<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let _in_runtime = runtime.enter();
+    Some(work())
 }

@@ -13,7 +13,7 @@ mod redis;
 mod split;
 mod upstreams;
 
-pub use compile::{CompileParts, compile};
+pub use compile::{CompileParts, compile, compile_or_files};
 pub use fixed::Fixed;
 pub use redis::redis_topology;
 pub use split::Split;
@@ -75,6 +75,8 @@ pub struct Snapshot {
     pub limits: Stores,
     /// `None`: no route has a cache.
     pub cache: Option<Arc<Cache>>,
+    /// Whether any route has direct hits, and nothing is to be asked before a route is looked for.
+    pub direct_hits: bool,
     /// `None`: off.
     pub access_log: Option<Arc<AccessLog>>,
 }
@@ -92,6 +94,9 @@ pub struct Route {
     pub mirror: Option<Arc<Mirror>>,
     /// How its answers are stored; `None`: they are not.
     pub cache: Option<Arc<Policy>>,
+    /// Whether a hit is nobody's business but that of the cache: no filter runs before or after it, all callers are asked the same,
+    /// and it goes out in the coding in which it is kept.
+    pub direct_hits: bool,
     /// How its answers are compressed; `None`: they are not.
     pub compress: Option<Arc<Compression>>,
     /// From the first byte of the request to the last of the response.

@@ -190,6 +190,8 @@ impl Part {
             Part::Fact(Fact::ClientIp) => write!(out, "{}", ctx.client),
             Part::Fact(Fact::Route) => out.write_str(ctx.route.as_deref().ok_or(fmt::Error)?),
             Part::Fact(Fact::Consumer) => out.write_str(&ctx.identity.as_ref().ok_or(fmt::Error)?.name),
+            // HTTP/1.0 may come without one; `https:///x` would be another host's.
+            Part::Fact(Fact::Host) if ctx.host.is_empty() => Err(fmt::Error),
             Part::Fact(Fact::Host) => out.write_str(&ctx.host),
             Part::Fact(Fact::Scheme) => out.write_str(ctx.scheme.as_str()),
             Part::Fact(Fact::Path) => out.write_str(path),

@@ -12,6 +12,7 @@ pub mod files;
 pub mod hosts;
 mod resolver;
 pub mod server;
+mod tickets;
 
 pub use client::ClientTls;
 pub use config::{ListenerTlsConfig, UpstreamTlsConfig};
@@ -27,7 +28,7 @@ pub fn install() {
     let _ = CryptoProvider::install_default(CryptoProvider::clone(provider()));
 }
 
-/// The cryptography of the process.
+/// The cryptography of every TLS connection of the process.
 pub fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))

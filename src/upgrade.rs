@@ -135,6 +135,7 @@ impl Upgrader {
         match handed {
             Ok(successor) => {
                 log::info!("upgrade: process {successor} accepts in our place after {:?}", begun.elapsed());
+                self.reloader.gone.store(true, Ordering::Relaxed);
                 self.listeners.hand_over();
                 self.door.close().await;
                 self.fate.send_replace(Fate::HandedOver);

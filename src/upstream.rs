@@ -38,7 +38,7 @@ mod window;
 pub use balance::{Affinity, Facts};
 pub use config::{Protocol, UpstreamConfig, WhenAllDown};
 pub use dial::{Opened, take_opened};
-pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, Tried};
+pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, PASSED_MAX, Tried};
 pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
 pub use pool::{Keeper, apart};
@@ -270,6 +270,19 @@ impl Upstream {
         let now = || self.clock.now();
         let pick = Pick { policy: &self.policy, endpoints: &set.endpoints, tried, turn: &self.turn.next, affinity, now: &now };
         set.levels.iter().find_map(|level| pick.from(level)).cloned()
+    }
+
+    /// Any that takes traffic and whose breaker lets a call pass, for a request that has found only others.
+    pub fn any_admitting(&self, tried: &Tried) -> Option<Arc<Endpoint>> {
+        let set = self.set.load();
+        let now = self.clock.now();
+        let admits = |endpoint: &&Arc<Endpoint>| {
+            let breaker = endpoint.guards().breaker.as_ref();
+            endpoint.takes_traffic() && !tried.contains(endpoint.id()) && breaker.is_none_or(|breaker| breaker.would_admit(now))
+        };
+        // From one at random, so that they share what comes.
+        let (before, after) = set.endpoints.split_at_checked(fastrand::usize(..set.endpoints.len().max(1)))?;
+        after.iter().chain(before).find(admits).cloned()
     }
 
     /// One that is ejected, for a request that no other endpoint can take: its checks pass, so that it is only suspected.

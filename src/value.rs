@@ -10,20 +10,20 @@ mod secret;
 mod timestamp;
 
 pub use address::Address;
-pub use file::read_file;
+pub use file::{noting_files, read_file};
 pub use networks::Networks;
 pub use rate::{NUMBER_MAX, Period, Quota, Rate};
 pub use secret::{SECRET_MAX, Secret, SecretSource, TextOrSecret};
 pub use timestamp::Timestamp;
 
-use crate::diagnostic::{FileId, Span};
+use crate::diagnostic::{Diagnostics, FileId, Span};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, RangeInclusive};
 use std::str::FromStr;
 
 thread_local! {
@@ -48,6 +48,18 @@ impl<T> Located<T> {
     /// A value that nobody wrote, such as a default.
     pub fn nowhere(value: T) -> Self {
         Located { value, span: None }
+    }
+}
+
+impl<T: PartialOrd + fmt::Display> Located<T> {
+    /// Reports a value outside of its bounds; `true` if it is inside.
+    pub fn within(&self, bounds: RangeInclusive<T>, d: &mut Diagnostics) -> bool {
+        let inside = bounds.contains(&self.value);
+        if !inside {
+            let label = format!("must be from {} to {}", bounds.start(), bounds.end());
+            d.error(self.span.clone(), format!("`{}` is not possible here", self.value)).label(label);
+        }
+        inside
     }
 }
 

@@ -1,4 +1,5 @@
-//! How many heap allocations our own code adds to a request: none, for a look-up and a route with five local filters.
+//! How many heap allocations our own code adds to a request: none, for a look-up and a route with five local filters. Where
+//! limits tell clients something, as they do by default, the head of the answer needs room for the fields, and nothing else does.
 //!
 //! Its own binary, because it brings its own global allocator. Counted per thread, so that the harness does not disturb it.
 
@@ -8,6 +9,7 @@
 mod tokens;
 
 use gatewright::clock::{SharedClock, SystemClock};
+use gatewright::condition::{Condition, Facts};
 use gatewright::consumer::{Consumer, ConsumerConfig, Consumers, KeyDigest};
 use gatewright::diagnostic::{Diagnostics, FileId, Span};
 use gatewright::filter::{BuildContext, Chain, Filter, Flow, Registry};
@@ -91,7 +93,9 @@ fn session_of(request: String) -> Session {
 
 fn identity() -> Identity {
     let consumer = Arc::new(Consumer { name: "acme".into(), enabled: true, ..Consumer::default() });
-    Identity::of(&consumer, "api_key", "api_key:3f2a9c01".into())
+    let claims = serde_json::json!({ "realm_access": { "org": "acme" }, "seats": 7, "plans": ["a", { "b": 1.5 }] });
+    let claims = claims.as_object().cloned().map(Arc::new);
+    Identity { claims, ..Identity::of(&consumer, "api_key", "api_key:3f2a9c01".into()) }
 }
 
 fn context() -> RequestCtx {
@@ -142,29 +146,76 @@ fn runs(router: &Router, chain: &Chain) -> Vec<u64> {
     (0..1_000).map(|_| run(&mut session, &mut ctx)).skip(100).collect()
 }
 
-/// A key that is known costs nothing; headers are the test below's business.
-#[test]
-fn a_local_limit_allocates_nothing_for_a_known_key() {
-    let chain = Chain::new(&[
+/// Three limiters over facts of every kind. A key that is known costs nothing; what responses tell of it is the next test's business.
+fn limiters(headers: &str) -> Chain {
+    Chain::new(&[
         filter(
             "rate_limit",
-            "{ by = ['address', 'route'], limits = [{ rate = '1000000/1s' }, { quota = '1000000/1d' }], headers = 'off' }",
+            &format!(
+                "{{ by = ['address', 'route'], limits = [{{ rate = '1000000/1s' }}, {{ quota = '1000000/1d' }}]{headers} }}"
+            ),
         ),
         filter(
             "rate_limit",
-            "{ by = ['consumer', 'header:user-agent'], limits = [{ rate = '60000/1s', algorithm = 'sliding_window' }], headers = 'off' }",
+            &format!(
+                "{{ by = ['consumer', 'header:user-agent', 'claim:realm_access.org', 'claim:seats', 'claim:plans', 'claim:none'], \
+                 limits = [{{ rate = '60000/1s', algorithm = 'sliding_window' }}]{headers} }}"
+            ),
         ),
         filter("rate_limit", "{ by = 'route', limits = [{ rate = '1/1h' }], shadow = true }"),
-    ]);
+    ])
+}
+
+/// How the fields are spelled that tell of limits.
+const SPELLINGS: [&str; 5] = ["RateLimit-Policy", "RateLimit", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"];
+
+#[test]
+fn a_local_limit_allocates_nothing_for_a_known_key() {
+    let chain = limiters(", headers = 'off'");
     let response = ResponseHeader::build(200, Some(32)).unwrap();
     for run in 0..1_000 {
-        let (count, admitted) = exchange(&chain, &response);
+        let (count, admitted, _) = exchange(&chain, &response);
         assert!(admitted && (count == 0 || run == 0), "{count} allocations in run {run}");
     }
 }
 
-/// A request through a chain of limiters to the head of its response. The allocations of each, and whether it was admitted.
-fn exchange(chain: &Chain, response: &ResponseHeader) -> (u64, bool) {
+/// By default a response tells of its limits, in fields that the map of its head must find room for. That is the map's cost, and the
+/// only one: the same fields, there already, put into the same head by hand.
+#[test]
+fn what_a_response_tells_of_local_limits_costs_what_a_bare_insert_costs() {
+    // With no room to spare, as an answer comes; and the same with `header_case = "preserve"`, where Pingora copies each name.
+    let heads = [ResponseHeader::build_no_case(200, None).unwrap(), ResponseHeader::build(200, None).unwrap()];
+    for (style, fields) in [("", 4), (", headers = 'legacy'", 3), (", headers = 'both'", 7)] {
+        let chain = limiters(style);
+        for response in &heads {
+            let spelled = response.has_case();
+            for run in 0..1_000 {
+                let (count, admitted, head) = exchange(&chain, response);
+                assert_eq!(head.headers.len(), fields, "{head:?}");
+                // Two filters tell something. The older fields have room for one limit, and the second filter sets them anew.
+                let (older, mut told): (Vec<_>, Vec<_>) =
+                    head.headers.iter().partition(|(name, _)| name.as_str().starts_with("x-"));
+                told.extend(older.iter().chain(&older));
+                let (mut bare, mut map) = (response.clone(), response.headers.clone());
+                let (theirs, ()) = allocations(|| {
+                    for (name, value) in told {
+                        let spelling = SPELLINGS.iter().find(|spelling| name.as_str().eq_ignore_ascii_case(spelling)).unwrap();
+                        match (spelled, name.as_str().starts_with("x-")) {
+                            (true, true) => bare.insert_header(*spelling, value.clone()).unwrap(),
+                            (true, false) => drop(bare.append_header(*spelling, value.clone()).unwrap()),
+                            (false, true) => drop(map.insert(name.clone(), value.clone())),
+                            (false, false) => drop(map.append(name.clone(), value.clone())),
+                        }
+                    }
+                });
+                assert!(admitted && (count <= theirs || run < 2), "{style} {spelled}: {count} of {theirs} in run {run}");
+            }
+        }
+    }
+}
+
+/// A request through a chain of limiters to the head of its response. The allocations of each, whether it was admitted, and the head.
+fn exchange(chain: &Chain, response: &ResponseHeader) -> (u64, bool, ResponseHeader) {
     let (mut session, mut ctx, mut head) = (session(), context(), response.clone());
     let (count, admitted) = allocations(|| {
         let flow = pin!(chain.request(&mut session, &mut ctx)).poll(&mut Context::from_waker(Waker::noop()));
@@ -173,7 +224,7 @@ fn exchange(chain: &Chain, response: &ResponseHeader) -> (u64, bool) {
         drop(std::mem::take(&mut ctx.uses));
         matches!(flow, Poll::Ready(Ok(Flow::Continue)))
     });
-    (count, admitted)
+    (count, admitted, head)
 }
 
 /// Whatever is remembered of a request for later, and given back with it.
@@ -193,7 +244,7 @@ fn limits_that_are_settled_later_allocate_nothing_for_a_known_key() {
     ] {
         let chain = Chain::new(&filters);
         for run in 0..1_000 {
-            let (count, admitted) = exchange(&chain, &response);
+            let (count, admitted, _) = exchange(&chain, &response);
             assert!(admitted && (count == 0 || run < 2), "{what}: {count} allocations in run {run}");
         }
     }
@@ -208,7 +259,7 @@ fn a_use_that_is_given_back_allocates_nothing() {
     let chain = Chain::new(&[rate("address", "10/365d"), rate("route", "1/365d")]);
     let response = ResponseHeader::build(200, Some(32)).unwrap();
     for run in 0..1_000 {
-        let (count, admitted) = exchange(&chain, &response);
+        let (count, admitted, _) = exchange(&chain, &response);
         assert_eq!(admitted, run == 0);
         assert!(count == 0 || run < 2, "{count} allocations in run {run}");
     }
@@ -389,5 +440,49 @@ fn a_look_up_allocates_nothing() {
                 assert_eq!(found, want);
             }
         }
+    }
+}
+
+/// The worst that conditions of the largest size can be made to cost by what a client sends: as many elements as there may be, as
+/// many parts for each of them, texts that grow. In allocations and bytes, because these are the same on every machine.
+#[test]
+fn a_condition_costs_a_bounded_amount_whatever_a_client_sends() {
+    let many = |count: usize, size: usize| vec!["x".repeat(size); count];
+    let claims = serde_json::json!({
+        "list": many(1_000, 1), "large": many(15, 30_000), "half": many(500, 900), "long": "x".repeat(30_000), "text": "x".repeat(4_000),
+    });
+    let serde_json::Value::Object(claims) = claims else { panic!() };
+    let identity = Identity { claims: Some(Arc::new(claims)), ..Identity::nobody() };
+    let facts = Facts { identity: Some(&identity), ..Facts::none() };
+    let body = |part: &str, count: usize| vec![part; count].join(" && ");
+    let literal = "y".repeat(120);
+    for (what, text, holds) in [
+        ("comparisons", body(&format!("claims.list.all(x, {})", body("x != 'y'", 12)), 7), true),
+        ("searches", body("claims.large.all(x, !x.contains('xxxxxxxxxxxy') && !x.contains('yxxxxxxxx'))", 1), true),
+        ("many searches", format!("claims.large.all(x, {})", body("!x.contains('xxy')", 10)), true),
+        ("joins", "claims.half.map(x, x + x + x + x + x).size() == 500".to_owned(), true),
+        ("literals", format!("claims.list.map(x, x + {}).size() == 1000", vec![format!("'{literal}'"); 25].join(" + ")), true),
+        ("lists", format!("claims.list.map(x, [{}]).size() == 1000", vec!["x"; 50].join(", ")), true),
+        ("texts that grow", body(&format!("({}) != ''", vec!["claims.text"; 30].join(" + ")), 4), true),
+        ("a list that grows", format!("({}).size() > 0", ["claims.list"; 7].join(" + ")), true),
+        ("too much", "claims.list.all(x, claims.long != x)".to_owned(), false),
+        ("too many", "claims.list.all(x, !(x in claims.list))".to_owned(), false),
+        ("errors", format!("claims.list.exists(x, {})", ["claims.nothing == x"; 10].join(" || ")), false),
+    ] {
+        let condition = Condition::parse(&text).unwrap_or_else(|why| panic!("{what}: {why:?}"));
+        let begun = std::time::Instant::now();
+        let mut held = false;
+        let counted = allocation_counter::measure(|| held = condition.holds(&facts));
+        println!(
+            "{what}: {} allocations, {} KiB in all, {} KiB at once, {:?}",
+            counted.count_total,
+            counted.bytes_total >> 10,
+            counted.bytes_max >> 10,
+            begun.elapsed()
+        );
+        assert_eq!(held, holds, "{what}");
+        assert!(counted.count_total < 500_000, "{what}: {} allocations", counted.count_total);
+        assert!(counted.bytes_total < 64 << 20, "{what}: {} bytes in all", counted.bytes_total);
+        assert!(counted.bytes_max < 8 << 20, "{what}: {} bytes at once", counted.bytes_max);
     }
 }

@@ -1,5 +1,7 @@
 # shellcheck shell=bash
-# What run.sh --auth measures: the same request through gateways that ask for nothing, for a key, and for a token. Sourced, not run.
+# What run.sh --auth measures: the same request through gateways that ask for nothing, for a key, and for a token. Sourced, not
+# run: $work is the script's, and $headers is for it.
+# shellcheck disable=SC2034,SC2154
 
 # Of whoever calls, in $bearer and $key; the secrets are made for each run.
 auth_setup() {

@@ -15,6 +15,7 @@ usage: benches/wrk/cache.sh [options]
   --sizes LIST      bytes of the bodies (default 1024,65536)
   --no-build        use the release binary as it is
   --no-save         print the tables only
+With binary=PATH in the environment that build of the gateway is measured.
 EOT
 }
 
@@ -39,6 +40,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 # shellcheck source=benches/wrk/lib.sh
 source "$here/lib.sh"
+if [[ $save ]]; then may_keep; fi
 for tool in wrk nginx curl pgrep; do
   command -v "$tool" >/dev/null || { echo "cache.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
 done
@@ -104,7 +106,7 @@ match = { path = "/{*rest}" }
 upstream = "app"
 cache = {}
 EOT
-  start gatewright "$binaries/gatewright" run -c "$work/gatewright.toml"
+  start gatewright "${binary:-$binaries/gatewright}" run -c "$work/gatewright.toml"
 }
 
 nginx_cache() {
@@ -193,7 +195,7 @@ report() {
   for size in "${size_list[@]}"; do
     echo "Hits of $size bytes:"
     echo
-    echo "| server | CPU µs/request | ratio | user + system | req/s | p50 | p99 | peak memory | errors |"
+    echo "| server | CPU µs/request | ratio (quartiles) | user + system | req/s | p50 | p99 | peak memory | errors |"
     echo "|---|---|---|---|---|---|---|---|---|"
     awk -F'\t' -v reference=nginx -f "$here/table.awk" "$work/data-$size.tsv"
     echo

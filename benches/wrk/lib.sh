@@ -1,14 +1,16 @@
 # shellcheck shell=bash
-# Helpers of the scripts here: processes, what they cost, free ports, and where runs are kept. Sourced, not run; $here is the
-# directory of the script.
+# Helpers of the scripts here: processes, what they cost, free ports, and where runs are kept. Sourced, not run: $work and $here
+# are the script's, its directory the latter; $port, $pid and $run are for it.
+# shellcheck disable=SC2034,SC2154
 
 started=()
 
 # Starts a command in the background with its output in a file, and remembers it for the clean-up.
-# start NAME COMMAND...; the process id is left in $pid.
+# start NAME COMMAND...; the process id is left in $pid, the time in $begun, in microseconds.
 start() {
   local name=$1
   shift
+  begun=${EPOCHREALTIME/[.,]/}
   "$@" >"$work/$name.log" 2>&1 </dev/null &
   pid=$!
   started+=("$pid")
@@ -109,12 +111,31 @@ machine() {
   if command -v varnishd >/dev/null; then echo "Varnish: $(varnishd -V 2>&1 | sed -n '1s/.*(varnish-\([0-9.]*\).*/\1/p')"; fi
   if command -v wrk >/dev/null; then echo "wrk: $(wrk -v 2>&1 | awk 'NR == 1 { print $2 }')"; fi
   echo "rustc: $(rustc --version | awk '{ print $2 }')"
-  echo "Commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src Cargo.lock benches/*.rs || echo ' with changes')"
+  echo "Commit: $(git rev-parse --short HEAD)$(changed && echo ' with changes')"
+  # Set for a build that is not cargo's, such as that of pgo.sh.
+  if [[ ${binary-} ]]; then echo "Gatewright: ${binary#"$PWD/"}"; fi
   echo "Options: $1"
+}
+
+# Whether what is measured, and by what, is not what a commit has. A script adds to $measured what is its own.
+measured=(src Cargo.toml Cargo.lock 'benches/*.rs' 'benches/wrk/*.sh' 'benches/wrk/*.lua' 'benches/wrk/*.awk')
+changed() {
+  [[ $(git status --porcelain -- "${measured[@]}") ]]
+}
+
+# A run that is kept says which commit it measured, so that it can be made again: ends the script where the tree has changes,
+# before the time is spent. KEEP_DIRTY=1 keeps it all the same, and the note says so.
+not_kept='use --no-save'
+may_keep() {
+  if changed && [[ ! ${KEEP_DIRTY-} ]]; then
+    echo "the tree has changes, so that nobody could repeat this run: commit them, $not_kept, or set KEEP_DIRTY=1" >&2
+    exit 1
+  fi
 }
 
 # Begins the directory of today's run with the machine note; it is left in $run. keep_run NAME OPTIONS
 keep_run() {
+  may_keep
   run=$here/runs/$(date -u +%Y-%m-%d)-$1
   rm -rf "$run"
   mkdir -p "$run"

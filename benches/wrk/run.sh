@@ -12,18 +12,22 @@ usage: benches/wrk/run.sh [options]
   --connections N   keep-alive connections of wrk (default 64)
   --threads N       worker threads or processes of each proxy (default: one per core)
   --origins N       origins behind each proxy (default 2)
-  --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them
+  --routes N        instead: Gatewright with N routes against Gatewright with ten, requests spread over all of them; and how
+                    long each takes to start and to reload
   --limits          instead: Gatewright without a limit against one that is local, leased from Redis, and exact in Redis
   --auth            instead: Gatewright without authentication against Gatewright with keys and tokens
   --allocators      instead: Gatewright with mimalloc against Gatewright with jemalloc and with the system's allocator
+  --pgo             also Gatewright as pgo.sh builds it
   --proxies LIST    default gatewright,baseline,nginx,haproxy
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
   --no-save         print the table only
+A run that is kept must be of a commit: with changes in the tree it is refused, unless KEEP_DIRTY=1.
+With binary=PATH in the environment that build of the gateway is measured.
 EOF
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' allocators='' name='' build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' allocators='' pgo='' name='' build=1 save=1
 proxies=gatewright,baseline,nginx,haproxy
 while (($#)); do
   case $1 in
@@ -36,6 +40,7 @@ while (($#)); do
     --limits) limits=1 ;;
     --auth) auth=1 ;;
     --allocators) allocators=1 ;;
+    --pgo) pgo=1 ;;
     --proxies) proxies=$2; shift ;;
     --name) name=$2; shift ;;
     --no-build) build='' ;;
@@ -55,10 +60,13 @@ source "$here/servers.sh"
 # shellcheck source=benches/wrk/auth.sh
 source "$here/auth.sh"
 
+if [[ $save ]]; then may_keep; fi
 for tool in wrk nginx haproxy curl pgrep; do
   command -v "$tool" >/dev/null || { echo "run.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
 done
 if [[ $build && ! $allocators ]]; then cargo build --release --bin gatewright --example baseline; fi
+if [[ $build && $pgo ]]; then "$here/pgo.sh"; fi
+if [[ $pgo ]]; then proxies=gatewright-pgo,$proxies; fi
 binaries=${CARGO_TARGET_DIR:-target}/release
 [[ $binaries == /* ]] || binaries=$PWD/$binaries
 
@@ -101,13 +109,25 @@ fi
 IFS=, read -ra order <<<"$proxies"
 
 declare -A pids ports counts
+starts=$work/starts.tsv
+printf 'proxy\tready_ms\treload_ms\n' >"$starts"
+# Five times, each with a reload; the last one stays. start_often NAME ROUTES
+start_often() {
+  local times
+  for ((times = 1; times <= 5; times++)); do
+    if ((times > 1)); then stop_last; fi
+    gatewright "$1" "$2"
+    time_start_and_reload "$1" >>"$starts"
+  done
+}
 for proxy in "${order[@]}"; do
   counts[$proxy]=10
   case $proxy in
     gatewright) gatewright "$proxy" 10 ;;
+    gatewright-pgo) binary=${CARGO_TARGET_DIR:-target}/pgo/gatewright gatewright "$proxy" 10 ;;
     auth-*) gatewright "$proxy" 10 "$(auth_filters "$proxy")" "$(auth_sections)" ;;
     mimalloc | jemalloc | system) binary=$work/gatewright-$proxy gatewright "$proxy" 10 ;;
-    routes-*) counts[$proxy]=${proxy#routes-}; gatewright "$proxy" "${counts[$proxy]}" ;;
+    routes-*) counts[$proxy]=${proxy#routes-}; start_often "$proxy" "${counts[$proxy]}" ;;
     limit-none | limit-local) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" ;;
     limit-*) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" "[redis]
 url = \"redis://127.0.0.1:$redis_port\"" ;;
@@ -154,14 +174,30 @@ for ((round = 1; round <= rounds; round++)); do
 done
 
 report() {
-  echo "| proxy | CPU µs/request | ratio | user + system | req/s | p50 | p99 | peak memory | errors |"
+  echo "| proxy | CPU µs/request | ratio (quartiles) | user + system | req/s | p50 | p99 | peak memory | errors |"
   echo "|---|---|---|---|---|---|---|---|---|"
   awk -F'\t' -v reference="$reference" -f "$here/table.awk" "$data"
+  if [[ $routes ]]; then report_starts; fi
+  if [[ $limits ]]; then report_pipelines; fi
 }
 
-report
-if [[ $limits ]]; then
-  # Over the whole run: how many decisions shared a round trip, and how many made none.
+# Of a column of a gateway in starts.tsv: "MEDIAN ms | WORST ms". spread NAME COLUMN
+spread() {
+  awk -F'\t' -v name="$1" -v column="$2" '$1 == name { print $column }' "$starts" | sort -n |
+    awk '{ all[NR] = $1 } END { printf "%.0f ms | %.0f ms", all[int((NR + 1) / 2)], all[NR] }'
+}
+
+report_starts() {
+  local proxy
+  echo
+  echo "| gateway | ready after its start | worst of five | a reload took | worst of five |"
+  echo "|---|---|---|---|---|"
+  for proxy in "${order[@]}"; do echo "| $proxy | $(spread "$proxy" 2) | $(spread "$proxy" 3) |"; done
+}
+
+# Over the whole run: how many decisions shared a round trip, and how many made none.
+report_pipelines() {
+  local proxy
   for proxy in limit-lease limit-redis; do
     curl -s --unix-socket "$work/$proxy.sock" http://localhost/metrics | awk -v proxy="$proxy" '
       /^gatewright_redis_decisions_total / { decisions = $2 }
@@ -172,10 +208,13 @@ if [[ $limits ]]; then
           pipelines ? decisions / pipelines : 0, leased
       }'
   done
-fi
+}
+
+report
 if [[ $save ]]; then
   keep_run "$name" "$rounds rounds of $seconds s, $connections connections, $threads threads for each proxy, $origin_count origins"
   cp "$data" "$run/data.tsv"
+  if [[ $routes ]]; then cp "$starts" "$run/starts.tsv"; fi
   report >"$run/table.md"
   cat "$work"/wrk.[0-9]* >"$run/wrk.txt"
 fi

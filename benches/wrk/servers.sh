@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # The configs of everything that run.sh starts. Sourced, not run: $work, $threads, $pid and $port are run.sh's.
+# shellcheck disable=SC2034,SC2154
 
 # An nginx of its own that answers every request with about 1 KiB over keep-alive connections. origin NAME
 origin() {
@@ -151,4 +152,34 @@ backend app
 $(for i in "${!origins[@]}"; do echo "  server s$i ${origins[i]} pool-max-conn -1"; done)
 EOF
   start "$name" haproxy -db -f "$work/$name.conf"
+}
+
+# Stops what was started last.
+stop_last() {
+  kill "$pid"
+  wait "$pid" 2>/dev/null || true
+  unset 'started[-1]'
+}
+
+# How long the gateway NAME, which has just been started, took to be ready, and takes to reload: "NAME READY_MS RELOAD_MS", with
+# tabs. From the start of the process to the first 200 of /readyz, asked for every few milliseconds.
+time_start_and_reload() {
+  local name=$1 url="http://localhost" ready reload end=$((SECONDS + 20))
+  until curl -s -o /dev/null --fail -m 5 --unix-socket "$work/$name.sock" "$url/readyz" 2>/dev/null; do
+    if ((SECONDS >= end)) || ! kill -0 "$pid" 2>/dev/null; then
+      echo "run.sh: $name is not ready" >&2
+      tail -n 20 "$work/$name.log" >&2
+      exit 1
+    fi
+    sleep 0.002
+  done
+  ready=${EPOCHREALTIME/[.,]/}
+  # A text of its own, as a change has.
+  echo "# again" >>"$work/$name.toml"
+  if ! curl -s -o /dev/null --fail -X POST --unix-socket "$work/$name.sock" "$url/reload"; then
+    echo "run.sh: $name did not reload" >&2
+    exit 1
+  fi
+  reload=$(curl -s --unix-socket "$work/$name.sock" "$url/status" | sed -n 's/.*"took_ms": *\([0-9.]*\).*/\1/p')
+  printf '%s\t%d\t%.1f\n' "$name" $(((ready - begun) / 1000)) "$reload"
 }

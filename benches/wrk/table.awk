@@ -1,23 +1,34 @@
 # Medians over the rounds of data.tsv, one row for each proxy. The ratio is the median of the ratios within each round, so
-# that what a noisy round does to both sides cancels out.
+# that what a noisy round does to both sides cancels out. Behind it, in parentheses, are the quartiles of these ratios: half of
+# the rounds were between them.
 
-function median(values, count,    i, j, swap) {
+function sort(values, count,    i, j, swap) {
   for (i = 2; i <= count; i++)
     for (j = i; j > 1 && values[j - 1] > values[j]; j--) { swap = values[j]; values[j] = values[j - 1]; values[j - 1] = swap }
-  return count % 2 ? values[(count + 1) / 2] : (values[count / 2] + values[count / 2 + 1]) / 2
+}
+
+# Of sorted values; what is between two of them in proportion.
+function quantile(values, count, share,    at, below) {
+  at = 1 + (count - 1) * share
+  below = int(at)
+  return below < count ? values[below] + (values[below + 1] - values[below]) * (at - below) : values[count]
 }
 
 function column(proxy, field,    round, values, count) {
   for (round = 1; round <= rounds; round++)
     if ((round, proxy, field) in cell) values[++count] = cell[round, proxy, field]
-  return median(values, count)
+  sort(values, count)
+  return quantile(values, count, 0.5)
 }
 
 function ratio(proxy,    round, values, count) {
   for (round = 1; round <= rounds; round++)
-    if ((round, reference, "cpu") in cell && cell[round, reference, "cpu"] > 0)
+    if ((round, proxy, "cpu") in cell && (round, reference, "cpu") in cell && cell[round, reference, "cpu"] > 0)
       values[++count] = cell[round, proxy, "cpu"] / cell[round, reference, "cpu"]
-  return count ? sprintf("%.2f", median(values, count)) : "-"
+  if (!count) return "-"
+  if (proxy == reference) return "1.00"
+  sort(values, count)
+  return sprintf("%.2f (%.2f-%.2f)", quantile(values, count, 0.5), quantile(values, count, 0.25), quantile(values, count, 0.75))
 }
 
 NR > 1 {

@@ -13,6 +13,7 @@ usage: benches/wrk/tls.sh [options]
   --key KIND    rsa (2048) or ec (P-256) (default ec)
   --no-build    use the release binary as it is
   --no-save     print the table only
+With binary=PATH in the environment that build of the gateway is measured.
 EOF
 }
 
@@ -35,6 +36,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 # shellcheck source=benches/wrk/lib.sh
 source "$here/lib.sh"
+if [[ $save ]]; then may_keep; fi
 for tool in openssl nginx curl pgrep; do
   command -v "$tool" >/dev/null || { echo "tls.sh: $tool is missing: scripts/setup.sh bench" >&2; exit 1; }
 done
@@ -83,7 +85,7 @@ tls = { certificates = [{ cert = "cert.pem", key = "key.pem" }] }
 match = { path = "/{*rest}" }
 filters = [{ respond = { body = "ok" } }]
 EOF
-start gatewright "$binaries/gatewright" run -c "$work/gatewright.toml"
+start gatewright "${binary:-$binaries/gatewright}" run -c "$work/gatewright.toml"
 pids[gatewright]=$pid ports[gatewright]=$port
 wait_tls gatewright
 

@@ -1,13 +1,12 @@
 //! The other end of the admin listener, for the verbs of the command line.
 
+use crate::fetch::{self, Answer, Stream};
 use crate::value::Address;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 /// An answer larger than this is not from a gateway.
 const MAX_ANSWER: usize = 64 << 20;
@@ -26,16 +25,9 @@ pub async fn call(address: &Address, method: Method, path: &str, patience: Durat
     }
 }
 
-async fn exchange<S>(stream: S, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    tokio::spawn(connection);
+async fn exchange<S: Stream + 'static>(stream: S, method: Method, path: &str) -> io::Result<(StatusCode, Bytes)> {
     let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
     let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)?;
-    Ok((status, body.to_bytes()))
+    let Answer { head, body } = fetch::exchange(stream, request, MAX_ANSWER).await.map_err(io::Error::other)?;
+    Ok((head.status, body.map_err(io::Error::other)?))
 }

@@ -1,7 +1,9 @@
 //! `/limits`: how a key stands, forgetting it, and who is refused most. For operators: keys show who is counted.
 
 use super::Admin;
+use crate::consumer::Consumer;
 use crate::identity::{Identity, Signed};
+use crate::jwt::ClaimPath;
 use crate::limit::top::Top;
 use crate::request::{RequestCtx, Scheme};
 use crate::snapshot::Route;
@@ -65,7 +67,7 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
     let mut ctx = RequestCtx::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Scheme::Http, Instant::now());
     let mut headers = HeaderMap::new();
     let mut addressed = false;
-    let (mut consumer, mut credential, mut tier, mut claims) = (None, None, None, Map::new());
+    let (mut consumer, mut subject, mut credential, mut tier, mut claims) = (None, None, None, None, Map::new());
     for (name, value) in pairs {
         let text: Arc<str> = value.as_str().into();
         match (name.as_str(), name.split_once(':')) {
@@ -78,6 +80,7 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
                 addressed = true;
             }
             ("consumer", _) => consumer = Some(text),
+            ("subject", _) => subject = Some(Subject::parse(value)?),
             ("credential", _) => credential = Some(text),
             ("tier", _) => tier = Some(text),
             (_, Some(("header", header))) => {
@@ -86,21 +89,28 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
                 headers
                     .append(header, HeaderValue::from_str(value).map_err(|_| format!("`{value}` is not the value of a header"))?);
             }
-            (_, Some(("claim", claim))) => drop(claims.insert(claim.to_owned(), Value::from(value.as_str()))),
-            _ => return Err(format!("`{name}` is no fact: give address, consumer, credential, tier, header:NAME or claim:NAME")),
+            (_, Some(("claim", claim))) => ClaimPath::parse(claim)?.put(&mut claims, Value::from(value.as_str())),
+            _ => {
+                return Err(format!(
+                    "`{name}` is no fact: give address, consumer, subject, credential, tier, header:NAME or claim:NAME"
+                ));
+            }
         }
     }
     let route = route.ok_or_else(|| "which route? give route=NAME".to_owned())?;
     ctx.route = Some(Arc::clone(&route.name));
-    let known = consumer.as_ref().and_then(|name| snapshot.consumers.get(name)).cloned();
-    if known.is_some() || consumer.is_some() || credential.is_some() || tier.is_some() || !claims.is_empty() {
+    // One that is not in the configuration may be in Redis.
+    let other = |name: &Arc<str>| Arc::new(Consumer { name: Arc::clone(name), enabled: true, ..Consumer::default() });
+    let known = consumer.as_ref().map(|name| snapshot.consumers.get(name).cloned().unwrap_or_else(|| other(name)));
+    if known.is_some() || subject.is_some() || credential.is_some() || tier.is_some() || !claims.is_empty() {
+        let Subject { method, issuer, name } = subject.unwrap_or_default();
         let own = known.as_ref().and_then(|known| known.tier.as_ref()).map(|tier| Arc::clone(&tier.name));
         ctx.identity = Some(Arc::new(Identity {
             consumer: known,
-            name: consumer.unwrap_or_default(),
+            name: consumer.unwrap_or(name),
             credential: credential.unwrap_or_default(),
-            method: "",
-            issuer: None,
+            method,
+            issuer,
             roles: Arc::default(),
             scopes: Arc::default(),
             tier: tier.or(own),
@@ -109,6 +119,28 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
         }));
     }
     Ok((route, ctx, headers, addressed))
+}
+
+/// Who is no consumer, as an identity has it.
+#[derive(Default)]
+struct Subject {
+    method: &'static str,
+    issuer: Option<Arc<str>>,
+    name: Arc<str>,
+}
+
+impl Subject {
+    /// `METHOD:NAME`, and `jwt:ISSUER:NAME`.
+    fn parse(text: &str) -> Result<Subject, String> {
+        let wrong = || format!("`{text}` is no subject: give jwt:ISSUER:NAME, mtls:NAME or forward_auth:NAME");
+        let (method, rest) = text.split_once(':').ok_or_else(wrong)?;
+        let method = ["jwt", "mtls", "forward_auth"].into_iter().find(|known| *known == method).ok_or_else(wrong)?;
+        let (issuer, name) = match method {
+            "jwt" => rest.split_once(':').map(|(issuer, name)| (Some(issuer.into()), name)).ok_or_else(wrong)?,
+            _ => (None, rest),
+        };
+        Ok(Subject { method, issuer, name: name.into() })
+    }
 }
 
 #[cfg(test)]
@@ -121,5 +153,16 @@ mod tests {
         let wanted = [("route", "a"), ("header:x-key", "1&2"), ("flag", ""), ("address", "2001:db8::1")];
         assert_eq!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(), wanted);
         assert!(pairs(None).is_empty());
+    }
+
+    #[test]
+    fn a_subject_is_named_with_who_vouches_for_it() {
+        let read =
+            |text: &str| Subject::parse(text).map(|is| (is.method, is.issuer.map(|is| is.to_string()), is.name.to_string()));
+        assert_eq!(read("jwt:main:a:b").unwrap(), ("jwt", Some("main".to_owned()), "a:b".to_owned()));
+        assert_eq!(read("mtls:spiffe://example/a").unwrap(), ("mtls", None, "spiffe://example/a".to_owned()));
+        for wrong in ["acme", "jwt:acme", "api_key:acme", ""] {
+            assert!(read(wrong).unwrap_err().contains("is no subject"), "{wrong}");
+        }
     }
 }

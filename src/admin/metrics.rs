@@ -109,6 +109,7 @@ fn limits(admin: &Admin) -> LimitsSample {
         limits,
         local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
         redis: snapshot.limits.live_redis().map(|redis| Arc::clone(redis.metrics())),
+        redis_gateways: snapshot.limits.live_redis().map_or(0, |redis| redis.gateways()),
         redis_held: snapshot.limits.live_redis().map_or(0, |redis| redis.held()),
         redis_leased: snapshot.limits.live_redis().map_or(0, |redis| redis.leased()),
         listener_shields: shields.collect(),

@@ -2,8 +2,8 @@
 //! becomes stale instead.
 
 use super::{Admin, json};
-use crate::cache::key;
 use crate::cache::purge::{Purge, What};
+use crate::cache::url;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -33,10 +33,10 @@ fn read(query: &str) -> Result<Purge, String> {
                 soft = true;
                 continue;
             }
-            "url" => What::Url(key::url_of_text(&value).ok_or_else(|| format!("`{value}` is not an absolute URL"))?.into()),
-            "prefix" => {
-                What::Prefix(prefix(&value).ok_or_else(|| format!("`{value}` does not begin as an absolute URL"))?.into())
-            }
+            "url" => What::Url(url::of_text(&value).ok_or_else(|| format!("`{value}` is not an absolute URL"))?.into()),
+            "prefix" => What::Prefix(
+                url::prefix_of_text(&value).ok_or_else(|| format!("`{value}` does not begin as an absolute URL"))?.into(),
+            ),
             "tag" if !value.is_empty() => What::Tag(value.as_ref().into()),
             "route" if !value.is_empty() => What::Route(value.as_ref().into()),
             "all" => What::Everything,
@@ -50,16 +50,6 @@ fn read(query: &str) -> Result<Purge, String> {
     Ok(Purge::new(what, soft))
 }
 
-/// The beginning of URLs in the form of keys. It may end within a path or a query.
-fn prefix(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at_checked(end)?;
-    let mut host = arrayvec::ArrayString::new();
-    crate::canonical::canonical_host(authority.as_bytes(), &mut host).ok()?;
-    Some(format!("{}://{host}{path}", scheme.to_ascii_lowercase()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +57,7 @@ mod tests {
     #[test]
     fn one_thing_is_purged_at_a_time() {
         assert_eq!(read("url=http%3A%2F%2FH.example%3A80%2Fa%3Fb%26a").unwrap().url(), Some("http://h.example/a?a&b"));
+        assert_eq!(read("prefix=http://H/a/%3Fb%26a").unwrap().what, What::Prefix("http://h/a/?a&b".into()));
         assert_eq!(read("prefix=http://H/a/").unwrap().what, What::Prefix("http://h/a/".into()));
         let soft = read("tag=x&soft").unwrap();
         assert!(soft.is_soft() && soft.what == What::Tag("x".into()));

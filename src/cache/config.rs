@@ -17,7 +17,8 @@ use std::sync::Arc;
 pub struct CacheConfig {
     /// The memory of stored answers, from 1MiB to 1TiB, with those that are coming in and with what keeping them costs. When it
     /// is full, an answer is only taken in if it was asked for more often lately than what it would push out (TinyLFU);
-    /// metrics `gatewright_cache_memory_bytes` and `gatewright_cache_evicted_total`. A change takes effect at the next start.
+    /// metrics `gatewright_cache_memory_bytes` and `gatewright_cache_evicted_total`. What is on its way to or from Redis is not in it: that
+    /// is 32MiB at most, or what one larger answer takes. A change takes effect at the next start.
     pub memory: Located<ByteSize>,
 }
 
@@ -64,6 +65,17 @@ pub enum Store {
 /// Unless the origin or this table says otherwise, only what RFC 9111 lets a shared cache store is stored: nothing that is
 /// `private` or `no-store`, no answer to `Authorization` without `public`, `s-maxage` or `must-revalidate`.
 ///
+/// Answers keep the `Date` of their origin, or have that of their coming; over HTTP/2 they have that of their sending. Trailers are
+/// not stored: an answer that is has none, also for the one whose request has fetched it. What is not stored passes with them, but
+/// where it was fetched for all who ask from an upstream of HTTP/1.1. Where an upstream breaks off, so do the answers of all who read.
+///
+/// An answer to `POST` that names the URL of the request in `Content-Location` and says how long it is fresh is stored for `GET`
+/// (RFC 9110 section 9.3.3), in memory.
+///
+/// Over HTTP/1.1 a fresh answer in memory is sent before a session is made for its request, if nothing else has a say: the route has no
+/// filters (beside those on requests to the upstream), no `split` and no `compress`, and neither the gateway nor the listener has
+/// a limit for all requests or redirects to HTTPS. Such hits cost about half; `gatewright_cache_direct_hits_total` counts them.
+///
 /// On a route with `split` each part has stored answers of its own. What a `fallback`, or the rest of a split, answers in the
 /// stead of an upstream that takes nothing is stored as its answer.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -82,13 +94,15 @@ pub struct RouteCacheConfig {
     /// 414 and 501.
     pub statuses: Vec<Located<u16>>,
     /// `ttl` holds whatever the origin says, `no-store`, `no-cache` and its own lifetimes included. It never holds for answers that
-    /// are `private` or set cookies, nor for requests with an identity or `Authorization`, unless `share = "public"`.
+    /// set cookies; nor, unless `share = "public"`, for those that are `private` or asked for with an identity or `Authorization`.
     pub force: Located<bool>,
     /// How long a stale answer may be used while it is fetched anew in the background, where the origin does not say
-    /// (RFC 5861). Default: 0s.
+    /// (RFC 5861). Beside `s-maxage`, which implies `proxy-revalidate` (RFC 9111 section 5.2.2.10), as beside `must-revalidate`,
+    /// no stale answer is used, whatever this, the origin or the client says; an origin that wants both for this cache says
+    /// `CDN-Cache-Control: max-age=60, stale-while-revalidate=600`. Default: 0s.
     pub stale_while_revalidate: Duration,
-    /// How long a stale answer may be used when the upstream fails or answers 500, 502, 503 or 504, where the origin does not say.
-    /// Default: 0s.
+    /// How long a stale answer may be used when the upstream fails or answers 500, 502, 503 or 504, where neither the
+    /// origin nor, for its own request, the client says `stale-if-error`. Default: 0s.
     pub stale_if_error: Duration,
     /// The longest lifetime that is guessed from `Last-Modified`; 0s: nothing is guessed.
     pub heuristic_max: Duration,
@@ -110,11 +124,12 @@ pub struct RouteCacheConfig {
     /// Within the last share of a lifetime a hit may fetch anew in the background, the likelier the nearer the end, so that
     /// what is asked for often never expires.
     pub early_refresh: Percent,
-    /// What counts of a request beside scheme, host and path.
+    /// What counts of a request beside scheme, host with port, and path.
     pub key: KeyConfig,
 }
 
-/// What counts of a request beside scheme, host and path.
+/// What counts of a request beside scheme, host with port, and path. What a trusted proxy says of the URL (`X-Forwarded-Proto`, `-Host`,
+/// `-Port`, `-Prefix` and their like) counts too, because services make URLs of it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeyConfig {
@@ -153,6 +168,24 @@ impl Default for RouteCacheConfig {
             jitter: NONE,
             early_refresh: NONE,
             key: KeyConfig::default(),
+        }
+    }
+}
+
+/// Names that were checked when the file was read.
+fn names(list: &[Located<String>]) -> Box<[HeaderName]> {
+    list.iter().filter_map(|name| HeaderName::from_bytes(name.value.as_bytes()).ok()).collect()
+}
+
+impl KeyConfig {
+    pub fn rules(&self) -> KeyRules {
+        let texts = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+        KeyRules {
+            headers: names(&self.headers),
+            ignore: texts(&self.ignore_query),
+            only: texts(&self.only_query),
+            sort: self.sort_query,
+            certificate: false,
         }
     }
 }
@@ -231,11 +264,6 @@ impl RouteCacheConfig {
     }
 
     pub fn policy(&self, route: &str, redis: bool, metrics: Arc<CacheMetrics>) -> Policy {
-        // Names were checked when the file was read.
-        let names = |list: &[Located<String>]| {
-            list.iter().filter_map(|name| HeaderName::from_bytes(name.value.as_bytes()).ok()).collect()
-        };
-        let texts = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
         Policy {
             route: route.into(),
             public: self.share == Share::Public,
@@ -252,14 +280,10 @@ impl RouteCacheConfig {
             wait: self.wait.get(),
             jitter: fraction(self.jitter),
             early_refresh: fraction(self.early_refresh),
-            key: KeyRules {
-                headers: names(&self.key.headers),
-                ignore: texts(&self.key.ignore_query),
-                only: texts(&self.key.only_query),
-                sort: self.key.sort_query,
-                certificate: false,
-            },
+            key: self.key.rules(),
             redis: redis && self.store.value == Store::MemoryAndRedis,
+            own: Box::default(),
+            codes: false,
             metrics,
         }
     }

@@ -181,6 +181,9 @@ pub struct RequestControl {
     pub min_fresh: Option<u32>,
     /// `Some(u32::MAX)`: however stale.
     pub max_stale: Option<u32>,
+    /// How stale it may be where the upstream fails (RFC 5861 §4).
+    pub stale_if_error: Option<u32>,
+    pub no_transform: bool,
 }
 
 impl RequestControl {
@@ -192,8 +195,10 @@ impl RequestControl {
             each(value.as_bytes(), |name, value| control.take(name, value));
         }
         // HTTP/1.0 clients have nothing else (RFC 9111 §5.4).
-        if !present && let Some(pragma) = headers.get(header::PRAGMA) {
-            each(pragma.as_bytes(), |name, _| control.no_cache |= name.eq_ignore_ascii_case(b"no-cache"));
+        if !present {
+            for pragma in headers.get_all(header::PRAGMA) {
+                each(pragma.as_bytes(), |name, _| control.no_cache |= name.eq_ignore_ascii_case(b"no-cache"));
+            }
         }
         control
     }
@@ -207,6 +212,8 @@ impl RequestControl {
             // An age that cannot be read is the strictest one.
             () if is("max-age") => self.max_age = Some(value.and_then(seconds).unwrap_or(0)),
             () if is("min-fresh") => self.min_fresh = value.and_then(seconds),
+            () if is("stale-if-error") => self.stale_if_error = value.and_then(seconds),
+            () if is("no-transform") => self.no_transform = true,
             () if is("max-stale") => {
                 self.max_stale = match value {
                     None => Some(u32::MAX),

@@ -13,7 +13,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-pub use phase::{Confirmed, Head, Joined, Phase, Stored};
+pub use phase::{Confirmed, Head, Joined, Phase, Stored, Trip};
 pub use reader::{Broken, Reader};
 
 use super::entry::{Body, Entry, tags};
@@ -24,7 +24,7 @@ use super::policy::{Policy, Refusal};
 use super::redis::RedisTier;
 use crate::rejection::Rejection;
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use std::collections::VecDeque;
@@ -63,6 +63,9 @@ struct State {
     end: Option<End>,
     trailers: Option<HeaderMap>,
     live: usize,
+    trip: Trip,
+    /// What is answered instead, if the fetch fails.
+    instead: Option<Response<Bytes>>,
     interim: Vec<ResponseHeader>,
     /// Bytes that stand behind those that are fetched.
     after: Vec<Bytes>,
@@ -109,6 +112,8 @@ impl Fill {
             end: None,
             trailers: None,
             live: 0,
+            trip: Trip::default(),
+            instead: None,
             interim: Vec::new(),
             after: Vec::new(),
         };
@@ -145,14 +150,23 @@ impl Fill {
     /// The head has come. `Err`: why the body is not to be kept.
     pub fn begin(
         &self,
-        header: ResponseHeader,
+        mut header: ResponseHeader,
         own: Own,
         outcome: Result<Stored, Refusal>,
         to_head: bool,
     ) -> Result<(), Refusal> {
         let length = header.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.policy.max_object);
-        let outcome = if outcome.is_ok() && too_large { Err(Refusal::TooLarge) } else { outcome };
+        let outcome = match outcome {
+            Ok(stored) if too_large => {
+                if stored.aged {
+                    // It passes as it came, and this was taken out of what was to be stored.
+                    let _ = header.insert_header(header::AGE, HeaderValue::from(stored.terms.initial_age.as_secs()));
+                }
+                Err(Refusal::TooLarge)
+            }
+            outcome => outcome,
+        };
         // Decided for the whole of it where that can be told, so that nothing is pushed out for an answer that is then not stored.
         let reserved = length.filter(|_| outcome.is_ok() && !to_head).unwrap_or(0);
         let room = reserved == 0 || self.store.reserve(&self.key, reserved);
@@ -189,6 +203,23 @@ impl Fill {
         }
     }
 
+    /// The fetch has failed, and this is what the configuration wants to be answered.
+    pub fn answer_instead(&self, answer: Response<Bytes>) {
+        self.state.lock().instead = Some(answer);
+    }
+
+    pub fn instead(&self) -> Option<Response<Bytes>> {
+        self.state.lock().instead.clone()
+    }
+
+    pub fn note_trip(&self, trip: Trip) {
+        self.state.lock().trip = trip;
+    }
+
+    pub fn trip(&self) -> Trip {
+        self.state.lock().trip
+    }
+
     pub fn interim(&self, head: ResponseHeader) {
         let mut state = self.state.lock();
         if state.interim.len() < INTERIM_MAX {
@@ -215,20 +246,10 @@ impl Fill {
             drained.as_mut().enable();
             {
                 let mut state = self.state.lock();
-                if state.keep {
-                    let whole = state.length.saturating_add(length);
-                    let more = whole.saturating_sub(state.reserved);
-                    let fits = whole <= self.policy.max_object;
-                    if fits && (more == 0 || self.store.reserve(&self.key, more)) {
-                        state.reserved = state.reserved.saturating_add(more);
-                        // A copy: the transport's buffer is larger than what stands in it, and is not in the bound.
-                        state.add(Bytes::copy_from_slice(&data), length);
-                        drop(state);
-                        self.changed.notify_waiters();
-                        return Ok(());
-                    }
-                    self.let_go(&mut state);
-                    self.policy.metrics.refused(if fits { Refusal::NoRoom } else { Refusal::TooLarge });
+                if state.keep && self.take_in(&mut state, &data, length) {
+                    drop(state);
+                    self.changed.notify_waiters();
+                    return Ok(());
                 }
                 if state.live == 0 {
                     return Err(Broken);
@@ -242,6 +263,30 @@ impl Fill {
             }
             drained.await;
         }
+    }
+
+    /// Adds bytes that nobody waits for. `Err`: they are not kept.
+    pub fn push_now(&self, data: &Bytes) -> Result<(), Broken> {
+        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        let mut state = self.state.lock();
+        let kept = data.is_empty() || state.keep && self.take_in(&mut state, data, length);
+        if kept { Ok(()) } else { Err(Broken) }
+    }
+
+    /// Adds bytes to what is kept. `false`: there is no room for them, and nothing is kept any more.
+    fn take_in(&self, state: &mut State, data: &Bytes, length: u64) -> bool {
+        let whole = state.length.saturating_add(length);
+        let more = whole.saturating_sub(state.reserved);
+        let fits = whole <= self.policy.max_object;
+        if fits && (more == 0 || self.store.reserve(&self.key, more)) {
+            state.reserved = state.reserved.saturating_add(more);
+            // A copy: the transport's buffer is larger than what stands in it, and is not in the bound.
+            state.add(Bytes::copy_from_slice(data), length);
+            return true;
+        }
+        self.let_go(state);
+        self.policy.metrics.refused(if fits { Refusal::NoRoom } else { Refusal::TooLarge });
+        false
     }
 
     /// The body is not to be stored any more: what of it has been read is let go.
@@ -332,8 +377,8 @@ impl Fill {
             // What is kept speaks of the whole; each answer says which part it carries.
             let _ = head.set_status(http::StatusCode::OK);
         }
-        let bodyless = matches!(head.status.as_u16(), 204 | 205);
-        if !bodyless {
+        // A 205 has no body either, and ends where others do: by its length (RFC 9112 section 6.3).
+        if head.status != http::StatusCode::NO_CONTENT {
             let _ = head.insert_header(header::CONTENT_LENGTH, http::HeaderValue::from(body.total));
         }
         let tags = tags(&head.headers);
@@ -383,14 +428,17 @@ impl Fill {
         self.changed.notify_waiters();
     }
 
-    /// Whether anyone else may still join: the body is kept from its first byte, and whole.
+    /// Whether anyone else may still join: the body is kept from its first byte, and whole, and it was asked for after everything that
+    /// was to be forgotten.
     pub fn is_open(&self) -> bool {
         let state = self.state.lock();
-        match state.phase {
+        let open = match state.phase {
             Phase::Waiting => state.end.is_none(),
             Phase::Streaming(_) => state.keep && state.first == 0,
             _ => false,
-        }
+        };
+        drop(state);
+        open && !self.store.may_be_purged(self.epoch, &self.key)
     }
 
     /// A reader from the first byte. `None` if that is gone.

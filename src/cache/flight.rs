@@ -37,6 +37,15 @@ impl Default for Flights {
     }
 }
 
+/// Sets apart those who send credentials. What they are answered is for themselves alone unless it says otherwise (RFC 9111 §3.5),
+/// which tells nothing of what others are.
+const AUTHORIZED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The hash by which it is remembered whether what a key stands for can be shared.
+pub fn crowd(key: &Key, request: &HeaderMap) -> u64 {
+    if request.contains_key(header::AUTHORIZATION) { key.hash ^ AUTHORIZED } else { key.hash }
+}
+
 /// What requests must have in common to share a fetch.
 #[derive(Debug, Clone)]
 pub struct Name {
@@ -45,12 +54,16 @@ pub struct Name {
 }
 
 impl Name {
-    /// For a fetch of the whole: the key, and the fields that select among its answers as far as they are known.
+    /// For a fetch of the whole: the key, the fields that select among its answers as far as they are known, and whether it comes with
+    /// credentials.
     pub fn whole(key: &Key, selecting: Option<&Selecting>, request: &HeaderMap, hasher: &KeyHasher) -> Self {
         let mut bytes = key.bytes.to_vec();
         for (name, _) in selecting.iter().flat_map(|selecting| selecting.fields.iter()) {
             part(&mut bytes, name.as_str().as_bytes());
             part(&mut bytes, vary::normalised(name, request).as_bytes());
+        }
+        if request.contains_key(header::AUTHORIZATION) {
+            part(&mut bytes, header::AUTHORIZATION.as_str().as_bytes());
         }
         let hash = if bytes.len() == key.bytes.len() { key.hash } else { hasher.hash(&bytes) };
         Name { bytes: bytes.into(), hash }

@@ -1,12 +1,20 @@
 //! What makes two requests the same request: scheme, host, path, query, chosen fields, route, the part of its split, and whose
 //! answer it is.
 //!
+//! The host counts as it goes upstream, with its port, and so does what a trusted proxy says of the URL: an upstream makes absolute
+//! URLs of them, in redirects above all, and somebody who asks for another port must not choose where others are sent.
+//!
 //! Every part stands behind its length, so that no two different lists of parts have the same bytes. Stores compare the bytes of
-//! the key, never only a hash of it: two callers whose keys collide must not get each other's answers.
+//! the key, never only a hash of it: two callers whose keys collide must not get each other's answers. The one exception are fields
+//! that may hold credentials: keys are stored, so these stand in them by their SHA-256.
 
+use super::vary::is_plain;
+use crate::canonical::host_as_sent;
+use crate::forwarded::told_by_proxy;
 use crate::identity::Identity;
 use crate::request::RequestCtx;
-use http::{HeaderMap, HeaderName, Uri};
+use aws_lc_rs::digest::{SHA256, digest};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -29,6 +37,28 @@ impl Default for KeyRules {
     }
 }
 
+/// The name of a parameter of a query.
+pub fn name(parameter: &str) -> &str {
+    parameter.split('=').next().unwrap_or_default()
+}
+
+impl KeyRules {
+    /// Whether a parameter of the query counts.
+    pub fn counts(&self, parameter: &str) -> bool {
+        if self.ignore.is_empty() && self.only.is_empty() {
+            return true;
+        }
+        let name = name(parameter);
+        let any = |patterns: &[Box<str>]| {
+            patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => **pattern == *name,
+            })
+        };
+        !any(&self.ignore) && (self.only.is_empty() || any(&self.only))
+    }
+}
+
 /// A key, and the hashes by which it is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
@@ -38,7 +68,7 @@ pub struct Key {
     pub url_hash: u64,
     /// Of the URL without its query: where it all is kept.
     pub base_hash: u64,
-    /// `http://host/path?query` as asked for.
+    /// `http://host/path?query`, as far as it counts; see [`super::url`].
     pub url: Box<str>,
     pub route: Arc<str>,
 }
@@ -59,54 +89,6 @@ impl KeyHasher {
     }
 }
 
-/// The URL that a request is for, with the parameters of its query in the order of their names.
-pub fn url(ctx: &RequestCtx, uri: &Uri, out: &mut String) {
-    out.clear();
-    out.push_str(ctx.scheme.as_str());
-    out.push_str("://");
-    out.push_str(&ctx.host);
-    out.push_str(uri.path());
-    if let Some(query) = uri.query() {
-        out.push('?');
-        push_sorted(query, out);
-    }
-}
-
-fn push_sorted(query: &str, out: &mut String) {
-    if !query.contains('&') {
-        out.push_str(query);
-        return;
-    }
-    let mut parameters: Vec<&str> = query.split('&').collect();
-    // Stable: the order of those with the same name may mean something.
-    parameters.sort_by_key(|parameter| parameter.split('=').next().unwrap_or_default());
-    for (at, parameter) in parameters.into_iter().enumerate() {
-        if at > 0 {
-            out.push('&');
-        }
-        out.push_str(parameter);
-    }
-}
-
-/// A URL that somebody wrote, in the form of [`url`]; `None` if it is none.
-pub fn url_of_text(text: &str) -> Option<String> {
-    let uri: Uri = text.parse().ok()?;
-    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
-    let mut host = arrayvec::ArrayString::new();
-    crate::canonical::canonical_host(authority.as_str().as_bytes(), &mut host).ok()?;
-    let mut out = format!("{scheme}://{host}{}", uri.path());
-    if let Some(query) = uri.query() {
-        out.push('?');
-        push_sorted(query, &mut out);
-    }
-    Some(out)
-}
-
-/// A URL without its query.
-pub fn base(url: &str) -> &str {
-    url.split('?').next().unwrap_or_default()
-}
-
 /// Whose answers a key is for.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
@@ -122,7 +104,20 @@ pub fn write(rules: &KeyRules, place: Place<'_>, ctx: &RequestCtx, uri: &Uri, he
     out.clear();
     part(out, b"GET");
     part(out, ctx.scheme.as_str().as_bytes());
-    part(out, ctx.host.as_bytes());
+    match host_as_sent(uri, headers).filter(|sent| !sent.eq_ignore_ascii_case(ctx.host.as_bytes())) {
+        Some(sent) => {
+            let begin = out.len();
+            part(out, sent);
+            out.get_mut(begin.saturating_add(4)..).unwrap_or_default().make_ascii_lowercase();
+        }
+        None => part(out, ctx.host.as_bytes()),
+    }
+    if ctx.peer_trusted {
+        told_by_proxy(headers, |name, value| {
+            part(out, name.as_str().as_bytes());
+            part(out, value);
+        });
+    }
     part(out, uri.path().as_bytes());
     query(rules, uri.query(), out);
     part(out, place.route.as_bytes());
@@ -131,14 +126,14 @@ pub fn write(rules: &KeyRules, place: Place<'_>, ctx: &RequestCtx, uri: &Uri, he
         let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {
             (None, _) => part(out, b""),
-            (Some(value), None) => {
+            (Some(one), None) => {
                 part(out, b"1");
-                part(out, value.as_bytes());
+                value(name, one, out);
             }
             _ => {
                 let count = headers.get_all(name).iter().count();
                 part(out, count.to_string().as_bytes());
-                headers.get_all(name).iter().for_each(|value| part(out, value.as_bytes()));
+                headers.get_all(name).iter().for_each(|one| value(name, one, out));
             }
         }
     }
@@ -149,7 +144,18 @@ pub fn write(rules: &KeyRules, place: Place<'_>, ctx: &RequestCtx, uri: &Uri, he
     let certificate = ctx.tls.as_ref().and_then(|tls| tls.client.as_ref()).filter(|_| rules.certificate);
     if !place.public && (certificate.is_some() || !ctx.apart.is_empty()) {
         part(out, certificate.map_or(&b""[..], |certificate| certificate.sha256.as_bytes()));
-        part(out, &ctx.apart);
+        // What the service behind `forward_auth` was told: tokens and cookies.
+        match ctx.apart.is_empty() {
+            true => part(out, b""),
+            false => part(out, digest(&SHA256, &ctx.apart).as_ref()),
+        }
+    }
+}
+
+fn value(name: &HeaderName, value: &HeaderValue, out: &mut Vec<u8>) {
+    match is_plain(name) {
+        true => part(out, value.as_bytes()),
+        false => part(out, digest(&SHA256, value.as_bytes()).as_ref()),
     }
 }
 
@@ -182,23 +188,15 @@ fn query(rules: &KeyRules, query: Option<&str>, out: &mut Vec<u8>) {
         part(out, b"?");
         return part(out, query.as_bytes());
     }
-    let matches = |patterns: &[Box<str>], name: &str| {
-        patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => **pattern == *name,
-        })
-    };
-    let name = |parameter: &'_ str| parameter.split_once('=').map_or(parameter.len(), |(name, _)| name.len());
-    let counts = |parameter: &&str| {
-        let name = parameter.get(..name(parameter)).unwrap_or(parameter);
-        !matches(&rules.ignore, name) && (rules.only.is_empty() || matches(&rules.only, name))
-    };
-    let mut parameters: Vec<&str> = query.split('&').filter(counts).collect();
+    let mut parameters: Vec<&str> = query.split('&').filter(|parameter| rules.counts(parameter)).collect();
     if rules.sort {
         // Stable: the order of those with the same name may mean something.
-        parameters.sort_by_key(|parameter| parameter.get(..name(parameter)).unwrap_or(parameter));
+        parameters.sort_by_key(|parameter| name(parameter));
     }
-    part(out, if parameters.is_empty() { b"" } else { b"?" });
+    if parameters.is_empty() {
+        return part(out, b"");
+    }
+    part(out, b"?");
     part(out, parameters.join("&").as_bytes());
 }
 
@@ -251,9 +249,42 @@ mod tests {
         let ctx = RequestCtx::for_test();
         let rules = KeyRules { ignore: Box::new(["utm_*".into(), "t".into()]), ..KeyRules::default() };
         assert_eq!(key(&rules, "/a?utm_x=1&b=2&t=3", &[], &ctx), key(&rules, "/a?b=2", &[], &ctx));
+        assert_eq!(key(&rules, "/a?utm_x=1", &[], &ctx), key(&rules, "/a", &[], &ctx), "nothing is left of it");
         assert_ne!(key(&rules, "/a?tt=1", &[], &ctx), key(&rules, "/a?tt=2", &[], &ctx));
         let rules = KeyRules { only: Box::new(["b".into()]), ..KeyRules::default() };
         assert_eq!(key(&rules, "/a?c=1&b=2", &[], &ctx), key(&rules, "/a?b=2&d=1", &[], &ctx));
+    }
+
+    #[test]
+    fn the_host_counts_as_it_goes_upstream() {
+        let (rules, ctx) = (KeyRules::default(), RequestCtx::for_test());
+        let of = |host: &'static str| key(&rules, "/", &[("host", host)], &ctx);
+        assert_eq!(of("example.com"), of("Example.COM"));
+        assert_eq!(of("example.com:81"), of("EXAMPLE.com:81"));
+        for other in ["example.com:80", "example.com:81", "example.com."] {
+            assert_ne!(of("example.com"), of(other), "{other}");
+        }
+        assert_eq!(of("example.com"), key(&rules, "http://example.com/", &[], &ctx));
+        assert_eq!(of("example.com:81"), key(&rules, "http://example.com:81/", &[], &ctx));
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_of_the_url_counts_and_what_it_says_of_the_client_does_not() {
+        let rules = KeyRules::default();
+        let of = |trusted: bool, name: &'static str, value: &'static str| {
+            let ctx = RequestCtx { peer_trusted: trusted, ..RequestCtx::for_test() };
+            key(&rules, "/", &[(name, value)], &ctx)
+        };
+        for name in ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "front-end-https"] {
+            assert_ne!(of(true, name, "a"), of(true, name, "b"), "{name}");
+            assert_eq!(of(false, name, "a"), of(false, name, "b"), "{name} does not go upstream");
+        }
+        for name in ["x-forwarded-for", "x-real-ip", "accept"] {
+            assert_eq!(of(true, name, "a"), of(true, name, "b"), "{name}");
+        }
+        let standard = |value| of(true, "forwarded", value);
+        assert_eq!(standard("for=1.2.3.4;proto=https, For=5.6.7.8"), standard("for=9.9.9.9;proto=https, for=1.1.1.1"));
+        assert_ne!(standard("for=1.2.3.4;proto=https"), standard("for=1.2.3.4;proto=http"));
     }
 
     #[test]
@@ -281,6 +312,17 @@ mod tests {
         assert_ne!(of(Some("a"), false), of(Some("b"), false));
         assert_ne!(of(Some("a"), false), of(None, false));
         assert_eq!(of(Some("a"), true), of(Some("b"), true));
+    }
+
+    #[test]
+    fn no_credential_stands_in_a_key() {
+        let mut ctx = RequestCtx::for_test();
+        ctx.tell_apart("authorization", b"secret");
+        let rules = KeyRules { headers: Box::new([HeaderName::from_static("cookie")]), ..KeyRules::default() };
+        for cookies in [&[("cookie", "secret")][..], &[("cookie", "secret"), ("cookie", "secret2")]] {
+            let key = key(&rules, "/", cookies, &ctx);
+            assert!(!key.windows(6).any(|part| part == b"secret"), "{key:?}");
+        }
     }
 
     #[test]

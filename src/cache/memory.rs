@@ -28,6 +28,16 @@ const SHARDS_MAX: u64 = 64;
 pub const CAPACITY_MIN: u64 = 1 << 20;
 pub const CAPACITY_MAX: u64 = 1 << 40;
 
+/// Whether a look-up tells how much a key is asked for. Each request counts once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counts {
+    Once,
+    /// The request has looked before.
+    Not,
+    /// If there is nothing, the request will look again.
+    IfFound,
+}
+
 #[derive(Debug)]
 pub struct MemoryStore {
     shards: Box<[Mutex<Shard>]>,
@@ -78,10 +88,9 @@ impl MemoryStore {
         self.shards.get(usize::try_from((base_hash >> 32) % count).unwrap_or(0))
     }
 
-    /// The newest stored response under this key that may be selected for a request with these fields. `again`: the request has
-    /// looked before, and counts once.
-    pub fn get(&self, bytes: &[u8], hash: u64, base_hash: u64, request: &HeaderMap, again: bool) -> Option<Arc<Entry>> {
-        self.shard(base_hash)?.lock().get(bytes, hash, again, |entry| entry.selecting.matches(request))
+    /// The newest stored response under this key that may be selected for a request with these fields.
+    pub fn get(&self, bytes: &[u8], hash: u64, base_hash: u64, request: &HeaderMap, counts: Counts) -> Option<Arc<Entry>> {
+        self.shard(base_hash)?.lock().get(bytes, hash, counts, |entry| entry.selecting.matches(request))
     }
 
     /// All stored responses under this key, newest first.
@@ -92,6 +101,11 @@ impl MemoryStore {
     /// What the store was told to forget so far; see [`MemoryStore::insert`].
     pub fn epoch(&self) -> u64 {
         self.recent.epoch()
+    }
+
+    /// Whether what was asked for when the epoch was `since` may be of the past: a purge, or an unsafe request, has come between.
+    pub fn may_be_purged(&self, since: u64, key: &Key) -> bool {
+        self.recent.may_hit(since, key)
     }
 
     /// Takes in a response that was asked for when the epoch was `since`, in place of `reserved` bytes that were set aside for it.
@@ -140,7 +154,7 @@ impl MemoryStore {
         self.recent.note(purge);
         if let Some(url) = purge.url() {
             let hash = self.hasher.hash(url.as_bytes());
-            let base = self.hasher.hash(super::key::base(url).as_bytes());
+            let base = self.hasher.hash(super::url::base(url).as_bytes());
             return self.shard(base).map_or(0, |shard| shard.lock().purge_url(hash, url, purge.how()));
         }
         self.shards.iter().map(|shard| shard.lock().purge(purge)).fold(0, u64::saturating_add)
@@ -190,7 +204,7 @@ mod tests {
     }
 
     fn get(store: &MemoryStore, key: &Key) -> Option<Arc<Entry>> {
-        store.get(&key.bytes, key.hash, key.base_hash, &HeaderMap::new(), false)
+        store.get(&key.bytes, key.hash, key.base_hash, &HeaderMap::new(), Counts::Once)
     }
 
     #[test]
@@ -306,7 +320,7 @@ mod tests {
             store.insert(&key, with(n).1, 4, store.epoch(), 0);
         }
         assert_eq!(store.variants(&key).len(), 4);
-        let found = |n| store.get(&key.bytes, key.hash, key.base_hash, &with(n).0, false).is_some();
+        let found = |n| store.get(&key.bytes, key.hash, key.base_hash, &with(n).0, Counts::Once).is_some();
         assert_eq!((found(0), found(1), found(2), found(5)), (false, false, true, true));
     }
 }

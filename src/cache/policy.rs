@@ -2,6 +2,7 @@
 
 use super::control::{ResponseControl, Seconds};
 use super::freshness::{self, Received};
+use super::vary::Selecting;
 use crate::telemetry::metrics::CacheMetrics;
 use http::{HeaderMap, HeaderName, header};
 use std::sync::Arc;
@@ -32,6 +33,10 @@ pub struct Policy {
     pub early_refresh: f64,
     pub key: super::key::KeyRules,
     pub redis: bool,
+    /// Fields that are about one answer and not to be stored with it: what it has cost, above all.
+    pub own: Box<[HeaderName]>,
+    /// The upstream is asked for plain bytes, and clients get them in the coding that each accepts.
+    pub codes: bool,
     pub metrics: Arc<CacheMetrics>,
 }
 
@@ -178,6 +183,7 @@ impl Policy {
             return Err(Refusal::NoFreshness);
         }
         *fields = control.fields;
+        fields.extend(self.own.iter().cloned());
         Ok(Terms {
             lifetime: self.jittered(lifetime).min(LIFETIME_MAX),
             initial_age: if forced.is_some() { Duration::ZERO } else { freshness::initial_age(headers, received) },
@@ -188,6 +194,44 @@ impl Policy {
             immutable: control.immutable,
             no_transform: control.no_transform,
         })
+    }
+
+    /// Whether a response says itself for how long it is fresh, and that it is.
+    pub fn is_explicit(&self, headers: &HeaderMap, received: &Received) -> bool {
+        let targeted = ResponseControl::targeted(headers, &self.targets);
+        let is_targeted = targeted.is_some();
+        let control = targeted.unwrap_or_else(|| ResponseControl::of(headers));
+        freshness::explicit(headers, &control, is_targeted, received).is_some_and(|lifetime| !lifetime.is_zero())
+    }
+
+    /// Which other requests a response to one with these fields may answer.
+    pub fn selecting(&self, response: &HeaderMap, request: &HeaderMap) -> Result<Selecting, Refusal> {
+        let mut selecting = Selecting::of(response, request).map_err(|_| Refusal::Vary)?;
+        if self.codes {
+            // No upstream sees it.
+            selecting.ignore(&header::ACCEPT_ENCODING);
+        }
+        Ok(selecting)
+    }
+
+    /// What the configuration grants, or takes, that the origin has no say in; `None`: nothing.
+    pub fn promise(&self) -> Option<String> {
+        let mut grants = Vec::new();
+        if let Some(ttl) = self.ttl {
+            let all = self.statuses.is_empty();
+            let which = self.statuses.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            let which = if all { "what is cacheable by its status".to_owned() } else { which };
+            let when = if self.force { "whatever the origin says" } else { "where the origin does not say how long" };
+            grants.push(format!("keeps {which} for {} {when}", crate::value::Duration(ttl)));
+        }
+        for (most, when) in
+            [(self.stale_while_revalidate, "while it is fetched anew"), (self.stale_if_error, "while the upstream fails")]
+        {
+            if !most.is_zero() {
+                grants.push(format!("gives a stale answer for {} {when}", crate::value::Duration(most)));
+            }
+        }
+        (!grants.is_empty()).then(|| format!("route `{}` {}", self.route, grants.join(", and ")))
     }
 
     /// Whether `ttl` is for this status.
@@ -229,6 +273,8 @@ pub mod tests {
             early_refresh: 0.0,
             key: super::super::key::KeyRules::default(),
             redis: false,
+            own: Box::default(),
+            codes: false,
             metrics: Arc::default(),
         }
     }

@@ -40,6 +40,11 @@ impl Purge {
         Purge { what: What::Url(url.into()), how: How::Expire(Expired::Invalid) }
     }
 
+    /// The same of another URL.
+    pub fn of(&self, url: &str) -> Self {
+        Purge { what: What::Url(url.into()), how: self.how }
+    }
+
     pub fn how(&self) -> How {
         self.how
     }
@@ -101,11 +106,20 @@ impl Recent {
 
     /// Whether one after number `since` concerns the entry, or could have and is not remembered.
     pub fn hit(&self, since: u64, key: &Key, entry: &Entry) -> bool {
+        self.any(since, |purge| purge.concerns(key, entry))
+    }
+
+    /// The same of an answer that has not come: whether one may concern it.
+    pub fn may_hit(&self, since: u64, key: &Key) -> bool {
+        self.any(since, |purge| purge.may_concern(key))
+    }
+
+    fn any(&self, since: u64, is: impl Fn(&Purge) -> bool) -> bool {
         if self.epoch() == since {
             return false;
         }
         let list = self.list.lock();
         let remembered = list.front().is_some_and(|(number, _)| *number <= since.saturating_add(1));
-        !remembered || list.iter().rev().take_while(|(number, _)| *number > since).any(|(_, purge)| purge.concerns(key, entry))
+        !remembered || list.iter().rev().take_while(|(number, _)| *number > since).any(|(_, purge)| is(purge))
     }
 }

@@ -20,9 +20,10 @@ mod hub;
 mod worker;
 
 use super::entry::Entry;
-use super::key::{Key, base};
+use super::key::Key;
 use super::memory::MemoryStore;
 use super::purge::Purge;
+use super::url::base;
 use crate::clock::SharedClock;
 use crate::redis_link::{Access, Alive, Servers, slot_of, start};
 use crate::telemetry::metrics::Counter;
@@ -31,12 +32,15 @@ use hub::{Announcement, Hub};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Look-ups and answers that wait for a server, and purges that wait to be told; more are dropped.
 const QUEUE: usize = 1_024;
 /// The longest that whatever no request waits for may take to be answered.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What look-ups and answers to keep may hold at a time of what stands in Redis, packed and unpacked, in pieces: 32 MiB. A larger
+/// answer has all of it for itself.
+const ROOM: u32 = 128;
 /// How long a purge waits for the other gateways.
 const ACKNOWLEDGE: Duration = Duration::from_secs(2);
 
@@ -48,7 +52,7 @@ pub struct TierMetrics {
     /// Look-ups that got no answer in time, or none because Redis is away.
     pub failures: Counter,
     pub stored: Counter,
-    /// Answers that were not handed over because the queue was full.
+    /// Answers that were not handed over, and invalidations that were not told one by one, because there was no room for them.
     pub dropped: Counter,
     /// Entries that were not what they said they were.
     pub corrupt: Counter,
@@ -73,7 +77,7 @@ enum Job {
     /// What the current generation is.
     Generation(oneshot::Sender<u64>),
     /// Forgets a URL.
-    Forget(UrlHash, Option<oneshot::Sender<()>>),
+    Forget(UrlHash, oneshot::Sender<()>),
 }
 
 /// Stands for a URL without its query: the hash tag of what is stored of it.
@@ -101,6 +105,7 @@ struct Shared {
     /// Whether all of it can be asked, and purges are heard.
     whole: AtomicBool,
     generation: AtomicU64,
+    room: Arc<Semaphore>,
     metrics: TierMetrics,
 }
 
@@ -139,6 +144,7 @@ impl RedisTier {
             hub: Hub::new(waiting),
             whole: AtomicBool::new(false),
             generation: AtomicU64::new(0),
+            room: Arc::new(Semaphore::new(usize::try_from(ROOM).unwrap_or_default())),
             metrics: TierMetrics::default(),
         });
         let alive = if redis.connect { start(Arc::clone(&shared), "cache-redis") } else { Alive::not() };
@@ -210,18 +216,21 @@ impl RedisTier {
         let url = UrlHash::of(url);
         let (answer, answered) = oneshot::channel();
         let node = self.shared.servers.reachable(|| url.slot());
-        let sent = node.is_some_and(|node| node.ask(Job::Forget(url, Some(answer))));
+        let sent = node.is_some_and(|node| node.ask(Job::Forget(url, answer)));
         sent && matches!(tokio::time::timeout(PATIENCE, answered).await, Ok(Ok(())))
     }
 
     /// The same without waiting, for what unsafe requests invalidate.
-    pub fn invalidate(&self, url: &str) {
-        let hash = UrlHash::of(url);
-        let node = self.shared.servers.reachable(|| hash.slot());
-        let forgotten = node.is_some_and(|node| node.ask(Job::Forget(hash, None)));
-        let announcement = Announcement { purge: Purge::invalidation(url), raise: false, answer: None };
-        if !(self.announcements.try_send(announcement).is_ok() && forgotten) {
-            self.shared.metrics.dropped.increment();
-        }
+    pub fn invalidate(self: &Arc<Self>, url: &str) {
+        let (tier, url) = (Arc::clone(self), url.to_owned());
+        tokio::spawn(async move {
+            // As for a purge: what could not be forgotten there must not count when it is back.
+            let raise = !tier.forget(&url).await;
+            let announcement = Announcement { purge: Purge::invalidation(&url), raise, answer: None };
+            if tier.announcements.try_send(announcement).is_err() {
+                tier.shared.hub.owe();
+                tier.shared.metrics.dropped.increment();
+            }
+        });
     }
 }

@@ -3,7 +3,11 @@
 //! The fields that `Vary` names are compared after a normalisation that cannot change what they mean: lines are joined, white
 //! space goes, and in lists of preferences the order of equal members and the case go too. Without it every browser version would be
 //! a variant of its own.
+//!
+//! What is stored goes to a Redis that others read, and any field may hold a credential. So only fields that everybody has much the
+//! same are kept as they are, and the others by their SHA-256.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderMap, HeaderName, header};
 use std::fmt::Write;
 
@@ -12,6 +16,16 @@ use std::fmt::Write;
 pub struct Selecting {
     pub fields: Box<[(HeaderName, Box<str>)]>,
 }
+
+/// Fields that hold no credential.
+const PLAIN: [HeaderName; 6] = [
+    header::ACCEPT,
+    header::ACCEPT_CHARSET,
+    header::ACCEPT_ENCODING,
+    header::ACCEPT_LANGUAGE,
+    header::ORIGIN,
+    header::USER_AGENT,
+];
 
 /// Why a response cannot be selected for any other request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +55,13 @@ impl Selecting {
         Ok(Selecting { fields: fields.collect() })
     }
 
+    /// The field is the same in all requests that the upstream gets.
+    pub fn ignore(&mut self, name: &HeaderName) {
+        if self.fields.iter().any(|(known, _)| known == name) {
+            self.fields = std::mem::take(&mut self.fields).into_iter().filter(|(known, _)| known != name).collect();
+        }
+    }
+
     /// Whether the response may be selected for a request with these fields.
     pub fn matches(&self, request: &HeaderMap) -> bool {
         self.fields.iter().all(|(name, stored)| {
@@ -48,7 +69,7 @@ impl Selecting {
             let mut lines = request.get_all(name).iter();
             match (lines.next(), lines.next()) {
                 // Normalising what is normal already changes nothing.
-                (Some(line), None) if stored.as_bytes().get(1..) == Some(line.as_bytes()) => true,
+                (Some(line), None) if stored.as_bytes().strip_prefix(b"=") == Some(line.as_bytes()) => true,
                 _ => *normalised(name, request) == **stored,
             }
         })
@@ -59,7 +80,13 @@ impl Selecting {
     }
 }
 
-/// A field in the form in which it is compared; a field that is not there differs from one that is empty.
+/// Whether the values of a field may be stored as they are.
+pub fn is_plain(name: &HeaderName) -> bool {
+    PLAIN.contains(name)
+}
+
+/// A field in the form in which it is compared; a field that is not there differs from one that is empty, and a hash from a value
+/// that looks like it.
 pub fn normalised(name: &HeaderName, request: &HeaderMap) -> String {
     let mut members: Vec<String> = Vec::new();
     let mut there = false;
@@ -67,8 +94,8 @@ pub fn normalised(name: &HeaderName, request: &HeaderMap) -> String {
     for line in request.get_all(name) {
         there = true;
         let text = line.as_bytes();
-        // A comma within quotes, or bytes beyond ASCII: compared as they are.
-        if text.contains(&b'"') || !text.is_ascii() {
+        // A comma within quotes, or bytes beyond ASCII: compared as they are. So is what looks like one of these in its escaped form.
+        if text.contains(&b'"') || text.contains(&b'\\') || !text.is_ascii() {
             members.push(escaped(text));
             continue;
         }
@@ -82,15 +109,26 @@ pub fn normalised(name: &HeaderName, request: &HeaderMap) -> String {
         members.sort_unstable();
         members.dedup();
     }
-    if there { format!("={}", members.join(",")) } else { String::new() }
+    match members.join(",") {
+        _ if !there => String::new(),
+        value if is_plain(name) => format!("={value}"),
+        value => digest(&SHA256, value.as_bytes()).as_ref().iter().fold(String::from("#"), |mut out, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{byte:02x}");
+            out
+        }),
+    }
 }
 
-/// `text/html; q=1.0` is `text/html`; case and white space mean nothing.
+/// `text/html; q=1.0` is `text/html`, `q=0.50` is `q=0.5`; case and white space mean nothing.
 fn preference(member: &str) -> String {
     let mut out = String::with_capacity(member.len());
     for part in member.split(';').map(str::trim) {
-        let part = part.to_ascii_lowercase();
-        if matches!(part.as_str(), "q=1" | "q=1.0" | "q=1.00" | "q=1.000" | "") {
+        let mut part = part.to_ascii_lowercase();
+        if part.starts_with("q=") && part.contains('.') {
+            part.truncate(part.trim_end_matches('0').trim_end_matches('.').len());
+        }
+        if matches!(part.as_str(), "q=1" | "") {
             continue;
         }
         if !out.is_empty() {
@@ -137,8 +175,28 @@ mod tests {
         assert!(same("foo", &[], &[]));
         assert!(same("accept-language", &["en, de;q=0.5"], &["DE; q=0.5,EN"]));
         assert!(!same("accept-language", &["en, de;q=0.5"], &["en, de;q=0.6"]));
+        assert!(same("accept-language", &["en, de;q=0.5, fr;q=0"], &["de;q=0.50, en;q=1.000, fr;q=0.000"]));
+        assert!(!same("accept-language", &["de;q=0.05"], &["de;q=0.5"]));
         assert!(same("accept-encoding", &["gzip, br"], &["br;q=1.0, gzip"]));
         assert!(!same("foo", &["\"a,b\""], &["\"a, b\""]), "within quotes everything counts");
+    }
+
+    #[test]
+    fn what_may_be_a_credential_is_kept_by_its_hash() {
+        let of = |name: &'static str, value: &str| {
+            let request = map(&[(name, value)]);
+            (Selecting::of(&map(&[("vary", name)]), &request).unwrap(), request)
+        };
+        for name in ["cookie", "authorization", "x-api-key", "x-anything"] {
+            let (selecting, request) = of(name, "secret");
+            let [(_, stored)] = &*selecting.fields else { panic!("{selecting:?}") };
+            // printf secret | sha256sum
+            assert_eq!(&**stored, "#2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b");
+            assert!(selecting.matches(&request) && !selecting.matches(&map(&[(name, "secret2")])));
+            // Whoever knows the hash does not have the value.
+            assert!(!selecting.matches(&map(&[(name, &stored[1..])])) && !selecting.matches(&map(&[(name, stored)])));
+        }
+        assert_eq!(&*of("accept-language", "en").0.fields[0].1, "=en");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use super::path::problems;
 use crate::request::HOST_MAX;
 use arrayvec::{ArrayString, ArrayVec};
+use http::{HeaderMap, Uri, header};
 use std::cell::RefCell;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -40,6 +41,15 @@ problems! {
         InvalidIpv6 = "host_invalid_ipv6",
         /// The last label is a number, but the name is not a dotted-decimal IPv4 address.
         InvalidIpv4 = "host_invalid_ipv4",
+    }
+}
+
+/// The host as the client has sent it, with a port if it named one: HTTP/2 has it in `:authority`, an absolute-form target in itself
+/// (and both equal `Host`, where there is one too).
+pub fn host_as_sent<'a>(target: &'a Uri, headers: &'a HeaderMap) -> Option<&'a [u8]> {
+    match target.authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => headers.get(header::HOST).map(|value| value.as_bytes()),
     }
 }
 

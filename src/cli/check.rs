@@ -43,7 +43,10 @@ pub(super) fn run(args: &CheckArgs, registry: &Registry) -> io::Result<Exit> {
             err.write_all(diagnostics.render(color).as_bytes())?;
             if valid {
                 writeln!(out, "valid: {}", config.summary())?;
-                for promise in snapshot.iter().flat_map(|snapshot| snapshot.limits.promises()) {
+                let limits = snapshot.iter().flat_map(|snapshot| snapshot.limits.promises());
+                let routes = snapshot.iter().flat_map(|snapshot| snapshot.routes());
+                let caches = routes.filter_map(|route| route.cache.as_ref()?.promise());
+                for promise in limits.chain(caches) {
                     writeln!(out, "{promise}")?;
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::Exit;
 use super::admin::{AdminArgs, Answer};
+use crate::filter::Registry;
 use clap::Args;
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -21,11 +22,11 @@ pub(super) struct DrainArgs {
     admin: AdminArgs,
 }
 
-pub(super) fn run(args: &DrainArgs, drained: bool) -> io::Result<Exit> {
+pub(super) fn run(args: &DrainArgs, registry: &Registry, drained: bool) -> io::Result<Exit> {
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let verb = if drained { "drain" } else { "undrain" };
     let path = format!("/{verb}?upstream={}&endpoint={}", encode(&args.upstream), encode(&args.endpoint));
-    let Some(Answer { status, body, document }) = args.admin.ask(Method::POST, &path, PATIENCE)? else {
+    let Some(Answer { status, body, document }) = args.admin.ask(registry, Method::POST, &path, PATIENCE)? else {
         return Ok(Exit::Failure);
     };
     let mut err = io::stderr().lock();

@@ -49,7 +49,7 @@ enum KeyVerb {
         #[command(flatten)]
         config: ConfigArgs,
     },
-    /// Make a new key in place of one; the old one goes on for a time
+    /// Make a new key in place of one, which counts for as long as that was made to; the old one goes on for a time
     Rotate {
         /// The old key's id as logs and `key list` show it, or its whole hash
         id: String,

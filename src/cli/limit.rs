@@ -2,6 +2,7 @@
 
 use super::Exit;
 use super::admin::{AdminArgs, Answer};
+use crate::filter::Registry;
 use clap::{Args, Subcommand};
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -42,7 +43,7 @@ enum LimitVerb {
 struct KeyArgs {
     /// The name of the route
     route: String,
-    /// What the route counts by: address=192.0.2.7, consumer=acme, credential=..., header:x-key=..., claim:org=...; and tier=gold
+    /// What the route counts by: address=192.0.2.7, consumer=acme, subject=jwt:main:alice, credential=..., header:x-key=..., claim:org=...; and tier=gold
     #[arg(value_name = "FACT=VALUE", value_parser = fact)]
     facts: Vec<(String, String)>,
 }
@@ -60,13 +61,13 @@ impl KeyArgs {
     }
 }
 
-pub(super) fn run(args: &LimitArgs) -> io::Result<Exit> {
+pub(super) fn run(args: &LimitArgs, registry: &Registry) -> io::Result<Exit> {
     let (method, path) = match &args.verb {
         LimitVerb::Show(key) => (Method::GET, format!("/limits?{}", key.query())),
         LimitVerb::Reset(key) => (Method::POST, format!("/limits/reset?{}", key.query())),
         LimitVerb::Top { count } => (Method::GET, format!("/limits/top?count={count}")),
     };
-    let Some(Answer { status, document, .. }) = args.admin.ask(method, &path, PATIENCE)? else {
+    let Some(Answer { status, document, .. }) = args.admin.ask(registry, method, &path, PATIENCE)? else {
         return Ok(Exit::Failure);
     };
     if status != StatusCode::OK {

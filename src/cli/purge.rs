@@ -2,6 +2,7 @@
 
 use super::Exit;
 use super::admin::{AdminArgs, Answer};
+use crate::filter::Registry;
 use clap::Args;
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -51,10 +52,10 @@ impl What {
     }
 }
 
-pub(super) fn run(args: &PurgeArgs) -> io::Result<Exit> {
+pub(super) fn run(args: &PurgeArgs, registry: &Registry) -> io::Result<Exit> {
     let path = format!("/purge?{}{}", args.what.query(), if args.soft { "&soft" } else { "" });
     let timeout = Duration::from_secs(args.timeout);
-    let Some(Answer { status, document, .. }) = args.admin.ask(Method::POST, &path, timeout)? else {
+    let Some(Answer { status, document, .. }) = args.admin.ask(registry, Method::POST, &path, timeout)? else {
         return Ok(Exit::Failure);
     };
     let mut err = io::stderr().lock();

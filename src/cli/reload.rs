@@ -2,6 +2,7 @@
 
 use super::Exit;
 use super::admin::{AdminArgs, Answer};
+use crate::filter::Registry;
 use clap::Args;
 use http::{Method, StatusCode};
 use std::io::{self, Write};
@@ -17,11 +18,15 @@ pub(super) struct ReloadArgs {
     timeout: u64,
 }
 
-pub(super) fn run(args: &ReloadArgs) -> io::Result<Exit> {
+pub(super) fn run(args: &ReloadArgs, registry: &Registry) -> io::Result<Exit> {
     let timeout = Duration::from_secs(args.timeout);
-    let Some(Answer { status, body, document }) = args.admin.ask(Method::POST, "/reload", timeout)? else {
-        return Ok(Exit::Failure);
-    };
+    let ask = || args.admin.ask(registry, Method::POST, "/reload", timeout);
+    let mut answer = ask()?;
+    if answer.as_ref().is_some_and(|answer| answer.status == StatusCode::CONFLICT) {
+        // The process that let us in has been replaced meanwhile: its successor has the socket, and may have read an older file.
+        answer = ask()?;
+    }
+    let Some(Answer { status, body, document }) = answer else { return Ok(Exit::Failure) };
     let mut err = io::stderr().lock();
     let text = |key: &str| document.get(key).and_then(|value| value.as_str()).unwrap_or_default();
     if status == StatusCode::OK {

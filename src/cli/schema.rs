@@ -1,6 +1,7 @@
 //! `gatewright schema`: what may stand in a configuration.
 
 use super::Exit;
+use crate::admin;
 use crate::config;
 use crate::filter::Registry;
 use clap::{Args, ValueEnum};
@@ -25,7 +26,10 @@ pub(super) fn run(args: &SchemaArgs, registry: &Registry) -> io::Result<Exit> {
     let mut out = io::stdout().lock();
     match args.format {
         Format::Json => writeln!(out, "{:#}", config::schema(registry))?,
-        Format::Markdown => out.write_all(config::reference(registry).as_bytes())?,
+        Format::Markdown => {
+            out.write_all(config::reference(registry).as_bytes())?;
+            out.write_all(admin::reference().as_bytes())?;
+        }
     }
     Ok(Exit::Success)
 }

@@ -2,6 +2,7 @@
 
 use super::Exit;
 use super::admin::{AdminArgs, Answer};
+use crate::filter::Registry;
 use clap::Args;
 use http::{Method, StatusCode};
 use std::io::{self, Write};
@@ -17,9 +18,9 @@ pub(super) struct UpgradeArgs {
     timeout: u64,
 }
 
-pub(super) fn run(args: &UpgradeArgs) -> io::Result<Exit> {
+pub(super) fn run(args: &UpgradeArgs, registry: &Registry) -> io::Result<Exit> {
     let timeout = Duration::from_secs(args.timeout);
-    let Some(Answer { status, body, document }) = args.admin.ask(Method::POST, "/upgrade", timeout)? else {
+    let Some(Answer { status, body, document }) = args.admin.ask(registry, Method::POST, "/upgrade", timeout)? else {
         return Ok(Exit::Failure);
     };
     let mut err = io::stderr().lock();

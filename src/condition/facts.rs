@@ -10,13 +10,36 @@ use cel::context::VariableResolver;
 use http::HeaderMap;
 use pingora::http::RequestHeader;
 use serde_json::{Map, Value};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 
 /// The most elements of a list that a condition sees. A longer one cannot be evaluated, so that it is not permitted.
 pub const LIST_MAX: usize = 1_000;
 /// How deep a claim may nest.
 const DEPTH_MAX: usize = 16;
+/// The most that one evaluation reads, in bytes. What is named twice, or for each element of a list, is read as often. A condition that
+/// would read more cannot be evaluated: however large a request is, its work is bounded, and so is what it can copy.
+pub const READ_MAX: usize = 512 << 10;
+/// What a value counts besides its bytes, for the work and the memory that it is.
+const VALUE_COST: usize = 64;
+
+/// What one evaluation has read. Values of CEL must be fit for several threads, hence the atomic.
+#[derive(Default)]
+pub(super) struct Meter(AtomicUsize);
+
+impl Meter {
+    /// Counts a value of so many bytes.
+    fn read(&self, bytes: usize) -> Result<(), ExecutionError> {
+        let read = self.0.load(Relaxed).saturating_add(bytes).saturating_add(VALUE_COST);
+        self.0.store(read, Relaxed);
+        if read > READ_MAX { Err(too_much("fact")) } else { Ok(()) }
+    }
+
+    /// Whether something was left out of the evaluation, so that its outcome says nothing.
+    pub fn is_over(&self) -> bool {
+        self.0.load(Relaxed) > READ_MAX
+    }
+}
 
 /// One request, as a condition sees it.
 pub struct Facts<'a> {
@@ -32,40 +55,44 @@ impl<'a> Facts<'a> {
     pub fn none() -> Self {
         Facts { head: None, ctx: None, identity: None, now: SystemTime::UNIX_EPOCH }
     }
+}
 
-    fn find(&'a self, name: &str) -> Option<CowVal<'a, 'a>> {
-        let text = |text: &'a str| CowVal::owned(CelString::from(text));
+/// The same while one evaluation reads it.
+pub(super) struct Reading<'a> {
+    pub facts: &'a Facts<'a>,
+    pub meter: &'a Meter,
+}
+
+impl<'a> Reading<'a> {
+    fn find(&self, name: &str) -> Option<CowVal<'a, 'a>> {
         let part = name.split_once('.').map(|(_, part)| part);
-        Some(match (name.split('.').next()?, part) {
-            ("request", Some(part)) => return self.request(part),
+        match (name.split('.').next()?, part) {
+            ("request", Some(part)) => self.request(part),
             ("identity", Some(part)) => {
-                let identity = self.identity?;
+                let identity = self.facts.identity?;
                 match part {
-                    "name" => text(&identity.name),
-                    "credential" => text(&identity.credential),
-                    "method" => text(identity.method),
-                    "consumer" => text(identity.consumer.as_ref().map_or("", |consumer| &consumer.name)),
-                    "tier" => text(identity.tier.as_deref().unwrap_or_default()),
-                    "roles" => texts(&identity.roles)?,
-                    "scopes" => texts(&identity.scopes)?,
-                    _ => return None,
+                    "name" => self.text(&identity.name),
+                    "credential" => self.text(&identity.credential),
+                    "method" => self.text(identity.method),
+                    "consumer" => self.text(identity.consumer.as_ref().map_or("", |consumer| &consumer.name)),
+                    "tier" => self.text(identity.tier.as_deref().unwrap_or_default()),
+                    "roles" => self.texts(identity.roles.iter().map(|role| &**role)),
+                    "scopes" => self.texts(identity.scopes.iter().map(|scope| &**scope)),
+                    _ => None,
                 }
             }
-            ("claims", None) => CowVal::owned(Table::Claims(self.identity?.claims.as_deref()?)),
+            ("claims", None) => self.table(Of::Claims(self.facts.identity?.claims.as_deref()?)),
             ("certificate", Some(part)) => {
-                let certificate = self.ctx?.tls.as_ref()?.client.as_ref()?;
+                let certificate = self.facts.ctx?.tls.as_ref()?.client.as_ref()?;
                 match part {
-                    "subject" => text(&certificate.subject),
-                    "sha256" => text(&certificate.sha256),
-                    "names" => {
-                        let names = certificate.names.iter().map(|name| boxed(CelString::from(&**name)));
-                        CowVal::owned(CelList::from(names.collect::<Vec<_>>()))
-                    }
-                    _ => return None,
+                    "subject" => self.text(&certificate.subject),
+                    "sha256" => self.text(&certificate.sha256),
+                    "names" => self.texts(certificate.names.iter().map(|name| &**name)),
+                    _ => None,
                 }
             }
             ("time", Some(part)) => {
-                let unix = self.now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+                let unix = self.facts.now.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
                 // 1970-01-01 was a Thursday.
                 let number = match part {
                     "unix" => unix,
@@ -74,30 +101,51 @@ impl<'a> Facts<'a> {
                     "weekday" => (unix / 86_400 + 3) % 7 + 1,
                     _ => return None,
                 };
-                CowVal::owned(CelInt::from(i64::try_from(number).ok()?))
+                self.meter.read(0).ok()?;
+                Some(CowVal::owned(CelInt::from(i64::try_from(number).ok()?)))
             }
-            _ => return None,
-        })
+            _ => None,
+        }
     }
 
-    fn request(&'a self, part: &str) -> Option<CowVal<'a, 'a>> {
-        let (head, ctx) = (self.head?, self.ctx?);
-        let text = |text: &'a str| CowVal::owned(CelString::from(text));
-        Some(match part {
-            "method" => text(head.method.as_str()),
-            "path" => text(head.uri.path()),
-            "query" => text(head.uri.query().unwrap_or_default()),
-            "host" => text(&ctx.host),
-            "scheme" => text(ctx.scheme.as_str()),
-            "address" => CowVal::owned(CelString::from(ctx.client.to_string())),
-            "headers" => CowVal::owned(Table::Headers(&head.headers)),
-            "params" => CowVal::owned(Table::Params(ctx, head.uri.path())),
-            _ => return None,
-        })
+    fn request(&self, part: &str) -> Option<CowVal<'a, 'a>> {
+        let (head, ctx) = (self.facts.head?, self.facts.ctx?);
+        match part {
+            "method" => self.text(head.method.as_str()),
+            "path" => self.text(head.uri.path()),
+            "query" => self.text(head.uri.query().unwrap_or_default()),
+            "host" => self.text(&ctx.host),
+            "scheme" => self.text(ctx.scheme.as_str()),
+            "address" => {
+                self.meter.read(0).ok()?;
+                Some(CowVal::owned(CelString::from(ctx.client.to_string())))
+            }
+            "headers" => self.table(Of::Headers(&head.headers)),
+            "params" => self.table(Of::Params(ctx, head.uri.path())),
+            _ => None,
+        }
+    }
+
+    fn text(&self, text: &'a str) -> Option<CowVal<'a, 'a>> {
+        self.meter.read(text.len()).ok()?;
+        Some(CowVal::owned(CelString::from(text)))
+    }
+
+    fn texts(&self, list: impl ExactSizeIterator<Item = &'a str>) -> Option<CowVal<'a, 'a>> {
+        if list.len() > LIST_MAX {
+            return None;
+        }
+        let values = list.map(|text| self.meter.read(text.len()).ok().map(|()| boxed(CelString::from(text))));
+        Some(CowVal::owned(CelList::from(values.collect::<Option<Vec<_>>>()?)))
+    }
+
+    fn table(&self, of: Of<'a>) -> Option<CowVal<'a, 'a>> {
+        self.meter.read(0).ok()?;
+        Some(CowVal::owned(Table { of, meter: self.meter }))
     }
 }
 
-impl VariableResolver for Facts<'_> {
+impl VariableResolver for Reading<'_> {
     fn resolve<'b>(&'b self, name: &str) -> Option<CowVal<'b, 'b>> {
         self.find(name)
     }
@@ -107,14 +155,15 @@ fn boxed<'v, T: Val + 'v>(value: T) -> Box<dyn Val + 'v> {
     Box::new(value)
 }
 
-fn texts<'a>(list: &'a [Arc<str>]) -> Option<CowVal<'a, 'a>> {
-    (list.len() <= LIST_MAX)
-        .then(|| CowVal::owned(CelList::from(list.iter().map(|text| boxed(CelString::from(&**text))).collect::<Vec<_>>())))
-}
-
 /// Something whose parts have names.
 #[derive(Clone, Copy)]
-enum Table<'a> {
+struct Table<'a> {
+    of: Of<'a>,
+    meter: &'a Meter,
+}
+
+#[derive(Clone, Copy)]
+enum Of<'a> {
     Headers(&'a HeaderMap),
     Claims(&'a Map<String, Value>),
     Params(&'a RequestCtx, &'a str),
@@ -129,11 +178,14 @@ impl std::fmt::Debug for Table<'_> {
 
 impl<'a> Table<'a> {
     fn find(&self, name: &str) -> Result<Option<Box<dyn Val + 'a>>, ExecutionError> {
-        match *self {
-            Table::Headers(headers) => {
+        match self.of {
+            Of::Headers(headers) => {
                 let mut values = headers.get_all(name).iter();
-                let Some(first) = values.next() else { return Ok(None) };
-                let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes()).map_err(|_| too_much("header"));
+                let Some(first) = values.next() else { return self.nothing() };
+                let text = |value: &'a http::HeaderValue| {
+                    self.meter.read(value.len())?;
+                    std::str::from_utf8(value.as_bytes()).map_err(|_| too_much("header"))
+                };
                 let first = text(first)?;
                 match values.next() {
                     None => Ok(Some(boxed(CelString::from(first)))),
@@ -148,16 +200,30 @@ impl<'a> Table<'a> {
                     }
                 }
             }
-            Table::Claims(claims) => claims.get(name).map(|claim| convert(claim, 0)).transpose(),
-            Table::Params(ctx, path) => Ok(ctx.params.get(path, name).map(|value| boxed(CelString::from(value)))),
+            Of::Claims(claims) => match claims.get(name) {
+                Some(claim) => convert(claim, self.meter, 0).map(Some),
+                None => self.nothing(),
+            },
+            Of::Params(ctx, path) => match ctx.params.get(path, name) {
+                Some(value) => {
+                    self.meter.read(value.len())?;
+                    Ok(Some(boxed(CelString::from(value))))
+                }
+                None => self.nothing(),
+            },
         }
     }
 
+    /// It was looked for.
+    fn nothing(&self) -> Result<Option<Box<dyn Val + 'a>>, ExecutionError> {
+        self.meter.read(0).map(|()| None)
+    }
+
     fn len(&self) -> usize {
-        match self {
-            Table::Headers(headers) => headers.keys_len(),
-            Table::Claims(claims) => claims.len(),
-            Table::Params(ctx, path) => ctx.params.iter(path).count(),
+        match self.of {
+            Of::Headers(headers) => headers.keys_len(),
+            Of::Claims(claims) => claims.len(),
+            Of::Params(ctx, path) => ctx.params.iter(path).count(),
         }
     }
 }
@@ -167,7 +233,8 @@ fn too_much(what: &str) -> ExecutionError {
 }
 
 /// A claim as a value of CEL. Objects are converted when their members are asked for.
-fn convert<'a>(claim: &'a Value, depth: usize) -> Result<Box<dyn Val + 'a>, ExecutionError> {
+fn convert<'a>(claim: &'a Value, meter: &'a Meter, depth: usize) -> Result<Box<dyn Val + 'a>, ExecutionError> {
+    meter.read(claim.as_str().map_or(0, str::len))?;
     Ok(match claim {
         Value::Null => boxed(CelNull),
         Value::Bool(truth) => boxed(CelBool::from(*truth)),
@@ -182,10 +249,10 @@ fn convert<'a>(claim: &'a Value, depth: usize) -> Result<Box<dyn Val + 'a>, Exec
             if list.len() > LIST_MAX || depth >= DEPTH_MAX {
                 return Err(too_much("list"));
             }
-            let elements = list.iter().map(|element| convert(element, depth.saturating_add(1)));
+            let elements = list.iter().map(|element| convert(element, meter, depth.saturating_add(1)));
             boxed(CelList::from(elements.collect::<Result<Vec<_>, _>>()?))
         }
-        Value::Object(members) => boxed(Table::Claims(members)),
+        Value::Object(members) => boxed(Table { of: Of::Claims(members), meter }),
     })
 }
 

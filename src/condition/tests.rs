@@ -109,4 +109,38 @@ fn a_condition_is_bounded() {
     let body = vec!["x == 1"; LOOP_NODES_MAX].join("||");
     assert!(wrong(&format!("claims.a.all(x, {body})")).0.contains("the most is"));
     assert!(Condition::parse("claims.a.all(x, x == 1) && claims.b.exists(x, x == 2)").is_ok(), "one after the other");
+    let joined = ["x"; JOINS_MAX + 2].join(" + ");
+    assert!(wrong(&format!("claims.a.map(x, {joined}).size() > 0")).0.contains("joins values"));
+    for few in ["x + ':' + 'b' + 'c' + 'd' + 'e' + 'f'", "x + ':' + claims.org", "x + x + x + x"] {
+        assert!(Condition::parse(&format!("claims.a.map(x, {few}).size() > 0 && claims.a.all(x, {few} != '')")).is_ok(), "{few}");
+    }
+}
+
+/// What is read counts as often as it is read, and where it is too much nothing holds, also not by the other side of `||`.
+#[tokio::test]
+async fn a_condition_reads_no_more_than_it_may() {
+    let claims = || {
+        let list: Vec<String> = (0..1_000).map(|number| format!("{number:03}")).collect();
+        json!({ "list": list, "long": "x".repeat(30_000), "short": ["a", "b"], "matrix": vec![vec![1; 200]; 200] })
+    };
+    for text in [
+        "claims.list.all(x, x in claims.list)",
+        "claims.list.all(x, claims.long != x)",
+        "claims.list.exists(x, claims.long == x) || true",
+        "true || claims.list.all(x, claims.long == x)",
+        "claims.list.all(x, !has(claims.nothing) && !has(claims.nothing) && !has(claims.nothing) && !has(claims.nothing) && !has(claims.nothing))",
+        "claims.list.all(x, request.address != '' && request.method != '' && request.host != '' && request.path != '' && request.query != '' \
+         && request.scheme != '' && time.hour < 24 && claims.size() > 0 && request.params.size() > 0)",
+        "size(claims.matrix) == 200",
+    ] {
+        let much = text.starts_with("true");
+        assert_eq!(holds(text, claims()).await, much, "{text}");
+    }
+    for text in [
+        "claims.list.all(x, x != claims.short[0] && x != 'b') && claims.list.exists(x, x == '999')",
+        "claims.short.all(x, claims.long != x) && claims.short.all(x, !(x in claims.list))",
+        "identity.roles.all(x, x.startsWith('orders:')) && request.headers['x-a'] == '1'",
+    ] {
+        assert!(holds(text, claims()).await, "{text}");
+    }
 }

@@ -22,11 +22,70 @@ pub(super) struct Decoder<'a, 'i> {
     pub d: &'a mut Diagnostics,
 }
 
-/// A value that decoded at last, and whether it did so at once. What was mended by cutting may be referred to, but not be
-/// checked further: what it says is not all that was written.
+/// A value that decoded at last, and what it lost on the way, if it lost something. What was mended by cutting may be referred to;
+/// it is checked further only as far as [`Whole`] vouches for it, because it does not say all that was written.
 pub(super) struct Decoded<T> {
     pub value: T,
-    pub clean: bool,
+    pub whole: Option<Whole>,
+}
+
+/// What is left whole of a table that lost something.
+#[derive(Default)]
+pub(super) struct Whole {
+    /// The places of each key's value and of all that is within it; of a list that lost something, those of its elements.
+    keys: Vec<(String, Vec<Range<usize>>)>,
+    /// The keys that are gone, or have lost something within.
+    lost: HashSet<String>,
+}
+
+impl Whole {
+    /// Whether the key is gone, or has lost something within.
+    pub fn has_lost(&self, key: &str) -> bool {
+        self.lost.contains(key)
+    }
+
+    fn of(value: &Spanned<DeValue<'_>>, cut: &Cut) -> Self {
+        let start = value.span().start;
+        let mut whole = Whole::default();
+        whole.lost.extend(cut.keys.iter().filter(|(holder, _)| *holder == start).map(|(_, name)| name.clone()));
+        let DeValue::Table(table) = value.get_ref() else { return whole };
+        for (key, value) in table {
+            let mut places = Vec::new();
+            if !whole_places(value, cut, &mut places) {
+                whole.lost.insert(key.get_ref().to_string());
+            }
+            whole.keys.push((key.get_ref().to_string(), places));
+        }
+        whole
+    }
+
+    /// Whether what is found at `place` is right whatever is lost: it stands at a key that is whole, and in none of the groups of
+    /// keys that are checked `together` is that key beside one that is lost.
+    pub fn vouches(&self, place: &Range<usize>, together: &[&[&str]]) -> bool {
+        let holds = |outer: &Range<usize>| outer.start <= place.start && place.end <= outer.end;
+        let Some((key, _)) = self.keys.iter().find(|(_, places)| places.iter().any(holds)) else { return false };
+        !together.iter().any(|group| group.contains(&key.as_str()) && group.iter().any(|other| self.lost.contains(*other)))
+    }
+}
+
+/// Adds the places of a value and of all values in it: tables with a header of their own are not within the place of the outer
+/// one. `false` if it has lost something; then only elements of lists are added, which do not hang on each other as keys do.
+fn whole_places(value: &Spanned<DeValue<'_>>, cut: &Cut, places: &mut Vec<Range<usize>>) -> bool {
+    let (before, mut whole) = (places.len(), !cut.holders.contains(&value.span().start));
+    match value.get_ref() {
+        DeValue::Table(table) => {
+            whole = table.values().fold(whole, |whole, value| whole_places(value, cut, places) && whole);
+            if !whole {
+                places.truncate(before);
+            }
+        }
+        DeValue::Array(list) => whole = list.iter().fold(whole, |whole, value| whole_places(value, cut, places) && whole),
+        _ => {}
+    }
+    if whole {
+        places.push(value.span());
+    }
+    whole
 }
 
 /// What was cut out of which table or list, so that its absence is not reported.
@@ -57,7 +116,7 @@ impl<'a, 'i> Decoder<'a, 'i> {
         }
         loop {
             let error = match decode(ValueDeserializer::from(value.clone())) {
-                Ok(value) => return Some(Decoded { value, clean }),
+                Ok(decoded) => return Some(Decoded { value: decoded, whole: (!clean).then(|| Whole::of(&value, &cut)) }),
                 Err(error) => error,
             };
             let range = error.span().unwrap_or_else(|| value.span());

@@ -3,7 +3,7 @@
 //! Which names there are is known to the registry, not to serde. So the loader takes the list out of the table before serde
 //! sees it and decodes each filter by its registration.
 
-use super::decode::{Decoded, Decoder, article};
+use super::decode::{Decoder, article};
 use super::suggest::suggest;
 use crate::filter::FilterSpec;
 use crate::value::Located;
@@ -67,27 +67,27 @@ impl JsonSchema for Filters {
 
 impl<'i> Decoder<'_, 'i> {
     /// Takes `filters` out of a route or chain and decodes it. Leaves an empty list behind, so that serde does not miss it.
-    pub fn filters(&mut self, section: &mut Spanned<DeValue<'i>>) -> Decoded<Filters> {
-        self.list(section, "filters")
+    pub fn filters(&mut self, section: &mut Spanned<DeValue<'i>>) -> Filters {
+        self.list(section, "filters").0
     }
 
-    /// The same for the list behind any key.
-    fn list(&mut self, section: &mut Spanned<DeValue<'i>>, key: &str) -> Decoded<Filters> {
-        let mut filters = Decoded { value: Filters::default(), clean: true };
-        let DeValue::Table(table) = section.get_mut() else { return filters };
-        let Some(value) = table.get_mut(key) else { return filters };
+    /// The same for the list behind any key; `false` if one is wrong and left out.
+    fn list(&mut self, section: &mut Spanned<DeValue<'i>>, key: &str) -> (Filters, bool) {
+        let (mut filters, mut clean) = (Filters::default(), true);
+        let DeValue::Table(table) = section.get_mut() else { return (filters, clean) };
+        let Some(value) = table.get_mut(key) else { return (filters, clean) };
         let range = value.span();
         match std::mem::replace(value.get_mut(), DeValue::Array(Default::default())) {
             DeValue::Array(list) => {
                 for element in list {
                     match self.filter(element) {
-                        Some(entry) => filters.value.0.push(entry),
-                        None => filters.clean = false,
+                        Some(entry) => filters.0.push(entry),
+                        None => clean = false,
                     }
                 }
             }
             other => {
-                filters.clean = false;
+                clean = false;
                 let span = self.span(range);
                 self.d
                     .error(span, "expected a list of filters")
@@ -95,7 +95,7 @@ impl<'i> Decoder<'_, 'i> {
                     .help(format!("write {key} = [{{ NAME = {{ ... }} }}, ...]"));
             }
         }
-        filters
+        (filters, clean)
     }
 
     fn filter(&mut self, element: Spanned<DeValue<'i>>) -> Option<FilterEntry> {
@@ -137,15 +137,15 @@ impl<'i> Decoder<'_, 'i> {
             None => Vec::new(),
         };
         let decoded = self.decode(value, |table| (registration.decode_nested)(table, nested.clone()))?;
-        decoded.clean.then_some(FilterEntry::Filter(FilterSpec { name: registration.name, span, prepared: decoded.value }))
+        let spec = FilterSpec { name: registration.name, span, prepared: decoded.value };
+        decoded.whole.is_none().then_some(FilterEntry::Filter(spec))
     }
 
     /// The filters of a list within a filter. `None` if one is wrong: that was reported.
     fn nested(&mut self, filter: &mut Spanned<DeValue<'i>>, key: &str) -> Option<Vec<FilterSpec>> {
-        let list = self.list(filter, key);
+        let (list, mut clean) = self.list(filter, key);
         let mut specs = Vec::new();
-        let mut clean = list.clean;
-        for entry in list.value.0 {
+        for entry in list.0 {
             match entry {
                 FilterEntry::Filter(spec) => specs.push(spec),
                 FilterEntry::Use(name) => {

@@ -1,6 +1,5 @@
 //! `[limits]` and `[redis]`.
 
-use super::validate::within;
 use crate::diagnostic::Diagnostics;
 use crate::limit::local::{MEMORY_MAX, MEMORY_MIN};
 use crate::value::{ByteSize, Duration, Located, Rate, TextOrSecret};
@@ -30,7 +29,7 @@ impl Default for LimitsConfig {
 
 impl LimitsConfig {
     pub fn check(&self, d: &mut Diagnostics) {
-        within(&self.local_memory, ByteSize(MEMORY_MIN)..=ByteSize(MEMORY_MAX), d);
+        self.local_memory.within(ByteSize(MEMORY_MIN)..=ByteSize(MEMORY_MAX), d);
     }
 }
 
@@ -137,8 +136,8 @@ impl RedisConfig {
             (None, Some(key)) => drop(d.error(key.span.clone(), "a key needs its certificate").help("add `cert = \"FILE\"`")),
             _ => {}
         }
-        within(&self.timeout, Duration::from_millis(1)..=Duration::from_secs(1), d);
-        within(&self.gateways, 1..=10_000, d);
+        self.timeout.within(Duration::from_millis(1)..=Duration::from_secs(1), d);
+        self.gateways.within(1..=10_000, d);
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':');
         if self.prefix.is_empty() || self.prefix.len() > 32 || !self.prefix.bytes().all(plain) {
             d.error(self.prefix.span.clone(), format!("`{}` cannot be the prefix of keys", self.prefix.value))

@@ -22,8 +22,8 @@ use std::fmt;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
-    /// Where to listen: `127.0.0.1:8080`, `[::]:8080` or `unix:/path`. Port 0 takes a free one, which the log and
-    /// `/status` name.
+    /// Where to listen: `127.0.0.1:8080`, `[::]:8080` or `unix:/path`. `0.0.0.0` is all of IPv4, `[::]` is IPv6 and IPv4 together.
+    /// Port 0 takes a free one, which the log and `/status` name.
     pub address: Located<Address>,
     /// The largest request header in all, request line included, from 1KiB to 1MiB. A larger one is answered with 431
     /// `headers_too_large` and the connection is closed.
@@ -68,15 +68,19 @@ pub struct ListenerConfig {
     /// closed, and counted. Default `"30s"`.
     #[serde(default = "write_timeout")]
     pub write_timeout: Located<Duration>,
-    /// The slowest that a client may take a response on average, in bytes for each second; `"0B"` is without bound. It works as
-    /// `min_body_rate` does. Default `"240B"`.
+    /// The slowest that a client may take a response on average, in bytes for each second; `"0B"` is without bound. All waits for it
+    /// together may last `write_timeout` and the time that the bytes take at this rate; afterwards the connection is closed, and
+    /// counted. Over HTTP/2 this is so for each stream, which is reset, and for the connection as a whole; each piece that the
+    /// upstream sends, of at most 64 KiB, has to be taken within `write_timeout` besides. Default `"240B"`.
     #[serde(default = "min_rate")]
     pub min_write_rate: Located<ByteSize>,
     /// How long nothing may go through a WebSocket or another upgraded connection, in both directions together, from 1s to 1d.
     /// Afterwards it is closed, and counted. Default `"10m"`.
     #[serde(default = "tunnel_timeout")]
     pub tunnel_timeout: Located<Duration>,
-    /// How long a connection may stay idle between two requests, from 0s to 1h; 0s closes it after each answer.
+    /// How long a connection may stay idle between two requests, from 0s to 1h; 0s closes it after each answer. Connections that are
+    /// closed for this, for `keepalive_requests`, or because they never said anything within `header_timeout` are counted in
+    /// `gatewright_listener_connections_closed_total`.
     #[serde(default = "keepalive_timeout")]
     pub keepalive_timeout: Located<Duration>,
     /// How many requests one connection may carry before it is closed; 0 is without bound.
@@ -97,7 +101,8 @@ pub struct ListenerConfig {
     /// TLS with these certificates. Without it the listener is plain.
     pub tls: Option<Located<ListenerTlsConfig>>,
     /// `true`: HTTP/2 for clients that offer it in the TLS handshake, beside HTTP/1.1. `"cleartext"`: HTTP/2 without TLS for
-    /// clients that begin with it (prior knowledge), beside HTTP/1, on a plain listener. Default `false`.
+    /// clients that begin with it (prior knowledge), beside HTTP/1, on a plain listener. Clients of HTTP/2 get no interim
+    /// responses (1xx), and the `Date` of each answer is that of its sending. Default `false`.
     #[serde(default = "http2")]
     pub http2: Located<Http2>,
     /// How many requests an HTTP/2 connection may have under way at once, 1 to 10000. A client that begins more has them
@@ -261,23 +266,22 @@ impl ListenerConfig {
     }
 
     pub(super) fn check(&self, d: &mut Diagnostics) {
-        use super::validate::within;
-        within(&self.max_header, ByteSize(1 << 10)..=ByteSize(1 << 20), d);
-        within(&self.max_headers, 1..=256, d);
-        within(&self.max_uri, ByteSize(64)..=ByteSize(64 << 10), d);
-        within(&self.header_timeout, Duration::from_millis(100)..=Duration::from_secs(600), d);
-        within(&self.body_timeout, Duration::from_millis(100)..=Duration::from_secs(3600), d);
-        within(&self.keepalive_timeout, Duration::from_secs(0)..=Duration::from_secs(3600), d);
-        within(&self.max_connections, 1..=10_000_000, d);
+        self.max_header.within(ByteSize(1 << 10)..=ByteSize(1 << 20), d);
+        self.max_headers.within(1..=256, d);
+        self.max_uri.within(ByteSize(64)..=ByteSize(64 << 10), d);
+        self.header_timeout.within(Duration::from_millis(100)..=Duration::from_secs(600), d);
+        self.body_timeout.within(Duration::from_millis(100)..=Duration::from_secs(3600), d);
+        self.keepalive_timeout.within(Duration::from_secs(0)..=Duration::from_secs(3600), d);
+        self.max_connections.within(1..=10_000_000, d);
         if let Some(bound) = &self.max_connections_per_address {
-            within(bound, 1..=u32::MAX, d);
+            bound.within(1..=u32::MAX, d);
         }
         for rate in [&self.min_body_rate, &self.min_write_rate] {
-            within(rate, ByteSize(0)..=ByteSize(1 << 30), d);
+            rate.within(ByteSize(0)..=ByteSize(1 << 30), d);
         }
-        within(&self.write_timeout, Duration::from_millis(100)..=Duration::from_secs(3600), d);
-        within(&self.tunnel_timeout, Duration::from_secs(1)..=Duration::from_secs(86_400), d);
-        within(&self.http2_max_streams, 1..=10_000, d);
+        self.write_timeout.within(Duration::from_millis(100)..=Duration::from_secs(3600), d);
+        self.tunnel_timeout.within(Duration::from_secs(1)..=Duration::from_secs(86_400), d);
+        self.http2_max_streams.within(1..=10_000, d);
         self.check_protocols(d);
         if self.max_uri.value > self.max_header.value {
             d.error(self.max_uri.span.clone().or(self.max_header.span.clone()), "`max_uri` is larger than `max_header`")

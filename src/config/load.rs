@@ -1,6 +1,6 @@
 //! From files to one [`Config`].
 
-use super::decode::{Decoder, expect_table};
+use super::decode::{Decoder, Whole, expect_table};
 use super::filters::Filters;
 use super::interpolate::Replacements;
 use super::suggest::suggest;
@@ -112,8 +112,8 @@ pub(super) struct Progress {
     singletons: BTreeMap<&'static str, Span>,
     /// Names that are written but could not be decoded: they exist, so they are not dangling, and may not be used again.
     pub failed: HashMap<(&'static str, String), Option<Span>>,
-    /// Entries that lost something to an error. They count for references only.
-    pub dirty: HashSet<(&'static str, String)>,
+    /// Entries that lost something to an error. They count for references, and what they have whole is checked.
+    pub dirty: HashMap<(&'static str, String), Whole>,
     /// Something could not be read at all, so nothing can be said to be missing.
     pub incomplete: bool,
 }
@@ -370,12 +370,12 @@ impl<'i> FileReader<'_, 'i> {
         match self.decoder.decode(value, T::deserialize) {
             Some(decoded) => {
                 *slot = decoded.value;
-                if !decoded.clean {
-                    self.progress.dirty.insert((name, String::new()));
+                if let Some(whole) = decoded.whole {
+                    self.progress.dirty.insert((name, String::new()), whole);
                 }
             }
             None => {
-                self.progress.dirty.insert((name, String::new()));
+                self.progress.dirty.insert((name, String::new()), Whole::default());
             }
         }
     }
@@ -409,11 +409,10 @@ impl<'i> FileReader<'_, 'i> {
             match self.decoder.decode(value, T::deserialize) {
                 Some(mut decoded) => {
                     if let Some(filters) = filters {
-                        decoded.value.set_filters(filters.value);
-                        decoded.clean &= filters.clean;
+                        decoded.value.set_filters(filters);
                     }
-                    if !decoded.clean {
-                        self.progress.dirty.insert((section, name.clone()));
+                    if let Some(whole) = decoded.whole {
+                        self.progress.dirty.insert((section, name.clone()), whole);
                     }
                     let name_at = Located { value: name.clone(), span: Some(span) };
                     map.insert(name, Entry { name: name_at, value: decoded.value });

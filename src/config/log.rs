@@ -125,6 +125,6 @@ impl Default for AccessLogConfig {
 
 impl LogConfig {
     pub(super) fn check(&self, d: &mut Diagnostics) {
-        super::validate::within(&self.buffer, ByteSize(64 << 10)..=ByteSize(1 << 30), d);
+        self.buffer.within(ByteSize(64 << 10)..=ByteSize(1 << 30), d);
     }
 }

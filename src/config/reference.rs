@@ -1,11 +1,15 @@
 //! The reference page, made from the JSON Schema, so that it cannot say other things than the parser does.
 //!
 //! One heading for each section, in the order of the tree; one table of keys for it and for each table within it; then the
-//! filters of the registry and the codes of rejections.
+//! filters of the registry, the codes of rejections, and the access log and metrics, each from the table that the code itself goes
+//! by. The admin listener adds a chapter of its own.
 
 use super::load::{SECTIONS, is_named};
 use crate::filter::Registry;
 use crate::rejection;
+use crate::telemetry::access_log;
+use crate::telemetry::metrics::METRICS;
+
 use serde_json::Value;
 
 const HEAD: &str = "\
@@ -41,12 +45,40 @@ pub fn reference(registry: &Registry) -> String {
     }
     page.out.push_str("## Rejections\n\n");
     page.line("Answers that the gateway makes itself are `application/problem+json` (RFC 9457) with one of these codes.\n");
-    page.line("| code | status | title |");
-    page.line("|---|---|---|");
+    page.columns(&["code", "status", "title"]);
     for code in rejection::ALL {
-        page.line(&format!("| `{}` | {} | {} |", code.code, code.status, cell(code.title)));
+        page.row(&[&quoted(code.code), &code.status.to_string(), code.title]);
     }
+    telemetry(&mut page);
     page.out
+}
+
+fn telemetry(page: &mut Page<'_>) {
+    page.out.push_str("\n## Access log\n\n");
+    page.line(
+        "One line of JSON for each request, also for those that were refused, where `[log] access` says. A field that has no value is \
+         left out. Text is cut after 2 KiB, names and `user_agent` after 512 bytes, and then ends in `…(+N bytes)`. With `sample`, \
+         requests without errors are thinned out by a hash of their id; rejections, 5xx, transport errors and requests without a \
+         response are always written.\n",
+    );
+    page.columns(&["field", "meaning"]);
+    for (name, meaning) in access_log::FIELDS {
+        page.row(&[&quoted(name), meaning]);
+    }
+    page.out.push_str("\n## Metrics\n\n");
+    page.line(
+        "What `/metrics` of the admin listener answers. Labels have values from the configuration and from fixed lists only: no \
+         request adds a series. A reason that was never met has no series yet.\n",
+    );
+    page.columns(&["metric", "type", "labels", "meaning"]);
+    for metric in METRICS {
+        let labels: Vec<_> = metric.labels.iter().map(|label| quoted(label)).collect();
+        page.row(&[&quoted(metric.name), metric.kind.as_str(), &labels.join(", "), metric.help]);
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("`{text}`")
 }
 
 struct Page<'a> {
@@ -58,6 +90,17 @@ impl<'a> Page<'a> {
     fn line(&mut self, text: &str) {
         self.out.push_str(text);
         self.out.push('\n');
+    }
+
+    /// The head of a table.
+    fn columns(&mut self, names: &[&str]) {
+        self.row(names);
+        self.line(&format!("{}|", "|---".repeat(names.len())));
+    }
+
+    fn row(&mut self, cells: &[&str]) {
+        let cells: Vec<_> = cells.iter().map(|text| cell(text)).collect();
+        self.line(&format!("| {} |", cells.join(" | ")));
     }
 
     fn heading(&mut self, level: usize, title: &str) {
@@ -106,8 +149,7 @@ impl<'a> Page<'a> {
 
     fn keys(&mut self, table: &'a Value, inner: &mut Vec<(String, &'a Value)>) {
         let required: Vec<&str> = strings(table.get("required")).collect();
-        self.line("| key | type | default | |");
-        self.line("|---|---|---|---|");
+        self.columns(&["key", "type", "default", ""]);
         for (key, value) in properties(table) {
             let kind = self.kind(value);
             let default = match value.get("default") {
@@ -117,7 +159,7 @@ impl<'a> Page<'a> {
                 Some(_) => String::new(),
             };
             let text = description(value).or_else(|| description(self.resolve(value))).unwrap_or_default();
-            self.line(&format!("| `{key}` | {} | {} | {} |", cell(&kind), cell(&default), cell(text)));
+            self.row(&[&quoted(key), &kind, &default, text]);
             self.inner(key, value, inner);
         }
         self.out.push('\n');

@@ -103,7 +103,7 @@ impl RouteConfig {
         if let Some(cache) = &self.cache {
             cache.check(d);
         }
-        super::validate::within(&self.timeouts.request, Duration::from_secs(0)..=Duration::from_secs(86_400), d);
+        self.timeouts.request.within(Duration::from_secs(0)..=Duration::from_secs(86_400), d);
         if let Some(name) = self.timeouts.header.as_ref().filter(|name| http::HeaderName::from_bytes(name.as_bytes()).is_err()) {
             d.error(name.span.clone(), format!("`{}` is not the name of a header", name.value.escape_debug()));
         }
@@ -113,16 +113,20 @@ impl RouteConfig {
         if let Some(mirror) = &self.mirror {
             mirror.check(d);
         }
-        if self.upstream.is_none()
-            && let Some(span) = self.others().find_map(|other| other.span.clone())
-        {
-            d.error(span, "a route without `upstream` has nothing to divide, copy or replace").help("add upstream = \"...\"");
-        }
         if let Some(retry) = &self.retry {
             retry.check(d);
         }
         if let Some(breaker) = &self.breaker {
             breaker.check_of_route(d);
+        }
+    }
+
+    /// Other upstreams stand beside the one of the route.
+    pub(super) fn check_upstream(&self, d: &mut Diagnostics) {
+        if self.upstream.is_none()
+            && let Some(span) = self.others().find_map(|other| other.span.clone())
+        {
+            d.error(span, "a route without `upstream` has nothing to divide, copy or replace").help("add upstream = \"...\"");
         }
     }
 }

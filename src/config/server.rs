@@ -51,7 +51,8 @@ pub struct ServerConfig {
     /// More files to read, as patterns relative to this file: `["conf.d/*.toml"]`. Files are merged; a name that is defined
     /// twice is an error. Included files may include others, to a depth of 8.
     pub include: Vec<Located<String>>,
-    /// Reload when one of the files changes. A file that is not valid leaves everything as it is.
+    /// Reload when one of the files changes, keys, secrets and certificates that they name included, or when one comes or goes that
+    /// `include` matches. A file that is not valid leaves everything as it is.
     pub watch: bool,
     /// Idle connections to upstreams that are kept for later requests, in all, 1 to 1000000. Beyond it the one that was idle
     /// longest is closed. A change takes effect at the next start.
@@ -142,15 +143,15 @@ impl Default for ServerConfig {
 impl ServerConfig {
     pub(super) fn check(&self, d: &mut Diagnostics) {
         if let Some(threads) = &self.threads {
-            super::validate::within(threads, 1..=1024, d);
+            threads.within(1..=1024, d);
         }
-        super::validate::within(&self.grace_period, Duration::from_secs(0)..=Duration::from_secs(3600), d);
-        super::validate::within(&self.drain_delay, Duration::from_secs(0)..=Duration::from_secs(600), d);
-        super::validate::within(&self.upgrade_probation, Duration::from_secs(0)..=Duration::from_secs(30), d);
+        self.grace_period.within(Duration::from_secs(0)..=Duration::from_secs(3600), d);
+        self.drain_delay.within(Duration::from_secs(0)..=Duration::from_secs(600), d);
+        self.upgrade_probation.within(Duration::from_secs(0)..=Duration::from_secs(30), d);
         if let Some(most) = &self.max_connections {
-            super::validate::within(most, 1..=10_000_000, d);
+            most.within(1..=10_000_000, d);
         }
-        super::validate::within(&self.upstream_keepalive, 1..=1_000_000, d);
+        self.upstream_keepalive.within(1..=1_000_000, d);
         for name in IdentityHeaders::wrong(&self.identity_headers) {
             d.error(name.span.clone(), format!("`{}` cannot be an identity header", name.value))
                 .help("write a name such as `x-user-id`, or the beginning of names such as `x-user-*`");

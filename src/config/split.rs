@@ -66,7 +66,7 @@ pub struct KeepCookie {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MirrorConfig {
-    /// The upstream that gets the copies, by its `protocol`.
+    /// The upstream that gets the copies, by its `protocol`, without trailers.
     pub upstream: Located<String>,
     /// The share of the requests that is copied. Default `"100%"`.
     #[serde(default = "all")]
@@ -121,7 +121,7 @@ impl SplitConfig {
             Some(KeepConfig::Cookie(cookie)) => {
                 check_cookie(&cookie.name, d);
                 let most = Duration::from_secs(400 * 86_400);
-                super::validate::within(&cookie.max_age, Duration::from_secs(1)..=most, d);
+                cookie.max_age.within(Duration::from_secs(1)..=most, d);
             }
             _ => {}
         }
@@ -130,7 +130,7 @@ impl SplitConfig {
 
 impl MirrorConfig {
     pub(super) fn check(&self, d: &mut Diagnostics) {
-        super::validate::within(&self.max_body, ByteSize(0)..=ByteSize(1 << 20), d);
-        super::validate::within(&self.timeout, Duration::from_millis(10)..=Duration::from_secs(60), d);
+        self.max_body.within(ByteSize(0)..=ByteSize(1 << 20), d);
+        self.timeout.within(Duration::from_millis(10)..=Duration::from_secs(60), d);
     }
 }

@@ -6,38 +6,35 @@ use super::{ChainConfig, Config, Named};
 use crate::consumer::CredentialConfig;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::value::{Address, Located};
-use std::collections::{BTreeMap, HashSet};
-use std::fmt::Display;
-use std::net::SocketAddr;
-use std::ops::RangeInclusive;
+use std::collections::HashSet;
 
-/// Checks the merged tree. Entries that lost something to an error are only looked up, not checked.
+/// Keys of a section that are checked beside each other. Where one of them is lost to an error, nothing is said of the others.
+const TOGETHER: &[(&str, &[&[&str]])] = &[
+    ("listeners", &[&["tls", "http2"], &["max_uri", "max_header"]]),
+    ("upstreams", &[&["tls", "protocol"], &["balance", "hedge"]]),
+    ("redis", &[&["cert", "key"]]),
+    ("identity", &[&["key", "header", "audience", "also_publish"]]),
+    ("jwt", &[&["algorithms", "secret", "public_key", "jwks"]]),
+];
+
+/// Checks the merged tree. Of entries that lost something to an error, what they have whole is.
 pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
-    let intact = |section: &'static str, name: &str| !progress.dirty.contains(&(section, name.to_owned()));
-    if intact("server", "") {
-        config.server.check(d);
-    }
-    if intact("admin", "") {
-        config.admin.check(d);
-    }
-    if intact("log", "") {
-        config.log.check(d);
-    }
-    if intact("limits", "") {
-        config.limits.check(d);
-    }
-    if intact("redis", "") {
-        config.redis.check(d);
-    }
-    if intact("consumer_source", "") {
-        config.consumer_source.check(config.redis.is_somewhere(), d);
-    }
-    if intact("identity", "") {
-        config.identity.check(d);
-    }
-    if intact("cache", "") {
-        config.cache.check(d);
-    }
+    let one = |section: &'static str, name: &str, d: &mut Diagnostics, check: &dyn Fn(&mut Diagnostics)| {
+        let Some(whole) = progress.dirty.get(&(section, name.to_owned())) else { return check(d) };
+        let mut found = Diagnostics::default();
+        check(&mut found);
+        let together = TOGETHER.iter().find(|(of, _)| *of == section).map_or(&[][..], |(_, groups)| groups);
+        d.take(found, |found| found.primary.as_ref().is_some_and(|(span, _)| whole.vouches(&span.range, together)));
+    };
+    one("server", "", d, &|d| config.server.check(d));
+    one("admin", "", d, &|d| config.admin.check(d));
+    one("log", "", d, &|d| config.log.check(d));
+    one("limits", "", d, &|d| config.limits.check(d));
+    one("redis", "", d, &|d| config.redis.check(d));
+    let has_redis = config.redis.is_somewhere() || progress.dirty.contains_key(&("redis", String::new()));
+    one("consumer_source", "", d, &|d| config.consumer_source.check(has_redis, d));
+    one("identity", "", d, &|d| config.identity.check(d));
+    one("cache", "", d, &|d| config.cache.check(d));
     names("listener", &config.listeners, d);
     names("tier", &config.tiers, d);
     names("consumer", &config.consumers, d);
@@ -45,23 +42,27 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     names("upstream", &config.upstreams, d);
     names("chain", &config.chains, d);
     names("route", &config.routes, d);
-    for (_, listener) in config.listeners.iter().filter(|(name, _)| intact("listeners", name)) {
-        listener.check(d);
+    for (name, listener) in &config.listeners {
+        one("listeners", name, d, &|d| listener.check(d));
     }
-    for (_, consumer) in config.consumers.iter().filter(|(name, _)| intact("consumers", name)) {
-        consumer.check(&consumer.name, d);
+    for (name, consumer) in &config.consumers {
+        one("consumers", name, d, &|d| consumer.check(&consumer.name, d));
     }
-    for (_, tier) in config.tiers.iter().filter(|(name, _)| intact("tiers", name)) {
-        tier.check(&tier.name, d);
+    for (name, tier) in &config.tiers {
+        one("tiers", name, d, &|d| tier.check(&tier.name, d));
     }
-    for (_, issuer) in config.jwt.iter().filter(|(name, _)| intact("jwt", name)) {
-        issuer.check(&issuer.name, d);
+    for (name, issuer) in &config.jwt {
+        one("jwt", name, d, &|d| issuer.check(&issuer.name, d));
     }
-    for (_, upstream) in config.upstreams.iter().filter(|(name, _)| intact("upstreams", name)) {
-        upstream.check(&upstream.name, d);
+    for (name, upstream) in &config.upstreams {
+        one("upstreams", name, d, &|d| upstream.check(&upstream.name, d));
     }
-    for (_, route) in config.routes.iter().filter(|(name, _)| intact("routes", name)) {
-        route.check(d);
+    for (name, route) in &config.routes {
+        one("routes", name, d, &|d| route.check(d));
+        // Not where it may only be missing because what was written there is wrong.
+        if !progress.dirty.get(&("routes", name.clone())).is_some_and(|whole| whole.has_lost("upstream")) {
+            one("routes", name, d, &|d| route.check_upstream(d));
+        }
     }
     addresses(config, d);
     if config.listeners.is_empty() && !progress.incomplete && progress.failed_names("listeners").next().is_none() {
@@ -74,17 +75,6 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     cycles(&config.chains, d);
     if !d.has_errors() {
         unused(config, d);
-    }
-}
-
-/// Reports a value outside of its bounds.
-pub(super) fn within<T: PartialOrd + Display>(value: &Located<T>, bounds: RangeInclusive<T>, d: &mut Diagnostics) {
-    if !bounds.contains(&value.value) {
-        d.error(value.span.clone(), format!("`{}` is not possible here", value.value)).label(format!(
-            "must be from {} to {}",
-            bounds.start(),
-            bounds.end()
-        ));
     }
 }
 
@@ -106,24 +96,13 @@ fn addresses(config: &Config, d: &mut Diagnostics) {
     let place = |span: &Option<Span>| span.as_ref().map(|span| (span.file, span.range.start));
     // The default of the admin interface comes first, so that what is written is what is wrong.
     all.sort_by_key(|address| place(&address.span));
-    let mut first: BTreeMap<&Address, &Located<Address>> = BTreeMap::new();
+    let mut first: Vec<&Located<Address>> = Vec::new();
     for address in all {
-        let wildcard = match &address.value {
-            Address::Tcp(tcp) if tcp.port() == 0 => continue,
-            Address::Tcp(tcp) => Some(Address::Tcp(any(tcp))),
-            Address::Unix(_) => None,
-        };
-        let is_wildcard = wildcard.as_ref() == Some(&address.value);
-        let covered = |other: &&&Address| match (&address.value, other) {
-            (Address::Tcp(this), Address::Tcp(other)) => {
-                is_wildcard && this.port() == other.port() && this.is_ipv4() == other.is_ipv4()
-            }
-            _ => false,
-        };
-        let other = first
-            .get(&address.value)
-            .or_else(|| wildcard.as_ref().and_then(|wildcard| first.get(wildcard)))
-            .or_else(|| is_wildcard.then(|| first.keys().find(covered).and_then(|key| first.get(*key))).flatten());
+        if matches!(&address.value, Address::Tcp(tcp) if tcp.port() == 0) {
+            continue;
+        }
+        let same = |other: &&&Located<Address>| covers(&address.value, &other.value) || covers(&other.value, &address.value);
+        let other = first.iter().find(same).copied();
         match other {
             Some(other) => {
                 let found = d.error(address.span.clone(), format!("`{}` is taken by another listener", address.value));
@@ -132,18 +111,18 @@ fn addresses(config: &Config, d: &mut Diagnostics) {
                     None => found.help(format!("the admin interface is on {} unless [admin] listen says otherwise", other.value)),
                 };
             }
-            None => {
-                first.insert(&address.value, address);
-            }
+            None => first.push(address),
         }
     }
 }
 
-/// All addresses of the family, with the same port.
-fn any(address: &SocketAddr) -> SocketAddr {
-    match address {
-        SocketAddr::V4(v4) => (std::net::Ipv4Addr::UNSPECIFIED, v4.port()).into(),
-        SocketAddr::V6(v6) => (std::net::Ipv6Addr::UNSPECIFIED, v6.port()).into(),
+/// Whether who listens on one address takes what is meant for the other: `0.0.0.0` all of IPv4, `[::]` everything.
+fn covers(one: &Address, other: &Address) -> bool {
+    match (one, other) {
+        (Address::Tcp(one), Address::Tcp(other)) if one.port() == other.port() => {
+            one == other || (one.ip().is_unspecified() && (one.is_ipv6() || other.is_ipv4()))
+        }
+        _ => one == other,
     }
 }
 

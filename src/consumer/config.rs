@@ -117,7 +117,8 @@ pub struct HmacCredential {
 pub struct MtlsCredential {
     /// The SHA-256 of the certificate in DER, 64 hexadecimal digits, with colons or without (`openssl x509 -fingerprint -sha256`).
     pub sha256: Option<Located<String>>,
-    /// The whole subject, such as `"C=DE, O=Example, CN=orders"`, compared exactly with what the access log shows.
+    /// The whole subject, such as `"C=DE, O=Example, CN=orders"`, compared exactly: in the order of the certificate, with `, ` between its
+    /// parts, and with a backslash before what RFC 4514 escapes in values (`CN=svc\, Ltd`).
     pub subject: Option<Located<String>>,
     /// A subject alternative name with its kind: `"DNS:orders.example.com"`, `"URI:spiffe://example.com/orders"`,
     /// `"email:a@example.com"` or `"IP:192.0.2.1"`.

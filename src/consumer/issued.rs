@@ -22,7 +22,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::ops::RangeInclusive;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
@@ -33,8 +32,8 @@ const EARLIEST: u64 = 1_000_000_000;
 
 /// A second source of consumers and API keys, so that keys can be issued and revoked without a reload: `gatewright key new
 /// --redis`, `key revoke`, `key rotate`. What is in this file goes first. The gateway remembers what it has looked up, and Redis
-/// tells it at once of what changes (`CLIENT TRACKING`, Redis 6 or later). A key that cannot be looked up is answered with 503
-/// `credentials_unavailable`, never let through.
+/// tells it at once of what changes (`CLIENT TRACKING`). A key that cannot be looked up is answered with 503 `credentials_unavailable`,
+/// never let through.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsumerSourceConfig {
@@ -86,10 +85,10 @@ impl ConsumerSourceConfig {
                 .help("write [redis] with url = \"redis://127.0.0.1:6379\"");
         }
         let seconds = |from: u64, to: u64| Duration::from_secs(from)..=Duration::from_secs(to);
-        bounded(&self.fresh, seconds(1, 86_400), d);
-        bounded(&self.stale, seconds(0, 30 * 86_400), d);
-        bounded(&self.timeout, Duration::from_millis(1)..=Duration::from_secs(5), d);
-        bounded(&self.entries, 100..=10_000_000, d);
+        self.fresh.within(seconds(1, 86_400), d);
+        self.stale.within(seconds(0, 30 * 86_400), d);
+        self.timeout.within(Duration::from_millis(1)..=Duration::from_secs(5), d);
+        self.entries.within(100..=10_000_000, d);
         if let Some(prefix) = &self.prefix {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':');
             if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(plain) {
@@ -102,13 +101,6 @@ impl ConsumerSourceConfig {
     /// What keys begin with, without the colon that follows; `default` is the prefix of `[redis]`.
     pub fn prefix<'a>(&'a self, default: &'a str) -> &'a str {
         self.prefix.as_ref().map_or(default, |prefix| prefix.as_str())
-    }
-}
-
-fn bounded<T: PartialOrd + std::fmt::Display>(value: &Located<T>, bounds: RangeInclusive<T>, d: &mut Diagnostics) {
-    if !bounds.contains(&value.value) {
-        let label = format!("must be from {} to {}", bounds.start(), bounds.end());
-        d.error(value.span.clone(), format!("`{}` is not possible here", value.value)).label(label);
     }
 }
 
@@ -169,7 +161,9 @@ impl Parse for Record {
         match name.split_once(':')?.0 {
             "key" => {
                 let record: KeyRecord = serde_json::from_slice(value).ok()?;
-                (!record.consumer.is_empty()).then(|| Record::Key(Key { record, made: ArcSwapOption::empty() }))
+                // A beginning that no clock can show must not read as none.
+                let begins = record.not_before.is_none_or(|start| at(start).is_some());
+                (begins && !record.consumer.is_empty()).then(|| Record::Key(Key { record, made: ArcSwapOption::empty() }))
             }
             "consumer" => serde_json::from_slice(value).ok().map(Record::Consumer),
             // Whatever it says, somebody wanted it withdrawn.
@@ -343,7 +337,6 @@ impl Key {
             Some(Record::Consumer(record)) => Arc::new(record.consumer(&self.record.consumer, consumers)),
             Some(_) => return None,
         };
-        let at = |seconds: u64| SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(seconds));
         let credential = Credential {
             identity: Arc::new(Identity::of(&consumer, "api_key", format!("api_key:{}", digest.short()).into())),
             consumer,
@@ -354,6 +347,11 @@ impl Key {
         self.made.store(Some(Arc::new(made)));
         Some(credential)
     }
+}
+
+/// `None` for what is later than any clock can show.
+fn at(seconds: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(seconds))
 }
 
 impl ConsumerRecord {
@@ -390,6 +388,8 @@ mod tests {
         for wrong in ["", "{}", "[]", r#"{"consumer":""}"#, r#"{"consumer":1}"#, r#"{"consumer":"a","expires":"5"}"#, "\u{0}"] {
             assert_eq!(key(wrong), None, "{wrong}");
         }
+        let begins = |start: u64| key(&format!(r#"{{"consumer":"a","not_before":{start}}}"#)).is_some();
+        assert!(begins(0) && begins(1 << 40) && !begins(u64::MAX), "what begins after all time does not begin at once");
         assert!(Record::parse("other:x", b"{}").is_none() && Record::parse("key", b"{}").is_none());
     }
 

@@ -48,6 +48,15 @@ impl PasswordHash {
         password.len() <= PASSWORD_MAX && argon2.verify_password(password, &hash).is_ok()
     }
 
+    /// What one verification takes: memory, passes and lanes.
+    pub fn cost(&self) -> (u32, u32, u32) {
+        // What does not parse was never made.
+        parse(&self.0).map_or((0, 0, 0), |(_, argon2)| {
+            let params = argon2.params();
+            (params.m_cost(), params.t_cost(), params.p_cost())
+        })
+    }
+
     /// The text of the hash, for keys of caches. Not for logs: guesses could be tried on it.
     pub fn expose(&self) -> &str {
         &self.0
@@ -95,8 +104,14 @@ impl fmt::Debug for PasswordHash {
 #[cfg(test)]
 /// A hash with the least cost that there is.
 pub(crate) fn cheap(password: &str) -> String {
+    with_passes(password, 1)
+}
+
+#[cfg(test)]
+/// One with so many passes.
+pub(crate) fn with_passes(password: &str, passes: u32) -> String {
     let salt = SaltString::encode_b64(b"saltsaltsalt").unwrap();
-    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, 1, 1, None).unwrap());
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(8, passes, 1, None).unwrap());
     argon2.hash_password(password.as_bytes(), &salt).unwrap().to_string()
 }
 

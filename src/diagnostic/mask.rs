@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 /// The values of keys that hold hashes and secrets, keys of the gateway's own making, and what stands before the `@` of a URL.
 static SECRETS: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(concat!(
-        r#"(?x) \b(?P<key> (?: sha256 | argon2 | password | passwd | secret | api_key | token | private_key ) ["']? \s* = \s* )"#,
+        r#"(?x) \b(?P<key> (?: sha256 | argon2 | password | passwd | secret | api_key (?: ["']? \s* = \s* \{ \s* ["']? key )? | token | private_key ) ["']? \s* = \s* )"#,
         r#"(?: "(?P<double> (?: \\. | [^"\\] )* ) | '(?P<single> [^']* ) )"#,
         r"| (?P<own> gw_[0-9A-Za-z]{8,} )",
         r"| :// (?P<user> [^/\s@]* ) @",
@@ -48,6 +48,7 @@ mod tests {
         for (line, shown) in [
             (r#"  { api_key = { sha256 = "gw_topsecret" } },"#, r#"  { api_key = { sha256 = "************" } },"#),
             (r#"api_key = "hunter2", x = 1"#, r#"api_key = "*******", x = 1"#),
+            (r#"{ api_key = { key = "hunter2" } }"#, r#"{ api_key = { key = "*******" } }"#),
             ("sha256 = 'hunter2'", "sha256 = '*******'"),
             (r#"password = { argon2 = "correct \"horse" }"#, r#"password = { argon2 = "***************" }"#),
             (r#"password = "päss" # é"#, r#"password = "****" # é"#),

@@ -203,12 +203,12 @@ impl DiscoverConfig {
             d.error(self.max_endpoints.span.clone(), format!("`max_endpoints` is {}", self.max_endpoints.value))
                 .label(format!("must be from 1 to {FOUND_MAX}"));
         }
-        within(&self.debounce, Duration::from_secs(0), Duration::from_secs(60), d);
+        self.debounce.within(Duration::from_secs(0)..=Duration::from_secs(60), d);
         if let Some(max_stale) = &self.max_stale {
-            within(max_stale, Duration::from_secs(1), Duration::from_secs(30 * DAY), d);
+            max_stale.within(Duration::from_secs(1)..=Duration::from_secs(30 * DAY), d);
         }
         if let Some(file) = &self.file {
-            within(&file.interval, Duration::from_millis(100), Duration::from_secs(3_600), d);
+            file.interval.within(Duration::from_millis(100)..=Duration::from_secs(3_600), d);
         }
         if let Some(dns) = &self.dns {
             dns.check(d);
@@ -217,8 +217,8 @@ impl DiscoverConfig {
             consul.check(d);
         }
         if let Some(redis) = &self.redis {
-            within(&redis.interval, Duration::from_millis(100), Duration::from_secs(3_600), d);
-            within(&redis.timeout, Duration::from_millis(10), Duration::from_secs(60), d);
+            redis.interval.within(Duration::from_millis(100)..=Duration::from_secs(3_600), d);
+            redis.timeout.within(Duration::from_millis(10)..=Duration::from_secs(60), d);
             text("the key of a set", &redis.key, 512, d);
         }
     }
@@ -226,9 +226,9 @@ impl DiscoverConfig {
 
 impl DnsConfig {
     fn check(&self, d: &mut Diagnostics) {
-        within(&self.min_interval, Duration::from_millis(100), Duration::from_secs(3_600), d);
-        within(&self.max_interval, Duration::from_millis(100), Duration::from_secs(DAY), d);
-        within(&self.timeout, Duration::from_millis(10), Duration::from_secs(60), d);
+        self.min_interval.within(Duration::from_millis(100)..=Duration::from_secs(3_600), d);
+        self.max_interval.within(Duration::from_millis(100)..=Duration::from_secs(DAY), d);
+        self.timeout.within(Duration::from_millis(10)..=Duration::from_secs(60), d);
         if self.min_interval.value > self.max_interval.value {
             let message =
                 format!("`min_interval` of {} is above `max_interval` of {}", self.min_interval.value, self.max_interval.value);
@@ -264,8 +264,8 @@ impl DnsConfig {
 
 impl ConsulConfig {
     fn check(&self, d: &mut Diagnostics) {
-        within(&self.wait, Duration::from_secs(1), Duration::from_secs(600), d);
-        within(&self.timeout, Duration::from_millis(10), Duration::from_secs(60), d);
+        self.wait.within(Duration::from_secs(1)..=Duration::from_secs(600), d);
+        self.timeout.within(Duration::from_millis(10)..=Duration::from_secs(60), d);
         text("the name of a service", &self.service, 128, d);
         if let Some(datacenter) = &self.datacenter {
             text("the name of a datacenter", datacenter, 128, d);
@@ -289,12 +289,5 @@ fn text(what: &str, value: &Located<String>, most: usize, d: &mut Diagnostics) {
     if value.is_empty() || value.len() > most || value.chars().any(char::is_control) {
         d.error(value.span.clone(), format!("`{}` cannot be {what}", value.value.escape_debug()))
             .label(format!("must have 1 to {most} characters"));
-    }
-}
-
-fn within(value: &Located<Duration>, least: Duration, most: Duration, d: &mut Diagnostics) {
-    if !(least..=most).contains(&value.value) {
-        let size = if value.value < least { "too short" } else { "too long" };
-        d.error(value.span.clone(), format!("`{}` is {size}", value.value)).label(format!("must be from {least} to {most}"));
     }
 }

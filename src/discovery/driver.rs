@@ -85,8 +85,9 @@ impl<N: Fn()> Driver<N> {
 
     fn stale_at(&self) -> Option<Instant> {
         let max_stale = self.plan.bounds.max_stale?;
-        let (good, any) = self.with(|feed| (feed.good_at(), !feed.found().is_empty()))?;
-        good.filter(|_| any)?.checked_add(max_stale).map(Instant::from_std)
+        // A source that is quiet does not fail: what it said last is what it would say.
+        let (failing, any) = self.with(|feed| (feed.failing_since(), !feed.found().is_empty()))?;
+        failing.filter(|_| any)?.checked_add(max_stale).map(Instant::from_std)
     }
 
     fn do_due(&mut self) {

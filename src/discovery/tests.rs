@@ -12,6 +12,7 @@ type Script = Arc<Mutex<VecDeque<Result<Vec<&'static str>, Reason>>>>;
 struct Scripted {
     script: Script,
     asked: Arc<AtomicUsize>,
+    again: Duration,
 }
 
 #[async_trait]
@@ -25,7 +26,7 @@ impl Discovery for Scripted {
         match line {
             Some(Ok(list)) => {
                 let found = list.iter().map(|text| Found::at(text.parse().unwrap())).collect();
-                Ok(Answer { found, again: Duration::from_millis(1) })
+                Ok(Answer { found, again: self.again })
             }
             Some(Err(reason)) => Err(Failure::new(reason, "scripted")),
             None => std::future::pending().await,
@@ -60,6 +61,10 @@ fn bounds() -> Bounds {
 
 impl Running {
     fn start(bounds: Bounds, script: &[Result<Vec<&'static str>, Reason>]) -> Running {
+        Running::start_asking(bounds, script, Duration::from_millis(1))
+    }
+
+    fn start_asking(bounds: Bounds, script: &[Result<Vec<&'static str>, Reason>], again: Duration) -> Running {
         let feed = Arc::new(Feed::new("upstream test: scripted".to_owned(), Arc::new(SystemClock)));
         let changes: Arc<Changes> = Arc::default();
         let watcher: Weak<Changes> = Arc::downgrade(&changes);
@@ -67,7 +72,8 @@ impl Running {
         let script: Script = Arc::new(Mutex::new(script.iter().cloned().collect()));
         let asked: Arc<AtomicUsize> = Arc::default();
         let (says, counts) = (script.clone(), asked.clone());
-        let plan = Plan::new("scripted".to_owned(), "", bounds, move || Scripted { script: says.clone(), asked: counts.clone() });
+        let plan =
+            Plan::new("scripted".to_owned(), "", bounds, move || Scripted { script: says.clone(), asked: counts.clone(), again });
         let task = tokio::spawn(drive(Arc::downgrade(&feed), Arc::new(plan), || {}));
         Running { feed, script, asked, changes, task }
     }
@@ -178,6 +184,17 @@ async fn an_answer_that_is_too_old_is_gone() {
     assert!(running.feed.standing().age.unwrap() >= Duration::from_millis(300));
     running.say(Ok(vec!["10.0.0.1:80"]));
     running.until("a new answer", |running| !running.found().is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_answer_of_a_source_that_is_quiet_is_not_too_old() {
+    let max_stale = Some(Duration::from_millis(50));
+    let script = [Ok(vec!["10.0.0.1:80"]), Ok(vec!["10.0.0.2:80"])];
+    // Asked again after ten times what an answer may be used while it fails.
+    let running = Running::start_asking(Bounds { max_stale, ..bounds() }, &script, Duration::from_millis(500));
+    running.until("an answer", |running| !running.found().is_empty()).await;
+    running.until("the next answer", |running| running.found() == ["10.0.0.2:80"]).await;
+    assert_eq!(running.changes.0.load(Ordering::SeqCst), 2, "it was never empty in between");
 }
 
 #[tokio::test]

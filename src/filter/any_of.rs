@@ -1,19 +1,22 @@
 //! `any_of`: several ways to say who calls, of which one is enough.
 
+use super::place::{self, Place};
 use super::{BuildContext, Filter, FilterConfig, FilterSpec, Flow, Phases, Problem, Step};
 use crate::arena::with_arena;
+use crate::fields::remove_alike_but;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use arrayvec::ArrayVec;
 use bytes::BufMut;
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, IgnoredAny};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The most methods of one filter.
 const METHODS_MAX: usize = 8;
@@ -21,8 +24,11 @@ const BITS: [u8; METHODS_MAX] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 /// Takes one of several credentials. The methods are tried in the order written: where the request has no credential for one,
 /// the next is tried; the first for which it has one decides, so that a bad credential is refused and not passed over. With
-/// no credential at all the answer is 401 `credential_missing`, unless `anonymous` is set. Whichever decides, credentials that the
-/// others would take out of the query or the headers do not go upstream either.
+/// no credential at all the answer is 401 `credential_missing`, unless `anonymous` is set. Whichever decides, the others are not
+/// asked, so that what stands where they look for theirs is not verified: it does not go upstream, whatever their `forward` says. That
+/// is the parameters, cookies and headers that they name, `Authorization` for `basic`, `Signature` and `Signature-Input` for
+/// `hmac`, and all `headers` of `forward_auth`. Where the method that decided has its credential in the same place, this stays as
+/// its own `forward` says. A request that is let pass without any credential goes on without what stands in any of these places.
 #[derive(Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AnyOfConfig {
@@ -56,9 +62,17 @@ impl JsonSchema for Methods {
 }
 
 pub struct AnyOf {
-    methods: Box<[Arc<dyn Filter>]>,
+    methods: Box<[Method]>,
     anonymous: bool,
+    /// By which requests remember what it has decided.
+    id: u64,
     metrics: Arc<AuthMetrics>,
+}
+
+struct Method {
+    filter: Arc<dyn Filter>,
+    /// Where it looks for credentials.
+    places: Box<[Place]>,
 }
 
 impl FilterConfig for AnyOfConfig {
@@ -89,10 +103,13 @@ impl FilterConfig for AnyOfConfig {
                 let problem = Problem::new(format!("`{}` does not tell who calls", spec.name));
                 return Err(here(problem.help("only filters such as `api_key` and `basic` can be methods")));
             }
-            Ok(filter)
+            let places = filter.credential_places().into();
+            Ok(Method { filter, places })
         });
         let methods = methods.collect::<Result<_, Problem>>()?;
-        Ok(AnyOf { methods, anonymous: self.anonymous, metrics: cx.auth_metrics(Self::NAME) })
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(AnyOf { methods, anonymous: self.anonymous, id, metrics: cx.auth_metrics(Self::NAME) })
     }
 }
 
@@ -107,11 +124,11 @@ impl Filter for AnyOf {
     }
 
     fn grants_role(&self, role: &str) -> bool {
-        self.methods.iter().any(|method| method.grants_role(role))
+        self.methods.iter().any(|method| method.filter.grants_role(role))
     }
 
     fn may_wait(&self) -> bool {
-        self.methods.iter().any(|method| method.may_wait())
+        self.methods.iter().any(|method| method.filter.may_wait())
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
@@ -122,16 +139,15 @@ impl Filter for AnyOf {
         };
         let mut challenges = Challenges::default();
         for (index, method) in self.methods.iter().enumerate() {
-            if method.may_wait() {
+            if method.filter.may_wait() {
                 return Step::Wait(Box::pin(self.rest(index, challenges, hidden, session, ctx)));
             }
-            match method.on_request(session, ctx) {
-                Step::Ready(done) => {
-                    if let Some(decided) = self.decided(done, &mut challenges) {
-                        return Step::Ready(decided);
-                    }
-                }
+            let done = match method.filter.on_request(session, ctx) {
+                Step::Ready(done) => done,
                 Step::Wait(_) => return Step::reject(Rejection::new(&rejection::INTERNAL_ERROR)),
+            };
+            if let Some(decided) = self.decided(index, done, &mut challenges, ctx) {
+                return Step::Ready(decided);
             }
         }
         Step::Ready(self.nothing(&challenges, ctx))
@@ -142,13 +158,72 @@ impl Filter for AnyOf {
     }
 
     fn on_upstream_request(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
-        let mut methods = self.methods.iter().filter(|method| method.phases().has(Phases::UPSTREAM_REQUEST));
-        methods.try_for_each(|method| method.on_upstream_request(session, head, ctx))
+        let decided = ctx.method_of(self.id).and_then(|index| Some((index, self.methods.get(index)?)));
+        let others = self.methods.iter().enumerate().filter(|(index, _)| decided.is_none_or(|(decided, _)| *index != decided));
+        let mut edit = others.clone().filter(|(_, other)| other.filter.phases().has(Phases::UPSTREAM_REQUEST));
+        edit.try_for_each(|(_, other)| other.filter.on_passed_over(session, head, ctx))?;
+        let kept = Kept { method: decided.map(|(_, method)| method), request: session.req_header() };
+        others.flat_map(|(_, other)| &other.places).for_each(|place| kept.take_out(place, head));
+        match decided {
+            Some((_, method)) if method.filter.phases().has(Phases::UPSTREAM_REQUEST) => {
+                method.filter.on_upstream_request(session, head, ctx)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn credential_places(&self) -> Vec<Place> {
+        self.methods.iter().flat_map(|method| method.places.iter().cloned()).collect()
+    }
+
+    fn is_credential(&self, place: &Place, head: &RequestHeader) -> bool {
+        self.methods.iter().any(|method| method.has(place, head))
+    }
+
+    fn on_passed_over(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
+        let mut methods = self.methods.iter().filter(|method| method.filter.phases().has(Phases::UPSTREAM_REQUEST));
+        methods.try_for_each(|method| method.filter.on_passed_over(session, head, ctx))
     }
 
     fn on_response(&self, session: &Session, head: &mut ResponseHeader, ctx: &mut RequestCtx) {
-        for method in self.methods.iter().rev().filter(|method| method.phases().has(Phases::RESPONSE)) {
-            method.on_response(session, head, ctx);
+        for method in self.methods.iter().rev().filter(|method| method.filter.phases().has(Phases::RESPONSE)) {
+            method.filter.on_response(session, head, ctx);
+        }
+    }
+}
+
+impl Method {
+    /// Whether its credential, or one like it, stands in this place.
+    fn has(&self, place: &Place, head: &RequestHeader) -> bool {
+        self.places.iter().any(|own| own.covers(place) && self.filter.is_credential(own, head))
+    }
+}
+
+/// What may stay of the places of methods that have not decided.
+struct Kept<'a> {
+    /// The one that has.
+    method: Option<&'a Method>,
+    /// As the client sent it.
+    request: &'a RequestHeader,
+}
+
+impl Kept<'_> {
+    fn has(&self, place: &Place) -> bool {
+        self.method.is_some_and(|method| method.has(place, self.request))
+    }
+
+    fn take_out(&self, place: &Place, head: &mut RequestHeader) {
+        if self.has(place) {
+            return;
+        }
+        match place {
+            Place::Header(name) if *name == header::COOKIE => {
+                let is = |own: &Place, pair: &[u8]| matches!(own, Place::Cookie(name) if place::value_of(pair, name).is_some());
+                let own = self.method.iter().flat_map(|method| &method.places);
+                place::keep_cookies(head, |pair| own.clone().any(|own| is(own, pair)));
+            }
+            Place::Header(name) => remove_alike_but(head, name, |other| self.has(&Place::Header(other.clone()))),
+            Place::Cookie(name) => place::remove_cookie(head, name),
         }
     }
 }
@@ -171,7 +246,7 @@ impl AnyOf {
         }
         let mut hidden = Hidden { target: uri.clone(), methods: 0 };
         for (method, bit) in self.methods.iter().zip(BITS) {
-            if method.take_from_query(session)? {
+            if method.filter.take_from_query(session)? {
                 hidden.methods |= bit;
             }
         }
@@ -187,19 +262,19 @@ impl AnyOf {
         session: &mut Session,
         ctx: &mut RequestCtx,
     ) -> Result<Flow, Rejection> {
-        for (method, bit) in self.methods.iter().zip(BITS).skip(index) {
+        for (index, (method, bit)) in self.methods.iter().zip(BITS).enumerate().skip(index) {
             let shown = hidden.as_ref().filter(|hidden| hidden.methods & bit != 0);
             if let Some(hidden) = shown {
                 session.req_header_mut().set_uri(hidden.target.clone());
             }
-            let done = match method.on_request(session, ctx) {
+            let done = match method.filter.on_request(session, ctx) {
                 Step::Ready(done) => done,
                 Step::Wait(io) => io.await,
             };
             if shown.is_some() {
                 self.hide(session)?;
             }
-            if let Some(decided) = self.decided(done, &mut challenges) {
+            if let Some(decided) = self.decided(index, done, &mut challenges, ctx) {
                 return decided;
             }
         }
@@ -207,7 +282,13 @@ impl AnyOf {
     }
 
     /// What a method decided; `None` if the request has no credential for it.
-    fn decided(&self, done: Result<Flow, Rejection>, challenges: &mut Challenges) -> Option<Result<Flow, Rejection>> {
+    fn decided(
+        &self,
+        index: usize,
+        done: Result<Flow, Rejection>,
+        challenges: &mut Challenges,
+        ctx: &mut RequestCtx,
+    ) -> Option<Result<Flow, Rejection>> {
         match done {
             Err(rejection) if rejection.code == &rejection::CREDENTIAL_MISSING => {
                 challenges.add(rejection.www_authenticate);
@@ -215,6 +296,7 @@ impl AnyOf {
             }
             Ok(flow) => {
                 self.metrics.count(AuthOutcome::Accepted);
+                ctx.note_method(self.id, index);
                 Some(Ok(flow))
             }
             // Counted by the method, with the reason.

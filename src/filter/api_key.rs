@@ -2,10 +2,12 @@
 
 use super::auth::Judge;
 use super::header_edits::parse_name;
+use super::place::Place;
 use super::query::{self, Taken};
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::issued::Found as Owner;
 use crate::consumer::{Consumers, Issued, KeyDigest};
+use crate::fields::remove_alike;
 use crate::rejection::Rejection;
 use crate::request::RequestCtx;
 use crate::telemetry::metrics::AuthOutcome;
@@ -126,11 +128,19 @@ impl Filter for ApiKey {
         Ok(!matches!(taken, Taken::None))
     }
 
+    fn credential_places(&self) -> Vec<Place> {
+        self.header.iter().cloned().map(Place::Header).collect()
+    }
+
+    fn on_passed_over(&self, _: &Session, _: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
+        Ok(())
+    }
+
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
         if let Some(header) = &self.header
             && !self.forward
         {
-            head.remove_header(header);
+            remove_alike(head, header);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod checks;
 
 use super::auth::Judge;
+use super::place::Place;
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::{Consumers, PASSWORD_MAX, PasswordHash};
 use crate::rejection::Rejection;
@@ -52,7 +53,8 @@ impl Default for BasicConfig {
 pub struct Basic {
     consumers: Arc<Consumers>,
     checks: Arc<Checks>,
-    decoy: PasswordHash,
+    /// What is checked for names that do not exist, at least one: a hash for each cost.
+    decoys: Box<[PasswordHash]>,
     cache: std::time::Duration,
     forward: bool,
     judge: Judge,
@@ -79,15 +81,15 @@ impl FilterConfig for BasicConfig {
         }
         let challenge = HeaderValue::from_str(&format!("Basic realm=\"{realm}\", charset=\"UTF-8\""));
         let challenge = challenge.map_err(|_| Problem::new("this makes no challenge"))?;
-        // One of the real ones is best: it costs what the others cost.
-        let decoy = match cx.consumers.any_password() {
-            Some(password) => password.clone(),
-            None => DECOY.parse().map_err(Problem::new)?,
-        };
+        // Real ones are best: each costs what a name that exists may cost.
+        let mut decoys = cx.consumers.passwords_by_cost();
+        if decoys.is_empty() {
+            decoys.push(DECOY.parse().map_err(Problem::new)?);
+        }
         Ok(Basic {
             consumers: Arc::clone(cx.consumers),
             checks: cx.state.try_get_or_create("basic", Checks::new).map_err(Problem::new)?,
-            decoy,
+            decoys: decoys.into(),
             cache: self.cache.get(),
             forward: self.forward,
             judge: Judge::new(Self::NAME, challenge, cx),
@@ -113,7 +115,10 @@ impl Filter for Basic {
             return Step::reject(self.judge.refuse(AuthOutcome::Malformed));
         };
         let user = self.consumers.by_username(username);
-        let hash = user.map_or(&self.decoy, |user| &user.password);
+        let hash = user.map(|user| &user.password).or_else(|| self.checks.decoy(username, &self.decoys));
+        let Some(hash) = hash else {
+            return Step::reject(self.judge.refuse(AuthOutcome::Unknown));
+        };
         let mark = self.checks.mark(username, password, hash);
         if let Some(user) = user
             && self.checks.is_recent(&mark, self.judge.clock().now(), self.cache)
@@ -133,6 +138,18 @@ impl Filter for Basic {
         }))
     }
 
+    fn credential_places(&self) -> Vec<Place> {
+        vec![Place::Header(header::AUTHORIZATION)]
+    }
+
+    fn is_credential(&self, _: &Place, head: &RequestHeader) -> bool {
+        head.headers.get(header::AUTHORIZATION).is_some_and(|line| after_scheme(line.as_bytes()).is_some())
+    }
+
+    fn on_passed_over(&self, _: &Session, _: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
+        Ok(())
+    }
+
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
         if !self.forward {
             head.remove_header(&header::AUTHORIZATION);
@@ -150,16 +167,18 @@ fn read(head: &RequestHeader) -> Result<Pair, AuthOutcome> {
     if lines.next().is_some() {
         return Err(AuthOutcome::Duplicate);
     }
-    // Another scheme is another filter's business.
-    let scheme_ends = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
-    let (scheme, rest) = line.split_at_checked(scheme_ends).ok_or(AuthOutcome::Malformed)?;
-    if !scheme.eq_ignore_ascii_case(b"basic") {
-        return Err(AuthOutcome::Missing);
-    }
+    let rest = after_scheme(line).ok_or(AuthOutcome::Missing)?;
     let mut pair = Pair::from([0; PAIR_MAX]);
     let length = STANDARD.decode_slice(rest.trim_ascii_start(), &mut pair).map_err(|_| AuthOutcome::Malformed)?;
     pair.truncate(length);
     Ok(pair)
+}
+
+/// What follows `Basic`, in whatever case. Another scheme is another filter's business.
+fn after_scheme(line: &[u8]) -> Option<&[u8]> {
+    let scheme_ends = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
+    let (scheme, rest) = line.split_at_checked(scheme_ends)?;
+    scheme.eq_ignore_ascii_case(b"basic").then_some(rest)
 }
 
 fn split(pair: &[u8]) -> Option<(&str, &[u8])> {

@@ -32,6 +32,11 @@ impl Chain {
         }
     }
 
+    /// Whether no filter sees a request before its upstream is asked, or a response.
+    pub fn is_transparent(&self) -> bool {
+        self.request.is_empty() && self.response.is_empty()
+    }
+
     /// The filters that count, in their order.
     pub fn limiters(&self) -> impl Iterator<Item = &dyn super::Limiter> {
         self.request.iter().filter_map(|filter| filter.limiter())

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Limits how many requests are under way at the same time, exactly. More are answered with 429 `concurrency_limited`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -128,6 +129,12 @@ impl FilterConfig for ConcurrencyConfig {
 }
 
 impl Concurrency {
+    /// The longest that a request may wait for a place now.
+    fn patience(&self, deadline: Option<Instant>) -> std::time::Duration {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
+        left.map_or(self.timeout, |left| left.min(self.timeout))
+    }
+
     fn refuse(&self) -> Rejection {
         self.metrics.refused.increment();
         // When a place becomes free is not known; a second is soon for a person and an age for a retry loop.
@@ -188,9 +195,7 @@ impl Filter for Concurrency {
                 }
                 Answer::Full => Step::reject(self.refuse()),
                 Answer::Wait(place) => Step::Wait(Box::pin(async move {
-                    let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
-                    let wait = left.map_or(self.timeout, |left| left.min(self.timeout));
-                    match tokio::time::timeout(wait, place).await {
+                    match tokio::time::timeout(self.patience(ctx.deadline), place).await {
                         Ok(Ok(permit)) => {
                             self.metrics.allowed.increment();
                             ctx.held.hold(permit);
@@ -201,5 +206,79 @@ impl Filter for Concurrency {
                 })),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{build_for, decide, session};
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use std::time::Duration;
+
+    const REQUEST: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    fn filter(clock: &Arc<ManualClock>, timeout: &str) -> Concurrency {
+        let clock: SharedClock = Arc::<ManualClock>::clone(clock);
+        let table = format!("{{ by = 'address', most = 1, queue = {{ size = 2, timeout = '{timeout}' }} }}");
+        build_for::<ConcurrencyConfig>(&table, &Arc::default(), &clock).unwrap()
+    }
+
+    /// Panics where something waits that should not.
+    async fn soon<T>(work: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(30), work).await.expect("it waits")
+    }
+
+    #[test]
+    fn nobody_waits_beyond_the_deadline_nor_longer_than_the_queue_lets_them() {
+        let clock = ManualClock::new();
+        let filter = filter(&clock, "2s");
+        let ms = Duration::from_millis;
+        let deadline = |left: u64| clock.now().checked_add(ms(left));
+        for (deadline, longest) in [(None, 2_000), (deadline(700), 700), (deadline(5_000), 2_000), (deadline(0), 0)] {
+            assert_eq!(filter.patience(deadline), ms(longest), "{deadline:?}");
+        }
+        let soon = deadline(700);
+        clock.advance(ms(600));
+        assert_eq!(filter.patience(soon), ms(100));
+        clock.advance(ms(600));
+        assert_eq!(filter.patience(soon), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn a_place_comes_to_who_waits_and_may_still_have_it() {
+        let clock = ManualClock::new();
+        let filter = filter(&clock, "60s");
+        let (mut first, mut holder) = session(REQUEST, "/").await;
+        assert_eq!(soon(decide(&filter, &mut first, &mut holder)).await, Ok(()));
+        // The deadline is over: refused now, and not when the queue would refuse.
+        let (mut session_late, mut late) = session(REQUEST, "/").await;
+        late.deadline = clock.now().checked_add(Duration::from_secs(3));
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(soon(decide(&filter, &mut session_late, &mut late)).await, Err("concurrency_limited"));
+        let (mut session_early, mut early) = session(REQUEST, "/").await;
+        early.deadline = clock.now().checked_add(Duration::from_secs(3_600));
+        let give_back = async {
+            // Only once the other one waits.
+            while filter.running.waiting(b"a:192.0.2.7") == 0 {
+                tokio::task::yield_now().await;
+            }
+            holder.held = Default::default();
+        };
+        let (waited, ()) = soon(async { tokio::join!(decide(&filter, &mut session_early, &mut early), give_back) }).await;
+        assert_eq!(waited, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn the_queue_refuses_who_has_waited_long_enough() {
+        let clock = ManualClock::new();
+        let filter = filter(&clock, "20ms");
+        let (mut first, mut holder) = session(REQUEST, "/").await;
+        assert_eq!(soon(decide(&filter, &mut first, &mut holder)).await, Ok(()));
+        for deadline in [None, clock.now().checked_add(Duration::from_secs(3_600))] {
+            let (mut session, mut ctx) = session(REQUEST, "/").await;
+            ctx.deadline = deadline;
+            assert_eq!(soon(decide(&filter, &mut session, &mut ctx)).await, Err("concurrency_limited"));
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! `cors`: which web pages may read the answers (<https://fetch.spec.whatwg.org/#http-cors-protocol>).
 
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
+use crate::rejection::LocalResponse;
 use crate::request::RequestCtx;
-use crate::respond::LocalResponse;
 use crate::value::{Duration, Located};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};

@@ -4,12 +4,13 @@ mod cache;
 mod client;
 
 use super::header_edits::parse_name;
+use super::place::Place;
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
+use crate::fetch::{Endpoint, tls};
+use crate::fields::remove_alike;
 use crate::identity::Identity;
-use crate::jwt::{Endpoint, tls};
-use crate::rejection::{self, Rejection};
+use crate::rejection::{self, LocalResponse, Rejection};
 use crate::request::RequestCtx;
-use crate::respond::LocalResponse;
 use crate::telemetry::metrics::{AuthMetrics, AuthOutcome};
 use crate::value::{Duration, Located, read_file};
 use bytes::Bytes;
@@ -41,7 +42,9 @@ const FORWARDED: [HeaderName; 5] = [
 /// Asks an HTTP service before a request goes on, by a GET without a body that has the `headers` of the request, `X-Request-Id`,
 /// and `X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For`. 2xx lets it pass. 401 is answered as 401 with the service's
 /// `WWW-Authenticate` (`credential_missing` where the request has none of the `headers`, else `credential_invalid`), 403 as 403
-/// `forbidden`, a redirect as it is if `redirects` is set. Anything else, no answer in time, and a service that cannot be
+/// `forbidden`, a redirect as it is if `redirects` is set. A request with several lines of `Authorization` or of one of the `headers`
+/// is answered with 400 `credential_duplicate` without asking, because the service could go by one of them and the upstream by another;
+/// lines of `Cookie` are one list and are joined. Anything else, no answer in time, and a service that cannot be
 /// reached is answered with 503 `authorization_unavailable`: nothing passes that was not permitted. After five failures in a row the
 /// service is left alone for a second, then asked by one request.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -241,6 +244,12 @@ impl Filter for ForwardAuth {
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
+        let fields = &session.req_header().headers;
+        let mut single = self.headers.iter().chain([&header::AUTHORIZATION]).filter(|name| **name != header::COOKIE);
+        if single.any(|name| fields.get_all(name).iter().nth(1).is_some()) {
+            self.metrics.count(AuthOutcome::Duplicate);
+            return Step::reject(Rejection::new(&rejection::CREDENTIAL_DUPLICATE));
+        }
         let Some(question) = self.question(session.req_header(), ctx) else {
             return Step::reject(self.unavailable());
         };
@@ -284,12 +293,21 @@ impl Filter for ForwardAuth {
         }))
     }
 
+    fn credential_places(&self) -> Vec<Place> {
+        self.headers.iter().cloned().map(Place::Header).collect()
+    }
+
+    fn on_passed_over(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
+        self.take_out(head);
+        Ok(())
+    }
+
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
-        for name in &self.response_headers {
-            head.remove_header(name);
-        }
+        self.take_out(head);
         let permits = ctx.extensions.get::<Permits>().into_iter().flat_map(|permits| &permits.0);
-        for (name, value) in permits.flat_map(|permit| &permit.headers) {
+        // Those of other filters of the route are appended by these.
+        let ours = permits.flat_map(|permit| &permit.headers).filter(|(name, _)| self.response_headers.contains(name));
+        for (name, value) in ours {
             // Fails only when the map is full (32,768 fields).
             let _ = head.append_header(name, value.clone());
         }
@@ -298,13 +316,25 @@ impl Filter for ForwardAuth {
 }
 
 impl ForwardAuth {
+    /// What a client wrote must not pass for the word of the service.
+    fn take_out(&self, head: &mut RequestHeader) {
+        for name in &self.response_headers {
+            remove_alike(head, name);
+        }
+    }
+
     /// What the service is asked; `None` if it cannot be asked at all.
     fn question(&self, head: &RequestHeader, ctx: &RequestCtx) -> Option<HeaderMap> {
         let mut headers = HeaderMap::with_capacity(self.headers.len().saturating_add(8));
         for name in &self.headers {
-            for value in head.headers.get_all(name) {
-                headers.append(name, value.clone());
+            let mut lines = head.headers.get_all(name).iter();
+            let (Some(first), more) = (lines.next(), lines) else { continue };
+            let mut value = first.clone();
+            // Only of `Cookie` there is more than one line, and they are one list (RFC 9113 section 8.2.3).
+            for line in more {
+                value = HeaderValue::from_bytes(&[value.as_bytes(), line.as_bytes()].join(&b"; "[..])).ok()?;
             }
+            headers.insert(name, value);
         }
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         let [method, proto, host, uri, client] = FORWARDED;

@@ -2,8 +2,8 @@
 
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
 use crate::readiness::Readiness;
+use crate::rejection::LocalResponse;
 use crate::request::RequestCtx;
-use crate::respond::LocalResponse;
 use crate::upstream::Upstream;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};

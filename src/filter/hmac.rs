@@ -1,6 +1,7 @@
 //! `hmac`: who calls is told by a signature over the request (RFC 9421, HTTP Message Signatures).
 
 use super::auth::{Judge, RETRY_AFTER};
+use super::place::Place;
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::{Consumers, Signer};
 use crate::rejection::{self, Rejection};
@@ -175,6 +176,10 @@ impl Filter for Hmac {
 
     fn may_wait(&self) -> bool {
         self.shared.is_some()
+    }
+
+    fn credential_places(&self) -> Vec<Place> {
+        [signature::SIGNATURE, signature::SIGNATURE_INPUT].map(Place::Header).into()
     }
 
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {

@@ -6,6 +6,7 @@
 mod claim_headers;
 mod source;
 
+use super::place::Place;
 use super::query::Taken;
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::consumer::Consumers;
@@ -245,6 +246,19 @@ impl Filter for Jwt {
 
     fn take_from_query(&self, session: &mut Session) -> Result<bool, Rejection> {
         Ok(!matches!(self.sources.take_from_query(session)?, Taken::None))
+    }
+
+    fn credential_places(&self) -> Vec<Place> {
+        self.sources.places()
+    }
+
+    fn is_credential(&self, place: &Place, head: &RequestHeader) -> bool {
+        self.sources.is_token(place, head)
+    }
+
+    fn on_passed_over(&self, _: &Session, head: &mut RequestHeader, _: &mut RequestCtx) -> Result<(), Rejection> {
+        self.headers.apply(head, None);
+        Ok(())
     }
 
     fn on_upstream_request(&self, _: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {

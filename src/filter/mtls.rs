@@ -12,13 +12,14 @@ use pingora::proxy::Session;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// There is no scheme for certificates; RFC 9110 section 15.5.2 asks for a challenge all the same.
 const CHALLENGE: HeaderValue = HeaderValue::from_static("ClientCertificate");
 
 /// Asks for a client certificate of a `mtls` credential of one of the `[consumers]`. The listener must have `client_ca`; what it has
-/// not verified is none. Without a certificate the answer is 401 `credential_missing`, with one that is nobody's 401
-/// `credential_invalid`.
+/// not verified is none. Without a certificate the answer is 401 `credential_missing`, with one that is nobody's, or that has expired
+/// since the connection was opened, 401 `credential_invalid`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MtlsConfig {
@@ -80,6 +81,14 @@ impl Mtls {
         let Some(certificate) = tls.as_ref().and_then(|tls| tls.client.as_ref()) else {
             return Err(self.judge.refuse(AuthOutcome::Missing));
         };
+        let now = self.judge.clock().wall();
+        if now < certificate.not_before {
+            return Err(self.judge.refuse(AuthOutcome::NotYet));
+        }
+        // It is given in whole seconds, and the last of them counts (RFC 5280 section 4.1.2.5).
+        if now.duration_since(certificate.not_after).is_ok_and(|past| past >= Duration::from_secs(1)) {
+            return Err(self.judge.refuse(AuthOutcome::Expired));
+        }
         if let Some(credential) = self.consumers.by_certificate(certificate) {
             return self.judge.accept(credential, ctx);
         }
@@ -118,17 +127,29 @@ mod tests {
     use crate::clock::{ManualClock, SharedClock};
     use crate::filter::testing::{build_for, consumers, decide, session};
     use crate::request::TlsFacts;
+    use std::time::SystemTime;
 
     fn certificate(names: &[&str], sha256: &str) -> ClientCertificate {
         ClientCertificate {
             subject: "O=Example, CN=orders".into(),
             names: names.iter().map(|name| (*name).into()).collect(),
             sha256: sha256.into(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(100),
         }
     }
 
     /// The name and the credential of whoever comes with this certificate.
     async fn who(table: &str, certificate: Option<ClientCertificate>) -> Result<(String, String, bool), &'static str> {
+        who_at(Duration::ZERO, table, certificate).await
+    }
+
+    /// The same at a time since 1970.
+    async fn who_at(
+        time: Duration,
+        table: &str,
+        certificate: Option<ClientCertificate>,
+    ) -> Result<(String, String, bool), &'static str> {
         let all = consumers(&format!(
             "[consumers.print]\ncredentials = [{{ mtls = {{ sha256 = '{}' }} }}]\n\
              [consumers.name]\ncredentials = [{{ mtls = {{ name = 'DNS:orders.example' }} }}]\n\
@@ -137,7 +158,9 @@ mod tests {
              [consumers.off]\nenabled = false\ncredentials = [{{ mtls = {{ name = 'DNS:off.example' }} }}]",
             ["AB:".repeat(31).as_str(), "AB"].concat()
         ));
-        let clock: SharedClock = ManualClock::new();
+        let clock = ManualClock::new();
+        clock.advance(time);
+        let clock: SharedClock = clock;
         let filter = build_for::<MtlsConfig>(table, &all, &clock).unwrap();
         let (mut session, mut ctx) = session("GET /a HTTP/1.1\r\nHost: a\r\nX-Client-Cert: CN=orders\r\n\r\n", "/a").await;
         ctx.tls = Some(Arc::new(TlsFacts {
@@ -168,6 +191,23 @@ mod tests {
         assert_eq!(who("{}", None).await, Err("credential_missing"), "a header is no certificate");
         for name in ["DNS:old.example", "DNS:off.example"] {
             assert_eq!(who("{}", Some(certificate(&[name], "00"))).await, Err("credential_invalid"), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_counts_no_longer_than_it_is_valid() {
+        let mut own = certificate(&["DNS:orders.example", "URI:a"], "00");
+        own.not_before += Duration::from_secs(10);
+        let stranger = ClientCertificate { names: ["URI:b".into()].into(), subject: "".into(), ..own.clone() };
+        for (certificate, table) in [(own, "{}"), (stranger, "{ anyone_by = 'uri' }")] {
+            for (millis, good) in [(0, false), (9_999, false), (10_000, true), (100_000, true), (100_999, true)] {
+                let got = who_at(Duration::from_millis(millis), table, Some(certificate.clone())).await;
+                assert_eq!(got.is_ok(), good, "{table} at {millis}: {got:?}");
+            }
+            for millis in [101_000, 200_000] {
+                let got = who_at(Duration::from_millis(millis), table, Some(certificate.clone())).await;
+                assert_eq!(got, Err("credential_invalid"), "{table} at {millis}");
+            }
         }
     }
 

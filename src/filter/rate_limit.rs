@@ -133,11 +133,11 @@ impl RateLimit {
                 if let Some(metrics) = set.metrics.get(*limit) {
                     if self.shadow { metrics.shadowed.increment() } else { metrics.refused.increment() }
                 }
-                if let Some(limit) = set.limits.get(*limit) {
-                    self.top.count(&self.route, &limit.name, key);
-                }
                 if self.shadow {
                     return Ok(Flow::Continue);
+                }
+                if let Some(limit) = set.limits.get(*limit) {
+                    self.top.count(&self.route, &limit.name, key);
                 }
                 let mut rejection = Rejection::new(&rejection::RATE_LIMITED);
                 if *wait < u64::MAX {
@@ -313,6 +313,10 @@ impl Filter for RateLimit {
             Ok(Some((key, errand))) => Step::Wait(Box::pin(self.ask(number, key, errand, cost, ctx))),
             Err(rejection) => Step::reject(rejection),
         }
+    }
+
+    fn charges_by(&self) -> Option<&HeaderName> {
+        self.cost_header.as_ref()
     }
 
     fn on_response(&self, _: &Session, head: &mut ResponseHeader, ctx: &mut RequestCtx) {

@@ -6,9 +6,8 @@
 
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
 use crate::arena::with_arena;
-use crate::rejection::{PATH_INVALID, Rejection};
+use crate::rejection::{LocalResponse, PATH_INVALID, Rejection};
 use crate::request::RequestCtx;
-use crate::respond::LocalResponse;
 use crate::template::Template;
 use crate::value::Located;
 use bytes::{BufMut, Bytes};

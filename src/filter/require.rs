@@ -57,8 +57,10 @@ pub struct RequireConfig {
     /// `claims.NAME` of a token; `certificate.subject`, `.sha256`, `.names` of the client; and `time.hour`, `.minute`, `.weekday`
     /// (1 is Monday) and `.unix`, in UTC. Functions are `size`, `contains`, `startsWith`, `endsWith`, `inside` (of a network),
     /// `string`, `int`, `uint`, `double`, `has`, and for lists `all`, `exists`, `exists_one`, `map`, `filter`. Up to 4KiB and 512
-    /// parts; lists of up to 1,000 elements, one within none. What cannot be evaluated, such as a claim that is not there, is
-    /// refused. Default: no such condition.
+    /// parts; lists of up to 1,000 elements, one within none, and within one up to 4 times `+` between values of the request. A
+    /// condition reads at most 512KiB of a request, where each value counts 64 bytes more than it has, and what is named twice or
+    /// for each element of a list counts as often. What cannot be evaluated, such as a claim that is not there, is refused. Default:
+    /// no such condition.
     pub condition: Option<Located<String>>,
 }
 

@@ -2,8 +2,8 @@
 
 use super::header_edits::parse_name;
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
+use crate::rejection::LocalResponse;
 use crate::request::RequestCtx;
-use crate::respond::LocalResponse;
 use crate::value::Located;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};

@@ -52,6 +52,42 @@ const SPOOFABLE: &[&str] = &[
     "x-url-scheme",
 ];
 
+/// Those of [`SPOOFABLE`] that say something of the client itself, and nothing of the URL that it has asked for.
+const OF_THE_CLIENT: &[&str] = &[
+    "cf-connecting-ip",
+    "client-ip",
+    "fastly-client-ip",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded-for",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
+];
+
+/// What a trusted peer says of the URL that its client has asked for, and of everything else but the client's address: an upstream
+/// that believes it may answer by it. `tell` gets the header and what of it counts.
+pub fn told_by_proxy(headers: &HeaderMap, mut tell: impl FnMut(&HeaderName, &[u8])) {
+    for (name, value) in headers {
+        if !is_spoofable(name) || OF_THE_CLIENT.contains(&name.as_str()) {
+            continue;
+        }
+        if *name != FORWARDED {
+            tell(name, value.as_bytes());
+            continue;
+        }
+        for part in value.as_bytes().split(|byte| matches!(byte, b',' | b';')).map(<[u8]>::trim_ascii) {
+            let is = |key: &[u8]| part.get(..key.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(key));
+            if !is(b"for=") && !is(b"by=") {
+                tell(name, part);
+            }
+        }
+    }
+}
+
 /// Which headers the upstream gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForwardedHeaders {
@@ -110,7 +146,9 @@ pub fn write_forwarded(head: &mut dyn Fields, facts: &ForwardedFacts<'_>, truste
             set(head, &PROTO, Some(HeaderValue::from_static(facts.scheme.as_str())));
         }
         if believed.is_none() || !has_host(head.map()) {
-            set(head, &HOST, build(|out| out.put_slice(facts.host.as_bytes())));
+            // HTTP/1.0 may come without one.
+            let host = (!facts.host.is_empty()).then(|| build(|out| out.put_slice(facts.host.as_bytes()))).flatten();
+            set(head, &HOST, host);
         }
     } else {
         for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {

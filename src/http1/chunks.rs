@@ -52,11 +52,23 @@ pub struct ChunkScanner {
     left: u64,
     /// Bytes of the line, or of the trailers, so far.
     length: u16,
+    /// The trailers, where somebody wants them.
+    kept: Option<Vec<u8>>,
 }
 
 impl ChunkScanner {
     pub const fn new() -> Self {
-        ChunkScanner { at: At::Size(0), left: 0, length: 0 }
+        ChunkScanner { at: At::Size(0), left: 0, length: 0, kept: None }
+    }
+
+    /// The same, with the trailers kept: their lines, without the empty one.
+    pub fn keeping(keep: bool) -> Self {
+        ChunkScanner { kept: keep.then(Vec::new), ..ChunkScanner::new() }
+    }
+
+    /// The trailers that have been kept, once the body has been read.
+    pub fn take_trailers(&mut self) -> Option<Vec<u8>> {
+        self.kept.take().filter(|kept| !kept.is_empty())
     }
 
     /// The whole body has been read.
@@ -85,6 +97,12 @@ impl ChunkScanner {
             }
             self.step(byte)?;
             read = read.saturating_add(1);
+            if let (Some(kept), At::Trailer | At::TrailerName | At::TrailerValue | At::TrailerEnd) = (&mut self.kept, self.at)
+                // The line feed of the last chunk's size is none of theirs.
+                && !(kept.is_empty() && byte == b'\n')
+            {
+                kept.push(byte);
+            }
         }
         Ok(read)
     }
@@ -164,6 +182,22 @@ mod tests {
                 assert_eq!(whole(&body.as_bytes()[..end]), Ok((end, false)), "{body:?} cut at {end}");
             }
         }
+    }
+
+    #[test]
+    fn trailers_are_kept_as_they_came_if_they_are_wanted() {
+        let body = b"5\r\nhello\r\n0;x\r\nx-a: 1\r\nX-B:two \r\n\r\n";
+        for size in [1, 2, 3, body.len()] {
+            for (keep, expected) in [(true, Some(b"x-a: 1\r\nX-B:two \r\n".to_vec())), (false, None)] {
+                let mut scanner = ChunkScanner::keeping(keep);
+                body.chunks(size).for_each(|piece| assert_eq!(scanner.scan(piece), Ok(piece.len())));
+                assert!(scanner.is_done());
+                assert_eq!(scanner.take_trailers(), expected);
+            }
+        }
+        let mut none = ChunkScanner::keeping(true);
+        none.scan(b"1\r\na\r\n0\r\n\r\n").unwrap();
+        assert_eq!(none.take_trailers(), None);
     }
 
     #[test]

@@ -29,6 +29,12 @@ impl WriteBuffer {
         self.0.is_empty()
     }
 
+    /// What it holds of memory, in bytes.
+    #[cfg(test)]
+    pub fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
     /// Drops what is in it, and lends its memory to whoever writes next on this thread.
     pub fn give_back(&mut self) {
         if self.0.capacity() > 0 {
@@ -73,11 +79,24 @@ impl WriteBuffer {
         if self.0.len().saturating_add(data.len()) > ROOM {
             ready!(self.poll_drain(transport, cx, written))?;
         }
+        self.collect(data);
+        Poll::Ready(Ok(data.len()))
+    }
+
+    /// Takes all of `data` in, which is the head of a response or no longer than one, and lends it to be amended.
+    pub fn collect(&mut self, data: &[u8]) -> &mut [u8] {
+        let room = self.room();
+        let start = room.len();
+        room.extend_from_slice(data);
+        room.get_mut(start..).unwrap_or_default()
+    }
+
+    /// What is collected, to write to.
+    pub fn room(&mut self) -> &mut Vec<u8> {
         if self.0.capacity() == 0 {
             self.0 = SPARE.take();
         }
-        self.0.extend_from_slice(data);
-        Poll::Ready(Ok(data.len()))
+        &mut self.0
     }
 
     /// Sends `data` together with what has been collected before it.
@@ -103,6 +122,25 @@ impl WriteBuffer {
             if of_data > 0 || sent == 0 {
                 return Poll::Ready(Ok(of_data));
             }
+        }
+    }
+}
+
+/// What collects its writes in a [`WriteBuffer`], and is read from as well.
+pub trait Collects {
+    fn collected(&self) -> &WriteBuffer;
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Sends what is there when whoever writes turns to reading. It is waiting for something, maybe for long, and has not
+    /// flushed what it wrote of a message whose length is known: the other end may wait for just that.
+    fn flush_while_waiting(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.collected().is_empty() {
+            return Ok(());
+        }
+        match self.poll_drain(cx) {
+            Poll::Ready(done) => done,
+            // The other end is slow. The next write or flush waits for it; this read must not.
+            Poll::Pending => Ok(()),
         }
     }
 }

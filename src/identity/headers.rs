@@ -7,6 +7,7 @@
 use super::Identity;
 use crate::arena::with_arena;
 use crate::consumer::is_role;
+use crate::fields::alike;
 use crate::value::Located;
 use bytes::BufMut;
 use http::{HeaderName, HeaderValue};
@@ -105,15 +106,10 @@ impl IdentityHeaders {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.names.iter().any(|known| known.len() == name.len() && starts_with(name, known))
-            || self.prefixes.iter().any(|prefix| starts_with(name, prefix))
+        // Names of fields are in lower case already.
+        let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| alike(start, prefix));
+        self.names.iter().any(|known| alike(name, known)) || self.prefixes.iter().any(|prefix| begins(prefix))
     }
-}
-
-/// Names of fields are in lower case already.
-fn starts_with(name: &str, prefix: &str) -> bool {
-    let fold = |b: u8| if b == b'_' { b'-' } else { b };
-    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| fold(a) == b)
 }
 
 #[cfg(test)]

@@ -69,11 +69,7 @@ impl Default for IdentityConfig {
 impl IdentityConfig {
     /// Checks what serde cannot.
     pub fn check(&self, d: &mut Diagnostics) {
-        let bounds = Duration::from_secs(10)..=Duration::from_secs(3600);
-        if !bounds.contains(&self.lifetime.value) {
-            let label = format!("must be from {} to {}", bounds.start(), bounds.end());
-            d.error(self.lifetime.span.clone(), format!("`{}` is not possible here", self.lifetime.value)).label(label);
-        }
+        self.lifetime.within(Duration::from_secs(10)..=Duration::from_secs(3600), d);
         if let Some(beyond) = self.audience.get(16) {
             d.error(beyond.span.clone(), "the most audiences are 16");
         }

@@ -36,6 +36,21 @@ impl ClaimPath {
         }
         Some(value).filter(|value| !value.is_null())
     }
+
+    /// Puts a claim where [`ClaimPath::find`] looks for it, in place of what is there.
+    pub fn put(&self, claims: &mut Map<String, Value>, value: Value) {
+        let Some((last, parents)) = self.segments.split_last() else { return };
+        let mut map = claims;
+        for segment in parents {
+            let parent = map.entry(&**segment).or_insert(Value::Null);
+            if !parent.is_object() {
+                *parent = Map::new().into();
+            }
+            let Value::Object(members) = parent else { return };
+            map = members;
+        }
+        map.insert(last.clone().into(), value);
+    }
 }
 
 /// Which claims say who the caller is.

@@ -4,7 +4,6 @@ use super::Refusal;
 use super::cache::{self, Cache, Entry, Fingerprint};
 use super::claims::{ClaimPath, Mapping};
 use super::config::{IssuerConfig, JwksConfig, SecretEncoding};
-use super::fetch::{self, Endpoint};
 use super::keys::{Algorithm, Key, KeyKind, KeySet, Verdict};
 use super::remote::{Asked, Generation, RemoteKeys, Ticket};
 use super::rules::{Rules, Window};
@@ -13,6 +12,7 @@ use super::token::{TOKEN_MAX, Token};
 use crate::clock::SharedClock;
 use crate::consumer::Consumers;
 use crate::diagnostic::Diagnostics;
+use crate::fetch::{self, Endpoint};
 use crate::identity::{Identity, Signed};
 use crate::state::StatePool;
 use crate::value::{Located, read_file};
@@ -247,7 +247,7 @@ impl Issuer {
                 let current = keys.current(*max_stale);
                 let current: Option<&Arc<Generation>> = current.as_ref();
                 let verdict = current.map_or(Verdict::NoKey, |current| verify(&current.set, &token));
-                if verdict == Verdict::NoKey {
+                if matches!(verdict, Verdict::NoKey | Verdict::Unnamed) {
                     // A key that is not known may be new; without any key nothing can be decided.
                     let unknown = if current.is_some() { Refusal::UnknownKey } else { Refusal::KeysUnavailable };
                     return match keys.ask(*cooldown) {
@@ -261,7 +261,7 @@ impl Issuer {
         };
         match verdict {
             Verdict::Good => {}
-            Verdict::Bad => return Answer::Refused(Refusal::Signature),
+            Verdict::Bad | Verdict::Unnamed => return Answer::Refused(Refusal::Signature),
             Verdict::NoKey => return Answer::Refused(Refusal::UnknownKey),
         }
         let checked = self.rules.check(&token.header, &token.claims, now);

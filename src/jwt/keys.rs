@@ -284,6 +284,8 @@ pub struct KeySet {
 pub enum Verdict {
     Good,
     Bad,
+    /// No key has the id of the token, and those without an id, which may have any, do not verify it.
+    Unnamed,
     /// No key has the id of the token, or none fits its algorithm.
     NoKey,
 }
@@ -325,17 +327,20 @@ impl KeySet {
         self.keys.iter().any(|key| key.fits(algorithm))
     }
 
-    /// Tries the keys with the token's `kid` and those without one; without a `kid`, all. At most eight.
+    /// Tries the keys with the token's `kid` and then those without one; without a `kid`, all. At most eight.
     pub fn verify(&self, algorithm: Algorithm, kid: Option<&str>, message: &[u8], signature: &Vec<u8>) -> Verdict {
-        let named = |key: &&Key| match (kid, &key.id) {
-            (Some(kid), Some(id)) => **id == *kid,
-            _ => true,
-        };
-        let mut keys = self.keys.iter().filter(|key| key.fits(algorithm)).filter(named).take(TRIES_MAX).peekable();
+        let fitting = self.keys.iter().filter(|key| key.fits(algorithm));
+        let named = fitting.clone().filter(|key| kid.is_some() && key.id.as_deref() == kid);
+        let others = fitting.filter(|key| kid.is_none() || key.id.is_none());
+        let mut keys = named.clone().chain(others).take(TRIES_MAX).peekable();
         if keys.peek().is_none() {
             return Verdict::NoKey;
         }
-        if keys.any(|key| key.verifies(algorithm, message, signature)) { Verdict::Good } else { Verdict::Bad }
+        match keys.any(|key| key.verifies(algorithm, message, signature)) {
+            true => Verdict::Good,
+            false if kid.is_some() && named.clone().next().is_none() => Verdict::Unnamed,
+            false => Verdict::Bad,
+        }
     }
 }
 

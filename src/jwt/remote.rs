@@ -4,9 +4,10 @@
 //! of the [`KeySupervisor`](super::KeySupervisor), which a token with an unknown `kid` may wake, but not more often than the
 //! issuer's cooldown, and however many such tokens there are, for one attempt that all of them wait for.
 
-use super::fetch::{self, Endpoint, Fetched};
+use super::fetch::{self, Fetched};
 use super::keys::KeySet;
 use crate::clock::SharedClock;
+use crate::fetch::Endpoint;
 use crate::telemetry::metrics::{Counter, Gauge, GaugeGuard};
 use arc_swap::{ArcSwapOption, Guard};
 use bytes::Bytes;

@@ -91,3 +91,19 @@ pub(super) fn jittered(interval: Duration) -> Duration {
     let permille = 900 + u32::try_from(random % 201).unwrap_or(100);
     interval.saturating_mul(permille) / 1000
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways_that_start_together_do_not_fetch_together() {
+        let draws: Vec<u128> = (0..1_000).map(|_| jittered(Duration::from_secs(300)).as_millis()).collect();
+        let (shortest, longest) = (*draws.iter().min().unwrap(), *draws.iter().max().unwrap());
+        assert!(shortest >= 270_000 && longest <= 330_000, "{shortest} to {longest} ms");
+        // The chance that a thousand even draws leave a quarter at either end out is nothing.
+        assert!(shortest < 285_000 && longest > 315_000, "{shortest} to {longest} ms");
+        let different: std::collections::HashSet<u128> = draws.into_iter().collect();
+        assert!(different.len() > 100, "{} of 201", different.len());
+    }
+}

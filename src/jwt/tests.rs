@@ -154,6 +154,41 @@ fn rfc_8037_a_4_ed25519() {
     assert_eq!(set.verify(Algorithm::EdDsa, None, b"eyJhbGciOiJFZERTQSJ9.", &signature), Verdict::Bad);
 }
 
+/// What a set says where keys of one kind have ids, and one has none.
+#[test]
+fn a_kid_that_names_no_key_is_unknown_unless_a_key_without_one_verifies() {
+    let (named, nameless, stranger) = (Signer::eddsa("a"), Signer::eddsa("b"), Signer::eddsa("c"));
+    let mut keys: Value = serde_json::from_str(&jwks(&[&nameless, &named])).unwrap();
+    keys["keys"][0].as_object_mut().unwrap().remove("kid").unwrap();
+    let set = KeySet::jwks(keys.to_string().as_bytes(), true).unwrap();
+    let verdict = |signer: &Signer, kid: Option<&str>| {
+        let token = signer.token(&claims());
+        let (message, signature) = token.rsplit_once('.').unwrap();
+        set.verify(Algorithm::EdDsa, kid, message.as_bytes(), &URL_SAFE_NO_PAD.decode(signature).unwrap())
+    };
+    for (signer, kid, wanted) in [
+        (&named, Some("a"), Verdict::Good),
+        (&named, Some("b"), Verdict::Unnamed),
+        (&named, None, Verdict::Good),
+        (&nameless, Some("a"), Verdict::Good),
+        (&nameless, Some("b"), Verdict::Good),
+        (&stranger, Some("a"), Verdict::Bad),
+        (&stranger, Some("c"), Verdict::Unnamed),
+        (&stranger, None, Verdict::Bad),
+    ] {
+        assert_eq!(verdict(signer, kid), wanted, "{} {kid:?}", signer.kid);
+    }
+    // Of more keys without an id than are tried, the one that is named is not left out.
+    let others: Vec<Signer> = (0..20).map(|_| Signer::eddsa("other")).collect();
+    let mut keys: Value = serde_json::from_str(&jwks(&others.iter().chain([&named]).collect::<Vec<_>>())).unwrap();
+    keys["keys"].as_array_mut().unwrap().iter_mut().take(20).for_each(|key| drop(key.as_object_mut().unwrap().remove("kid")));
+    let set = KeySet::jwks(keys.to_string().as_bytes(), true).unwrap();
+    let token = named.token(&claims());
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+    assert_eq!(set.verify(Algorithm::EdDsa, Some("a"), message.as_bytes(), &signature), Verdict::Good);
+}
+
 /// An issuer with one key of each kind, each under its name, and the keys.
 fn every_kind(world: &World) -> (Arc<Issuer>, Vec<Signer>) {
     let signers = vec![hs256(), Signer::rs256("rsa"), Signer::es256("ec"), Signer::eddsa("ed")];
@@ -464,6 +499,11 @@ fn claims_become_roles_scopes_and_tier() {
     ] {
         assert_eq!(verify(&issuer, &hs256().token(&claims_with(wrong.clone()))).err(), Some(Refusal::WrongType), "{wrong}");
     }
+    let few = world.secret_issuer("claims = { roles = 'roles', allowed_roles = ['ops', 'audit'] }");
+    let identity = verify(&few, &hs256().token(&claims_with(json!({ "roles": ["ops", "admin"] })))).unwrap();
+    assert_eq!(identity.roles.iter().map(|role| &**role).collect::<Vec<_>>(), ["ops"], "what is not allowed is no role");
+    assert!(few.grants_role("audit") && !few.grants_role("admin"));
+    assert!(issuer.grants_role("admin") && !world.secret_issuer("").grants_role("admin"));
     let must = world.secret_issuer("require_consumer = true");
     assert_eq!(verify(&must, &hs256().token(&claims())).err(), Some(Refusal::Consumer));
 }

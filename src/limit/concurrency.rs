@@ -27,7 +27,33 @@ type Shard = HashMap<u128, Key, foldhash::fast::RandomState>;
 #[derive(Default)]
 struct Key {
     running: u32,
-    waiting: VecDeque<oneshot::Sender<Permit>>,
+    waiting: VecDeque<Waiter>,
+}
+
+/// A request that waits until no more than `most` run, itself included: two filters that share a name may allow different numbers,
+/// and so may the configuration before a reload and the one after it.
+struct Waiter {
+    most: u32,
+    place: oneshot::Sender<Permit>,
+}
+
+impl Key {
+    /// Gives places to those whose turn it is. They are told by the caller, without the lock: a permit that nobody takes comes
+    /// back by being dropped.
+    fn serve(&mut self) -> SmallVec<[oneshot::Sender<Permit>; 1]> {
+        let mut served = SmallVec::new();
+        while let Some(next) = self.waiting.front() {
+            let closed = next.place.is_closed();
+            if !closed && self.running >= next.most {
+                break;
+            }
+            if let Some(next) = self.waiting.pop_front().filter(|_| !closed) {
+                self.running = self.running.saturating_add(1);
+                served.push(next.place);
+            }
+        }
+        served
+    }
 }
 
 /// A place among the requests under way.
@@ -113,23 +139,42 @@ impl Running {
         let key = hash128(&self.seeds, key);
         let Some(shard) = self.shard(key) else { return Answer::Full };
         let mut shard = shard.lock();
-        if let Some(known) = shard.get_mut(&key) {
-            if known.running >= most {
-                // Those that have given up waiting make room.
-                known.waiting.retain(|waiter| !waiter.is_closed());
-                if known.waiting.len() >= queue {
-                    return Answer::Full;
-                }
-                let (sender, receiver) = oneshot::channel();
-                known.waiting.push_back(sender);
-                return Answer::Wait(receiver);
-            }
-            known.running = known.running.saturating_add(1);
-        } else {
+        let Some(known) = shard.get_mut(&key) else {
             shard.insert(key, Key { running: 1, waiting: VecDeque::new() });
-        }
+            return Answer::Go(Permit { running: Arc::clone(self), key });
+        };
+        // Where more may run than before, those who wait come first.
+        let served = known.serve();
+        let answer = if known.running < most && known.waiting.is_empty() {
+            known.running = known.running.saturating_add(1);
+            Answer::Go(Permit { running: Arc::clone(self), key })
+        } else {
+            // Those that have given up waiting make room.
+            known.waiting.retain(|waiter| !waiter.place.is_closed());
+            if known.waiting.len() >= queue {
+                Answer::Full
+            } else {
+                let (place, receiver) = oneshot::channel();
+                known.waiting.push_back(Waiter { most, place });
+                Answer::Wait(receiver)
+            }
+        };
         drop(shard);
-        Answer::Go(Permit { running: Arc::clone(self), key })
+        self.tell(key, served);
+        answer
+    }
+
+    fn tell(self: &Arc<Self>, key: u128, served: SmallVec<[oneshot::Sender<Permit>; 1]>) {
+        for place in served {
+            drop(place.send(Permit { running: Arc::clone(self), key }));
+        }
+    }
+
+    /// How many of `key` wait.
+    #[cfg(test)]
+    pub fn waiting(&self, key: &[u8]) -> usize {
+        let key = hash128(&self.seeds, key);
+        self.shard(key).and_then(|shard| shard.lock().get(&key).map(|key| key.waiting.len())).unwrap_or(0)
     }
 
     /// How many of `key` are under way.
@@ -142,29 +187,17 @@ impl Running {
 impl Drop for Permit {
     fn drop(&mut self) {
         let Some(shard) = self.running.shard(self.key) else { return };
-        // The next one gets this very place. A permit that nobody takes comes back here by being dropped, which must not
-        // happen with the lock held.
-        let next = {
+        let served = {
             let mut shard = shard.lock();
             let Some(known) = shard.get_mut(&self.key) else { return };
-            let next = loop {
-                match known.waiting.pop_front() {
-                    Some(waiter) if waiter.is_closed() => {}
-                    other => break other,
-                }
-            };
-            if next.is_none() {
-                known.running = known.running.saturating_sub(1);
-                if known.running == 0 {
-                    shard.remove(&self.key);
-                }
+            known.running = known.running.saturating_sub(1);
+            let served = known.serve();
+            if known.running == 0 {
+                shard.remove(&self.key);
             }
-            next
+            served
         };
-        if let Some(waiter) = next {
-            let permit = Permit { running: Arc::clone(&self.running), key: self.key };
-            drop(waiter.send(permit));
-        }
+        self.running.tell(self.key, served);
     }
 }
 
@@ -223,6 +256,27 @@ mod tests {
         drop(second);
         drop(third);
         assert_eq!(running.count(b"a"), 0, "a place handed to somebody who left comes back");
+    }
+
+    #[test]
+    fn what_may_run_follows_a_reload_also_for_those_who_wait() {
+        let running = Arc::new(Running::default());
+        let (first, second) = (go(&running, 2).unwrap(), go(&running, 2).unwrap());
+        // Fewer from now on.
+        let Answer::Wait(mut waits) = running.ask(b"a", 1, 1) else { panic!() };
+        drop(first);
+        assert!(waits.try_recv().is_err(), "one runs still");
+        drop(second);
+        let waited = waits.try_recv().unwrap();
+        // More again: who waits comes before who comes now.
+        let Answer::Wait(mut waits) = running.ask(b"a", 1, 1) else { panic!() };
+        let Answer::Wait(mut late) = running.ask(b"a", 1, 2) else { panic!() };
+        assert!(matches!(running.ask(b"a", 3, 3), Answer::Wait(_)), "the first of them may not run yet");
+        drop(waited);
+        let waited = waits.try_recv().unwrap();
+        drop(waited);
+        drop(late.try_recv().unwrap());
+        assert_eq!(running.count(b"a"), 0);
     }
 
     #[test]

@@ -6,11 +6,16 @@
 //!
 //! Keys are seen in Redis and by operators, so a header that holds credentials stands in them by its hash only.
 
+use crate::identity::Identity;
+use crate::jwt::ClaimPath;
 use crate::request::RequestCtx;
+use crate::text::put_ip;
+use arrayvec::ArrayVec;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderMap, HeaderName, header};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde_json::Value;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
@@ -25,6 +30,8 @@ thread_local! {
 
 /// The most facts of one key.
 pub const FACTS_MAX: usize = 8;
+/// The longest name of a claim, in bytes.
+const CLAIM_MAX: usize = 128;
 /// A longer value is not copied into the key but stands in it as a 128-bit hash, in bytes.
 const VALUE_MAX: usize = 128;
 
@@ -47,7 +54,7 @@ pub enum By {
     Header(HeaderName),
     /// A header with a credential.
     Credentials(HeaderName),
-    Claim(Box<str>),
+    Claim(ClaimPath),
     Route,
 }
 
@@ -61,7 +68,13 @@ impl FromStr for By {
             };
         }
         match (text, text.strip_prefix("claim:")) {
-            (_, Some(claim)) if !claim.is_empty() && claim.len() <= 128 => Ok(By::Claim(claim.into())),
+            (_, Some(claim)) if claim.len() <= CLAIM_MAX => {
+                let help = "write claim:sub, or claim:realm_access.org for a member of an object";
+                ClaimPath::parse(claim).map(By::Claim).map_err(|why| format!("{why}: {help}"))
+            }
+            (_, Some(claim)) => {
+                Err(format!("`{claim}` is longer than the {CLAIM_MAX} bytes that the name of a claim may have here"))
+            }
             ("address", _) => Ok(By::Address),
             ("consumer", _) => Ok(By::Consumer),
             ("credential", _) => Ok(By::Credential),
@@ -165,18 +178,21 @@ impl Keys {
             }
             match by {
                 By::Address => {
-                    // Writing to a Vec cannot fail.
-                    let _ = write!(out, "a:{}", self.network(ctx.client));
+                    out.extend_from_slice(b"a:");
+                    put_ip(out, self.network(ctx.client));
                 }
-                By::Consumer => self.value(b"c", ctx.identity.as_ref().map(|identity| identity.name.as_bytes()), out),
+                By::Consumer => match ctx.identity.as_deref() {
+                    Some(identity) if identity.consumer.is_none() => self.subject(identity, out),
+                    identity => self.value(b"c", identity.map(|identity| identity.name.as_bytes()), out),
+                },
                 By::Credential => self.value(b"k", ctx.identity.as_ref().map(|identity| identity.credential.as_bytes()), out),
                 By::Route => self.value(b"r", ctx.route.as_ref().map(|route| route.as_bytes()), out),
-                By::Claim(name) => {
+                By::Claim(path) => {
                     let claims = ctx.identity.as_ref().and_then(|identity| identity.claims.as_ref());
-                    match claims.and_then(|claims| claims.get(&**name)) {
-                        Some(serde_json::Value::String(text)) => self.value(b"t", Some(text.as_bytes()), out),
-                        Some(other) if !other.is_null() => self.value(b"j", Some(other.to_string().as_bytes()), out),
-                        _ => self.value(b"t", None, out),
+                    match claims.and_then(|claims| path.find(claims)) {
+                        Some(Value::String(text)) => self.value(b"t", Some(text.as_bytes()), out),
+                        Some(other) => self.json(other, out),
+                        None => self.value(b"t", None, out),
                     }
                 }
                 By::Header(name) => {
@@ -201,6 +217,15 @@ impl Keys {
         }
     }
 
+    /// Somebody who is no consumer, and may be called like one: whoever vouches for the name is part of the key.
+    fn subject(&self, identity: &Identity, out: &mut Vec<u8>) {
+        self.value(b"s", Some(identity.method.as_bytes()), out);
+        if let Some(issuer) = &identity.issuer {
+            self.value(b",i", Some(issuer.as_bytes()), out);
+        }
+        self.value(b",n", Some(identity.name.as_bytes()), out);
+    }
+
     fn network(&self, address: IpAddr) -> IpAddr {
         match address.to_canonical() {
             IpAddr::V6(v6) => {
@@ -208,6 +233,23 @@ impl Keys {
                 IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
             }
             v4 => v4,
+        }
+    }
+
+    /// A claim that is no text stands there as its JSON, which is written where the key is: a request needs no text for it.
+    fn json(&self, claim: &Value, out: &mut Vec<u8>) {
+        let start = out.len();
+        // Cannot fail: the claim was read from JSON, and a vector takes what is written.
+        let _ = serde_json::to_writer(&mut *out, claim);
+        let written = out.get(start..).unwrap_or_default();
+        let mut short = ArrayVec::<u8, VALUE_MAX>::new();
+        let long = short.try_extend_from_slice(written).is_err().then(|| fnv128(written));
+        out.truncate(start);
+        match long {
+            Some(hash) => {
+                let _ = write!(out, "j#{hash:032x}");
+            }
+            None => self.value(b"j", Some(&short), out),
         }
     }
 
@@ -251,7 +293,8 @@ pub(super) fn fnv128(bytes: &[u8]) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Identity;
+    use serde_json::json;
+    use std::sync::Arc;
 
     fn key(facts: &[&str], ctx: &RequestCtx, headers: &[(&'static str, &str)]) -> String {
         let by = ByConfig(facts.iter().map(|text| text.parse().unwrap()).collect());
@@ -278,6 +321,103 @@ mod tests {
         ctx.route = Some("orders".into());
         assert_eq!(key(&["consumer", "route", "header:x-key"], &ctx, &[("x-key", "v")]), "c:acme|r:orders|h:v");
         assert_eq!(key(&["credential"], &ctx, &[]), "k:api_key:00000000");
+    }
+
+    #[test]
+    fn nobody_is_counted_as_the_consumer_whose_name_they_have() {
+        let of = |identity: Identity| {
+            let mut ctx = RequestCtx::for_test();
+            ctx.identity = Some(Arc::new(identity));
+            key(&["consumer"], &ctx, &[])
+        };
+        let subject = |method: &'static str, issuer: Option<&str>, name: &str| {
+            of(Identity { method, issuer: issuer.map(Arc::from), name: name.into(), ..Identity::nobody() })
+        };
+        assert_eq!(subject("jwt", Some("main"), "acme"), "s:jwt,i:main,n:acme");
+        assert_eq!(subject("mtls", None, "acme"), "s:mtls,n:acme");
+        let keys = [
+            key(&["consumer"], &RequestCtx { identity: Some(Identity::for_test("acme")), ..RequestCtx::for_test() }, &[]),
+            subject("jwt", Some("main"), "acme"),
+            subject("jwt", Some("main"), "zenith"),
+            subject("jwt", Some("other"), "acme"),
+            subject("jwt", Some("other,n:acme"), ""),
+            subject("mtls", None, "acme"),
+            subject("forward_auth", None, "acme"),
+        ];
+        assert_eq!(keys[0], "c:acme");
+        let unique: std::collections::HashSet<&String> = keys.iter().collect();
+        assert_eq!(unique.len(), keys.len(), "{keys:#?}");
+    }
+
+    #[test]
+    fn an_ipv6_client_is_known_by_as_many_bits_as_are_configured() {
+        let mut ctx = RequestCtx::for_test();
+        let mut of = |address: &str, prefix| {
+            ctx.client = address.parse().unwrap();
+            let keys = Keys::new(ByConfig(vec![By::Address]), prefix, &[]);
+            let mut out = Vec::new();
+            keys.write(&ctx, &HeaderMap::new(), &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        for (prefix, key) in [
+            (128, "a:2001:db8:1:2ff:3:4:5:7"),
+            (127, "a:2001:db8:1:2ff:3:4:5:6"),
+            (65, "a:2001:db8:1:2ff::"),
+            (56, "a:2001:db8:1:200::"),
+            (48, "a:2001:db8:1::"),
+            (47, "a:2001:db8::"),
+            (1, "a:::"),
+            (0, "a:::"),
+        ] {
+            assert_eq!(of("2001:db8:1:2ff:3:4:5:7", prefix), key, "/{prefix}");
+            // An address of the other kind is one client, however it came.
+            for v4 in ["192.0.2.9", "::ffff:192.0.2.9"] {
+                assert_eq!(of(v4, prefix), "a:192.0.2.9", "/{prefix}");
+            }
+        }
+        assert_eq!(of("f001:db8::", 1), "a:8000::");
+    }
+
+    #[test]
+    fn claims_are_found_by_the_paths_that_issuers_have_them_under() {
+        let of = |claims: Value| {
+            let mut ctx = RequestCtx::for_test();
+            let claims = Some(Arc::new(claims.as_object().unwrap().clone()));
+            ctx.identity = Some(Arc::new(Identity { claims, ..Identity::nobody() }));
+            key(&["claim:realm_access.org", "claim:https://example.com/plan", "claim:seats"], &ctx, &[])
+        };
+        let org = |org: Value| of(json!({ "realm_access": { "org": org } }));
+        assert_eq!(org(json!("acme")), "t:acme|t-|t-");
+        assert_eq!(org(json!("zenith")), "t:zenith|t-|t-");
+        assert_eq!(of(json!({ "https://example.com/plan": "gold", "seats": 7 })), "t-|t:gold|j:7");
+        // Text and a number that read alike are two values.
+        assert_eq!((org(json!(7)), org(json!("7"))), ("j:7|t-|t-".into(), "t:7|t-|t-".into()));
+        assert_eq!(org(json!({ "id": [true, 1.5] })), "j:%7b\"id\":[true%2c1.5]%7d|t-|t-");
+        let (long, longer) = (org(json!(["x".repeat(200)])), org(json!(["x".repeat(201)])));
+        assert!(long.starts_with("j#") && long.len() == "j#|t-|t-".len() + 32, "{long}");
+        assert_ne!(long, longer);
+        // Nothing of these is there: neither a claim whose name has a dot in it, nor a member of what has none.
+        for absent in
+            [json!({}), json!({ "realm_access.org": "acme" }), json!({ "realm_access": "org" }), json!({ "realm_access": {} })]
+        {
+            assert_eq!(of(absent.clone()), "t-|t-|t-", "{absent}");
+        }
+        assert_eq!(org(Value::Null), "t-|t-|t-");
+    }
+
+    #[test]
+    fn what_names_no_claim_is_refused() {
+        let long = format!("claim:{}", "x".repeat(CLAIM_MAX + 1));
+        for (text, why) in [
+            ("claim:", "`` is not the name of a claim"),
+            ("claim:realm_access..org", "`realm_access..org` is not the name of a claim: write claim:sub, or"),
+            ("claim:.org", "`.org` is not the name of a claim"),
+            (&long, "longer than the 128 bytes"),
+            ("claims:org", "`claims:org` is nothing to count by"),
+        ] {
+            let said = text.parse::<By>().unwrap_err();
+            assert!(said.contains(why), "{text}: {said}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 mod table;
 
-use super::{Decision, Limit, Moment, Standings, State};
+use super::{Decision, Limit, Moment, Shape, Standings, State};
 use crate::clock::SharedClock;
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -30,6 +30,8 @@ const SHARDS: usize = 64;
 pub struct LocalSet {
     limits: Box<[(Limit, u128)]>,
     scope: u128,
+    /// One of them is counted by the calendar.
+    calendar: bool,
     /// The states of what has no place of its own in the table.
     overflow: Mutex<Box<[State]>>,
 }
@@ -98,6 +100,7 @@ impl LocalStore {
         LocalSet {
             limits: hashed.collect(),
             scope: self.hash(scope.as_bytes()),
+            calendar: limits.iter().any(|limit| matches!(limit.shape, Shape::FixedWindow { .. })),
             overflow: Mutex::new(vec![State::default(); limits.len()].into()),
         }
     }
@@ -106,11 +109,12 @@ impl LocalStore {
         hash128(&self.seeds, bytes)
     }
 
-    fn now(&self) -> Moment {
-        let since = self.clock.now().saturating_duration_since(self.epoch);
-        let wall = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    fn now(&self, set: &LocalSet) -> Moment {
         let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Moment { mono: nanos(since), wall: nanos(wall) }
+        let mono = nanos(self.clock.now().saturating_duration_since(self.epoch));
+        let wall = || nanos(self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        // Reading a clock is a good part of what a decision costs.
+        Moment { mono, wall: if set.calendar { wall() } else { 0 } }
     }
 
     /// Decides about a request of `cost` by the limits of `set` for `key`: all admit it, or none is touched.
@@ -120,7 +124,7 @@ impl LocalStore {
 
     /// The same by some limits of the set, the first of which is its `first`.
     fn take_of(&self, limits: &[(Limit, u128)], set: &LocalSet, first: usize, key: &[u8], cost: u64) -> Decision {
-        let now = self.now();
+        let now = self.now(set);
         let base = self.hash(key) ^ set.scope;
         // The upper half chooses the shard, the lower half the place in it.
         let shard = usize::try_from(base >> 64).unwrap_or_default() % SHARDS;
@@ -129,16 +133,26 @@ impl LocalStore {
         };
         let mut table = shard.lock();
         let overflow = Overflow { states: &set.overflow, first };
-        let mut work = Work { limits, overflow, base, now, cost, places: Default::default(), states: Default::default() };
+        let mut work = Work {
+            limits,
+            overflow,
+            base,
+            now,
+            cost,
+            places: Default::default(),
+            states: Default::default(),
+            next: Default::default(),
+        };
         match work.judge(&mut table) {
             Ok(()) => {
-                let (evicted, shared) = work.commit(&mut table);
+                let mut standings = Standings::new();
+                let (evicted, shared) = work.commit(&mut table, &mut standings);
                 drop(table);
-                if evicted + shared > 0 {
+                if evicted > 0 || shared > 0 {
                     self.evicted.fetch_add(evicted, Ordering::Relaxed);
                     self.shared.fetch_add(shared, Ordering::Relaxed);
                 }
-                Decision::Admitted(work.standings())
+                Decision::Admitted(standings)
             }
             Err((limit, wait)) => {
                 drop(table);
@@ -166,7 +180,7 @@ impl LocalStore {
 
     /// Gives back `cost` uses that were taken at `taken` or a little later.
     pub fn give(&self, set: &LocalSet, key: &[u8], taken: Instant, cost: u64) {
-        let now = self.now();
+        let now = self.now(set);
         let since = u64::try_from(taken.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX);
         let taken = Moment { mono: since, wall: now.wall.saturating_sub(now.mono.saturating_sub(since)) };
         let base = self.hash(key) ^ set.scope;
@@ -186,7 +200,7 @@ impl LocalStore {
 
     /// Forgets a key.
     pub fn reset(&self, set: &LocalSet, key: &[u8]) {
-        let now = self.now();
+        let now = self.now(set);
         let base = self.hash(key) ^ set.scope;
         let shard = usize::try_from(base >> 64).unwrap_or_default() % SHARDS;
         let Some(shard) = self.shards.get(shard) else { return };
@@ -223,8 +237,10 @@ struct Work<'a> {
     now: Moment,
     cost: u64,
     places: arrayvec::ArrayVec<Place, { super::LIMITS_MAX }>,
-    /// As they are, and once admitted, as they will be.
+    /// As they are.
     states: arrayvec::ArrayVec<State, { super::LIMITS_MAX }>,
+    /// As they will be, if all admit it.
+    next: arrayvec::ArrayVec<State, { super::LIMITS_MAX }>,
 }
 
 /// The shared bucket of each limit.
@@ -249,7 +265,6 @@ impl Work<'_> {
     /// Finds the states and asks every limit. Remembers which keys are being limited.
     fn judge(&mut self, table: &mut Table) -> Result<(), (usize, u64)> {
         let mut longest: Option<(usize, u64)> = None;
-        let mut next = self.states.clone();
         for (number, (limit, meaning)) in self.limits.iter().enumerate() {
             let place = table.find(self.base ^ meaning, self.now.mono, &self.places);
             let state = match place {
@@ -261,7 +276,7 @@ impl Work<'_> {
             let _ = self.states.try_push(state);
             match limit.take(&state, self.now, self.cost) {
                 Ok(after) => {
-                    let _ = next.try_push(after);
+                    let _ = self.next.try_push(after);
                 }
                 Err(wait) => {
                     if let Place::Known(at) = place {
@@ -275,21 +290,21 @@ impl Work<'_> {
         }
         match longest {
             Some(refused) => Err(refused),
-            None => {
-                self.states = next;
-                Ok(())
-            }
+            None => Ok(()),
         }
     }
 
-    /// Writes the new states. Returns how many keys were forgotten for them, and how many share a bucket.
-    fn commit(&self, table: &mut Table) -> (u64, u64) {
+    /// Writes the new states, and tells what is left. Returns how many keys were forgotten for them, and how many share a
+    /// bucket.
+    fn commit(&self, table: &mut Table, standings: &mut Standings) -> (u64, u64) {
         let (mut evicted, mut shared) = (0_u64, 0_u64);
-        if self.cost == 0 {
-            return (0, 0);
-        }
-        for (number, (((limit, meaning), place), state)) in self.limits.iter().zip(&self.places).zip(&self.states).enumerate() {
-            let Standing { remaining, more_in, idle_in } = limit.standing(state, self.now);
+        for (number, (((limit, meaning), place), state)) in self.limits.iter().zip(&self.places).zip(&self.next).enumerate() {
+            let standing = limit.standing(state, self.now);
+            let _ = standings.try_push(standing);
+            if self.cost == 0 {
+                continue;
+            }
+            let Standing { remaining, more_in, idle_in } = standing;
             let limited = if remaining == 0 { self.now.mono.saturating_add(more_in) } else { 0 };
             let idle = self.now.mono.saturating_add(idle_in);
             match *place {

@@ -95,12 +95,44 @@ impl SharedSet {
 enum What {
     Take,
     /// Consume what is left, refuse nothing.
-    Charge,
+    Charge(Untold),
     Look,
     /// Take back what was consumed at this time of Redis, in microseconds.
-    Give(u64),
+    Give(u64, Untold),
     Reset,
     Lease(Pending),
+}
+
+impl What {
+    /// It is under way, or will be sent anew.
+    fn sent(&mut self, sent: bool) {
+        match self {
+            What::Lease(pending) => pending.sent = sent,
+            What::Charge(untold) | What::Give(_, untold) => untold.sent = sent,
+            What::Take | What::Look | What::Reset => {}
+        }
+    }
+}
+
+/// What Redis is told while nobody waits. If it is dropped before Redis has confirmed it, nobody else would know.
+struct Untold {
+    shared: Arc<Shared>,
+    /// What is owed instead of a charge that was never sent.
+    owed: Option<(Arc<SharedSet>, Arc<[u8]>, u64)>,
+    sent: bool,
+    confirmed: bool,
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        match self.owed.take() {
+            _ if self.confirmed => {}
+            Some((set, key, cost)) if !self.sent => self.shared.owe(&set, &key, cost),
+            // Redis may have counted it: charged anew, it could count twice.
+            Some(_) => self.shared.metrics.lost_charges.increment(),
+            None => self.shared.metrics.lost_returns.increment(),
+        }
+    }
 }
 
 /// An errand on its way. One that is dropped before it is answered is lost, and the book is told.
@@ -162,6 +194,13 @@ impl Shared {
 
     fn node(&self, set: &SharedSet, key: &[u8]) -> Option<Arc<Node<Shared>>> {
         self.servers.reachable(|| set.slot(key))
+    }
+
+    /// Notes what is to be charged when the server is there again.
+    fn owe(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
+        if !self.debts.note(set, key, cost) {
+            self.metrics.lost_charges.increment();
+        }
     }
 }
 
@@ -297,20 +336,20 @@ impl RedisStore {
         tokio::time::timeout(patience, answered).await.ok()?.ok()
     }
 
-    /// Charges what a request has turned out to cost beyond what was taken for it. Nobody waits; while Redis is away it is
-    /// owed. A queue that is full forgets it.
+    /// Charges what a request has turned out to cost beyond what was taken for it. Nobody waits; while Redis is away, or the queue
+    /// is full, it is owed.
     pub fn charge(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
         let Some(node) = self.shared.node(set, key) else { return self.owe(set, key, cost) };
-        let set = Arc::clone(set);
-        let question = Question { set, key: key.into(), cost, what: What::Charge, answer: None };
-        node.ask(question);
+        let (set, key): (_, Arc<[u8]>) = (Arc::clone(set), key.into());
+        let what = What::Charge(self.shared.untold(Some((Arc::clone(&set), Arc::clone(&key), cost))));
+        node.ask(Question { set, key, cost, what, answer: None });
     }
 
     /// Gives back what was taken at `taken`. Nobody waits; what cannot be told to Redis stays taken.
     pub fn give(&self, set: &Arc<SharedSet>, key: &[u8], taken: u64, cost: u64) {
+        let what = What::Give(taken, self.shared.untold(None));
         let Some(node) = self.shared.node(set, key) else { return };
-        let (set, what) = (Arc::clone(set), What::Give(taken));
-        node.ask(Question { set, key: key.into(), cost, what, answer: None });
+        node.ask(Question { set: Arc::clone(set), key: key.into(), cost, what, answer: None });
     }
 
     /// Gives back what was spent of a batch, unless Redis has been told of it.
@@ -325,11 +364,15 @@ impl RedisStore {
 
     /// Notes what was admitted without Redis.
     pub fn owe(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
-        self.shared.debts.note(set, key, cost);
+        self.shared.owe(set, key, cost);
     }
 }
 
 impl Shared {
+    fn untold(self: &Arc<Self>, owed: Option<(Arc<SharedSet>, Arc<[u8]>, u64)>) -> Untold {
+        Untold { shared: Arc::clone(self), owed, sent: false, confirmed: false }
+    }
+
     fn pending(self: &Arc<Self>, set: &Arc<SharedSet>, key: &Arc<[u8]>, errand: Errand) -> What {
         let (set, key) = (Arc::clone(set), Arc::clone(key));
         What::Lease(Pending { shared: Arc::clone(self), set, key, errand, sent: false, answered: false })
@@ -387,3 +430,6 @@ pub fn reply(set: &SharedSet, reply: &redis::Value) -> Option<Reply> {
     };
     Some(Reply { decision, lease, at })
 }
+
+#[cfg(test)]
+mod tests;

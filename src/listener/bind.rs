@@ -3,11 +3,13 @@
 
 use super::{Bound, ListenerPlan, ListenerState, Listeners, Stage};
 use crate::state::StatePool;
-use crate::telemetry::metrics::ListenerMetrics;
+use crate::telemetry::metrics::{ListenerMetrics, ReasonNames};
 use crate::value::Address;
 use parking_lot::Mutex;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -110,6 +112,17 @@ impl Inherited {
         Some(list.swap_remove(at))
     }
 
+    /// Second descriptors of what listeners of the process before had at this port and none of this one has taken.
+    fn going(&self, port: u16) -> Vec<OwnedFd> {
+        let list = self.0.lock();
+        let going = list.iter().filter(|waiting| waiting.listener.is_some() && has_port(&waiting.local, port));
+        let shared = going.filter_map(|waiting| match &waiting.socket {
+            Socket::Tcp(socket) => socket.as_fd().try_clone_to_owned().ok(),
+            Socket::Unix { .. } => None,
+        });
+        shared.collect()
+    }
+
     /// Second descriptors of what is here.
     pub(super) fn share(&self) -> io::Result<Vec<Passed>> {
         let share = |waiting: &Waiting| {
@@ -199,7 +212,21 @@ impl Listeners {
                 succeeded.push(Arc::clone(&old.state));
                 continue;
             }
-            match bind(&plan.address) {
+            let bind_beside_what_goes = |error: io::Error| match &plan.address {
+                Address::Tcp(wanted) if error.kind() == io::ErrorKind::AddrInUse => {
+                    let stays =
+                        |name: &Arc<str>, at: &Address| plans.iter().any(|plan| plan.name == *name && plan.address == *at);
+                    let running = bound.iter().filter(|(name, old)| !stays(name, &old.requested));
+                    let mut going: Vec<_> = running
+                        .filter(|(_, old)| has_port(&old.local, wanted.port()))
+                        .filter_map(|(_, old)| old.state.share())
+                        .collect();
+                    going.extend(self.inherited.going(wanted.port()));
+                    if going.is_empty() { Err(error) } else { beside(wanted, &going).and_then(listening) }
+                }
+                _ => Err(error),
+            };
+            match bind(&plan.address).or_else(bind_beside_what_goes) {
                 Ok((socket, local)) => fresh.push((plan.clone(), local, socket)),
                 Err(error) => errors.push(BindError { listener: Arc::clone(&plan.name), address: plan.address.clone(), error }),
             }
@@ -227,8 +254,14 @@ impl Listeners {
             }
         }
         for (plan, local, socket) in prepared.fresh {
-            let metrics =
-                pool.get_or_create(&plan.name, || ListenerMetrics::new(super::REFUSALS, &super::MALFORMED, super::FAULTS));
+            let metrics = pool.get_or_create(&plan.name, || {
+                ListenerMetrics::new(ReasonNames {
+                    refused: super::REFUSALS,
+                    malformed: &super::MALFORMED,
+                    cut: super::FAULTS,
+                    closed: super::CLOSED,
+                })
+            });
             let state = ListenerState::new(&plan, metrics);
             let owned = matches!(socket, Socket::Unix { owned: true, .. });
             self.accept_on(socket, Arc::clone(&state));
@@ -265,14 +298,7 @@ const BACKLOG: i32 = 4096;
 
 fn bind(address: &Address) -> io::Result<(Socket, Address)> {
     match address {
-        Address::Tcp(wanted) => {
-            // std sets SO_REUSEADDR, so that a restart is not kept out by connections in TIME_WAIT.
-            let socket = std::net::TcpListener::bind(wanted)?;
-            rustix::net::listen(&socket, BACKLOG)?;
-            socket.set_nonblocking(true)?;
-            let local = socket.local_addr()?;
-            Ok((Socket::Tcp(socket), Address::Tcp(local)))
-        }
+        Address::Tcp(wanted) => listening(bind_tcp(wanted, false)?),
         Address::Unix(path) => {
             remove_stale(path)?;
             let socket = std::os::unix::net::UnixListener::bind(path)?;
@@ -281,6 +307,46 @@ fn bind(address: &Address) -> io::Result<(Socket, Address)> {
             Ok((Socket::Unix { socket, owned: true }, address.clone()))
         }
     }
+}
+
+fn listening(socket: std::net::TcpListener) -> io::Result<(Socket, Address)> {
+    rustix::net::listen(&socket, BACKLOG)?;
+    let local = socket.local_addr()?;
+    Ok((Socket::Tcp(socket), Address::Tcp(local)))
+}
+
+fn has_port(address: &Address, port: u16) -> bool {
+    matches!(address, Address::Tcp(address) if address.port() == port)
+}
+
+/// Binds an address whose port listeners that go still have under an address that covers it, or that it covers: `0.0.0.0:80` after
+/// `127.0.0.1:80`. The kernel lets that happen between sockets of one user that all say so, and only for as long as this takes:
+/// otherwise a second gateway would share our ports and not be told that they are taken.
+fn beside(wanted: &SocketAddr, going: &[OwnedFd]) -> io::Result<std::net::TcpListener> {
+    let share = |yes| going.iter().try_for_each(|socket| sockopt::set_socket_reuseport(socket, yes));
+    let socket = share(true).map_err(io::Error::from).and_then(|()| {
+        let socket = bind_tcp(wanted, true)?;
+        // Listening is what the kernel checks once more.
+        rustix::net::listen(&socket, BACKLOG)?;
+        sockopt::set_socket_reuseport(&socket, false)?;
+        Ok(socket)
+    });
+    share(false)?;
+    socket
+}
+
+/// Not by std, which leaves it to a sysctl whether `[::]` takes IPv4 as well.
+fn bind_tcp(address: &SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    // A restart is not kept out by connections in TIME_WAIT.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, shared)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    rustix::net::bind(&socket, address)?;
+    Ok(socket.into())
 }
 
 /// A socket file outlives its process. One that nobody answers on is removed; one that is in use, or that is no socket,

@@ -3,12 +3,16 @@
 //! Between requests the connection owns no session and no buffer. A request exists from the first byte of its head; from
 //! there on a deadline runs. HTTP/2 connections leave this loop for the one in [`super::h2`].
 
+use super::date::{Date, KeptDate};
 use super::deadline::{Backstop, DeadlineCell};
-use super::head::Malformed;
+use super::head::{Framing, Malformed};
 use super::io::{EdgeIo, Fault, Faults, HeadError};
+use super::patience::Tolerance;
 use super::stage::Stage;
 use super::transport::Transport;
-use super::{Edge, Http2Mode, Irregular, ListenerState, h2};
+use super::{Closed, Edge, Http2Mode, Irregular, ListenerState, h2};
+use crate::http1::trailers::Trailers;
+use crate::proxy::DirectHit;
 use crate::rejection::{self, Rejection};
 use crate::request::{Scheme, TlsFacts};
 use crate::respond;
@@ -46,11 +50,21 @@ pub struct Connection {
     upgrade: DeadlineCell,
     /// What is wrong with the request under way, if its head was not checked as bytes (HTTP/2): it is to be refused.
     pub malformed: Option<Malformed>,
+    /// How fast its answer has to be taken, where the transport cannot see it: a stream of HTTP/2.
+    pub pace: Option<Tolerance>,
     /// The request under way is the last one this connection may carry.
     last: AtomicBool,
     fault: AtomicU8,
+    /// The last request was for a route with direct hits.
+    hit_likely: AtomicBool,
     /// What a request left behind that Pingora would have closed.
     kept: Mutex<Option<Stream>>,
+    /// The `Date` that the response under way came with.
+    date: KeptDate,
+    /// Those of the answer under way, if the client of HTTP/1.1 takes them.
+    trailers: Mutex<Option<Arc<Trailers>>>,
+    /// Those of the request under way over HTTP/1.1, once its body has ended.
+    asked_trailers: Trailers,
 }
 
 impl Connection {
@@ -65,14 +79,19 @@ impl Connection {
             deadline: DeadlineCell::new(),
             upgrade: DeadlineCell::new(),
             malformed: None,
+            pace: None,
             last: AtomicBool::new(false),
+            hit_likely: AtomicBool::new(false),
             fault: AtomicU8::new(0),
             kept: Mutex::new(None),
+            date: KeptDate::default(),
+            trailers: Mutex::new(None),
+            asked_trailers: Trailers::default(),
         })
     }
 
-    /// The same for one stream of it: its deadline is its own.
-    pub(super) fn stream(&self, malformed: Option<Malformed>) -> Arc<Self> {
+    /// The same for one stream of it: its deadline is its own, and how fast the client has to take the answer.
+    pub(super) fn stream(&self, malformed: Option<Malformed>, write: Tolerance) -> Arc<Self> {
         Arc::new(Connection {
             listener: Arc::clone(&self.listener),
             peer: self.peer,
@@ -81,9 +100,14 @@ impl Connection {
             deadline: DeadlineCell::new(),
             upgrade: DeadlineCell::new(),
             malformed,
+            pace: Some(write),
             last: AtomicBool::new(false),
+            hit_likely: AtomicBool::new(false),
             fault: AtomicU8::new(0),
             kept: Mutex::new(None),
+            date: KeptDate::default(),
+            trailers: Mutex::new(None),
+            asked_trailers: Trailers::default(),
         })
     }
 
@@ -106,9 +130,29 @@ impl Connection {
         }
     }
 
+    /// The next request may be worth a look into the cache before there is a session.
+    pub fn expect_hit(&self) {
+        self.hit_likely.store(true, Ordering::Relaxed);
+    }
+
     /// The connection may carry another request, whatever Pingora says.
     pub fn keep(&self, stream: Stream) {
         *self.kept.lock() = Some(stream);
+    }
+
+    /// The response under way keeps this `Date`, or has that of its sending. For HTTP/1 only, see [`super::date`].
+    pub fn keep_date(&self, date: Option<Date>) {
+        self.date.keep(date);
+    }
+
+    /// Where the trailers of the answer under way come to, or that there will be none.
+    pub fn expect_trailers(&self, trailers: Option<Arc<Trailers>>) {
+        *self.trailers.lock() = trailers;
+    }
+
+    /// Takes the trailers of the request under way: what may be one, as lines. Empty before the end of its body.
+    pub fn take_asked_trailers(&self) -> Vec<u8> {
+        self.asked_trailers.take()
     }
 
     /// An upgrade is on its way to the upstream and must be answered until then.
@@ -136,6 +180,24 @@ impl Faults for Connection {
     fn upgrade_deadline(&self) -> Option<Instant> {
         self.upgrade.instant_exact()
     }
+
+    fn date(&self) -> Option<Date> {
+        self.date.take()
+    }
+
+    fn trailers(&self) -> Vec<u8> {
+        self.trailers.lock().take().map(|trailers| trailers.take()).unwrap_or_default()
+    }
+
+    fn asked_trailers(&self, section: &[u8]) {
+        self.asked_trailers.keep_section(section);
+    }
+}
+
+/// Who ended a connection while no request was under way.
+enum End {
+    Client,
+    Gateway(Closed),
 }
 
 /// Serves HTTP on `transport` until it ends.
@@ -153,38 +215,43 @@ pub async fn serve<T: Transport>(
     let bounds = listener.settings_now().io;
     let faults: Arc<dyn Faults> = connection.clone();
     let agreed = connection.tls.as_ref().is_some_and(|facts| facts.http2);
-    let io = EdgeIo::new(transport, digest, connection.tls.clone(), bounds, faults);
+    // Pingora takes and gives back a box.
+    let mut io = Box::new(EdgeIo::new(transport, digest, connection.tls.clone(), bounds, faults));
     if agreed {
         return Box::pin(h2::serve(io, connection, edge, shutdown)).await;
     }
-    // Pingora takes and gives back a box.
-    let mut io = Box::new(io);
     let mut settings = Cache::new(&listener.settings);
     let mut backstop = Backstop::default();
     let mut closing = listener.stage.watch(Stage::Closing);
     let mut served = 0_u32;
+    connection.hit_likely.store(edge.gateway.snapshot().direct_hits, Ordering::Relaxed);
     loop {
         let settings = settings.load();
         // A new connection gets as long for its first byte as a header may take; a kept one may idle for longer.
         let patience = if served == 0 { settings.header_timeout } else { settings.keepalive_timeout };
-        let arrived = {
+        let end = {
             let mut wait = pin!(io.wait());
-            let arrived = poll_fn(|cx| match wait.as_mut().poll(cx) {
-                Poll::Ready(arrived) => Poll::Ready(matches!(arrived, Ok(true))),
-                Poll::Pending => closing.poll_reached(cx).map(|()| false),
+            let waited = poll_fn(|cx| match wait.as_mut().poll(cx) {
+                Poll::Ready(Ok(true)) => Poll::Ready(None),
+                Poll::Ready(_) => Poll::Ready(Some(End::Client)),
+                Poll::Pending => closing.poll_reached(cx).map(|()| Some(End::Gateway(Closed::Leaving))),
             });
+            let late = if served == 0 { Closed::Silent } else { Closed::Idle };
             match Instant::now().checked_add(patience) {
-                Some(at) => backstop.until(at, arrived).await.unwrap_or(false),
+                Some(at) => backstop.until(at, waited).await.unwrap_or(Some(End::Gateway(late))),
                 // Later than any time that can be told.
-                None => arrived.await,
+                None => waited.await,
             }
         };
-        if !arrived {
+        if let Some(end) = end {
+            if let End::Gateway(why) = end {
+                listener.metrics.closed.count(why as usize);
+            }
             return Box::pin(io.close()).await;
         }
         if served == 0 && settings.http2 == Http2Mode::Cleartext {
             match io.starts_with_preface(settings.header_timeout).await {
-                Ok(true) => return Box::pin(h2::serve(*io, connection, edge, shutdown)).await,
+                Ok(true) => return Box::pin(h2::serve(io, connection, edge, shutdown)).await,
                 Ok(false) => {}
                 Err(HeadError::Timeout) => {
                     listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
@@ -194,8 +261,8 @@ pub async fn serve<T: Transport>(
             }
         }
         io.set_bounds(settings.io);
-        let bytes = match io.read_head(&settings.head, settings.header_timeout).await {
-            Ok((_, bytes)) => bytes,
+        let (head, mut bytes) = match io.read_head(&settings.head, settings.header_timeout).await {
+            Ok(read) => read,
             Err(HeadError::Closed) => return,
             Err(HeadError::Timeout) => {
                 listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
@@ -208,23 +275,60 @@ pub async fn serve<T: Transport>(
             }
         };
         served = served.saturating_add(1);
-        if settings.keepalive_requests.is_some_and(|most| served >= most) {
+        let full = settings.keepalive_requests.is_some_and(|most| served >= most);
+        // Pingora looks for `close` in the first line of `Connection` alone.
+        if full || !head.keep_alive {
             connection.last.store(true, Ordering::Relaxed);
+        }
+        if head.is_plain() && connection.hit_likely.swap(false, Ordering::Relaxed) {
+            let shared = bytes.freeze();
+            if let Some(hit) = edge.gateway.direct_hit(&connection, settings, &shared) {
+                connection.expect_hit();
+                let closes = hit.closes;
+                let sent = backstop.run(&connection.deadline, answer(&mut io, hit)).await.unwrap_or(false);
+                connection.deadline.set(None);
+                if sent && !closes {
+                    continue;
+                }
+                if full {
+                    listener.metrics.closed.count(Closed::LastRequest as usize);
+                }
+                return Box::pin(io.close()).await;
+            }
+            // Nobody else holds them, so that they are not copied.
+            bytes = shared.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
         }
         let mut session = ServerSession::new_http1(io);
         session.set_pipelined_prefix(bytes);
         let request = Arc::clone(&connection).scope(edge.app.process_new_http(session, shutdown));
         let reusable = backstop.run(&connection.deadline, request).await.flatten();
         connection.deadline.set(None);
+        connection.expect_trailers(None);
+        if head.framing == Framing::Chunked {
+            // Of a request that was answered without a look at them.
+            connection.take_asked_trailers();
+        }
         // A connection that must close has said so in its answer, and is then not reusable. One that has not said so is not
         // closed for a stage that came in the meantime: the client may have sent its next request already.
         let stream = reusable.map(|stream| stream.consume().0);
-        let Some(stream) = stream.or_else(|| connection.kept.lock().take()) else { return };
+        let Some(stream) = stream.or_else(|| connection.kept.lock().take()) else {
+            if full {
+                listener.metrics.closed.count(Closed::LastRequest as usize);
+            }
+            return;
+        };
         match stream.into_any().downcast::<EdgeIo<T>>() {
             Ok(same) => io = same,
             Err(_) => return,
         }
     }
+}
+
+/// `false` if the client did not take it.
+async fn answer<T: Transport>(io: &mut EdgeIo<T>, hit: DirectHit) -> bool {
+    let (bytes, whole) = io.send(|out| hit.write_head(out), &hit.body).await;
+    hit.sent(bytes, !whole);
+    whole
 }
 
 /// Answers a request that never became one. It is logged and counted like any other, with what is known of it.

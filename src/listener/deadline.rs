@@ -4,12 +4,11 @@
 //! case. This is the backstop for the rest, such as an upstream that drips one byte of its header just inside each read
 //! timeout: some time after the deadline the request is dropped, whatever it is waiting for, and its connections close.
 
+use crate::alarm::Alarm;
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::time::Sleep;
 
 /// How long after its deadline a request may still take to answer 504 in an orderly way.
 const GRACE: Duration = Duration::from_secs(1);
@@ -53,20 +52,9 @@ impl Default for DeadlineCell {
     }
 }
 
-/// The one timer of a connection, kept from wait to wait and from request to request. It is not moved for each of them: when
-/// it fires it looks whether what is waited for is really late, and if not, waits on. So a connection that is used costs
-/// the runtime's timers nothing, however many deadlines come and go on it.
+/// Drives the requests of a connection and its waits for them, with one timer for all.
 #[derive(Default)]
-pub struct Backstop {
-    armed: Option<Armed>,
-}
-
-struct Armed {
-    at: Instant,
-    sleep: Pin<Box<Sleep>>,
-    /// The timer holds the waker of the connection's task, which stays the same for as long as the connection lives.
-    registered: bool,
-}
+pub struct Backstop(Alarm);
 
 impl Backstop {
     /// Drives a request and drops it when its deadline is long over: then the output is `None`.
@@ -79,7 +67,7 @@ impl Backstop {
             Poll::Pending => {
                 let wanted = cell.get();
                 match (wanted != 0).then(|| cell.instant(wanted)).flatten() {
-                    Some(at) => self.poll_late(at, cx).map(|()| None),
+                    Some(at) => self.0.poll_late(at, cx).map(|()| None),
                     None => Poll::Pending,
                 }
             }
@@ -92,39 +80,9 @@ impl Backstop {
         let mut wait = std::pin::pin!(wait);
         std::future::poll_fn(|cx| match wait.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending => self.poll_late(at, cx).map(|()| None),
+            Poll::Pending => self.0.poll_late(at, cx).map(|()| None),
         })
         .await
-    }
-
-    fn poll_late(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let armed = self.armed.get_or_insert_with(|| Armed {
-            at,
-            sleep: Box::pin(tokio::time::sleep_until(at.into())),
-            registered: false,
-        });
-        loop {
-            if at < armed.at {
-                armed.move_to(at);
-            }
-            if armed.registered && !armed.sleep.is_elapsed() {
-                return Poll::Pending;
-            }
-            armed.registered = true;
-            std::task::ready!(armed.sleep.as_mut().poll(cx));
-            if at <= armed.at {
-                return Poll::Ready(());
-            }
-            armed.move_to(at);
-        }
-    }
-}
-
-impl Armed {
-    fn move_to(&mut self, at: Instant) {
-        self.sleep.as_mut().reset(at.into());
-        self.at = at;
-        self.registered = false;
     }
 }
 

@@ -17,7 +17,7 @@ use super::head::Malformed;
 use super::io::EdgeIo;
 use super::stage::{Active, Stage};
 use super::transport::Transport;
-use super::{Edge, Irregular, ListenerSettings};
+use super::{Closed, Edge, Irregular, ListenerSettings};
 use crate::http1::line::is_token;
 use http::{Method, header};
 use pingora::apps::HttpServerApp;
@@ -48,7 +48,12 @@ fn options(settings: &ListenerSettings) -> H2Options {
 }
 
 /// Serves HTTP/2 until the client leaves, or the listener does.
-pub async fn serve<T: Transport>(mut io: EdgeIo<T>, connection: Arc<Connection>, edge: &Arc<Edge>, shutdown: &ShutdownWatch) {
+pub async fn serve<T: Transport>(
+    mut io: Box<EdgeIo<T>>,
+    connection: Arc<Connection>,
+    edge: &Arc<Edge>,
+    shutdown: &ShutdownWatch,
+) {
     let listener = &connection.listener;
     let settings = listener.settings();
     io.open_streams();
@@ -59,7 +64,7 @@ pub async fn serve<T: Transport>(mut io: EdgeIo<T>, connection: Arc<Connection>,
         socket_digest: io.get_socket_digest(),
     });
     // The preface has a deadline like any header.
-    let begun = pingora_timeout::timeout(settings.header_timeout, handshake(Box::new(io), Some(options(&settings)))).await;
+    let begun = pingora_timeout::timeout(settings.header_timeout, handshake(io, Some(options(&settings)))).await;
     let mut streams = match begun {
         Ok(Ok(streams)) => streams,
         Ok(Err(_)) => return listener.metrics.malformed.count(Irregular::Http2.index()),
@@ -73,12 +78,18 @@ pub async fn serve<T: Transport>(mut io: EdgeIo<T>, connection: Arc<Connection>,
             biased;
             () = listener.stage.wait_for(Stage::Leaving), if !leaving => {
                 streams.graceful_shutdown();
+                listener.metrics.closed.count(Closed::Leaving as usize);
                 leaving = true;
                 continue;
             }
             accepted = accept => accepted,
             // Dropping the connection is enough: a client that has been silent for so long may be gone.
-            () = idle(&active, if leaving { LINGER } else { listener.settings().keepalive_timeout }) => return,
+            () = idle(&active, if leaving { LINGER } else { listener.settings().keepalive_timeout }) => {
+                if !leaving {
+                    listener.metrics.closed.count(Closed::Idle as usize);
+                }
+                return;
+            }
         };
         let session = match accepted {
             Ok(Some(H2Accept::Session(session))) => session,
@@ -97,13 +108,14 @@ pub async fn serve<T: Transport>(mut io: EdgeIo<T>, connection: Arc<Connection>,
         let settings = listener.settings();
         if settings.keepalive_requests.is_some_and(|most| served >= most) && !leaving {
             streams.graceful_shutdown();
+            listener.metrics.closed.count(Closed::LastRequest as usize);
             leaving = true;
         }
         let why = check(session.req_header(), &settings);
         if let Some(why) = why {
             listener.metrics.malformed.count(why as usize);
         }
-        start(session, connection.stream(why), &active, edge, shutdown, &settings);
+        start(session, connection.stream(why, settings.io.write), &active, edge, shutdown, &settings);
     }
 }
 
@@ -135,7 +147,8 @@ fn start(
     let place = Place(Arc::clone(active));
     let (edge, shutdown) = (Arc::clone(edge), shutdown.clone());
     let mut session = ServerSession::new_http2(session);
-    // The client's flow control can hold a response back without the socket being full.
+    // The client's flow control can hold a response back without the socket being full. This is for each piece of it; what
+    // [`super::Pace`] finds over all of them is stricter.
     session.set_write_timeout(Some(settings.io.write.pause).filter(|pause| !pause.is_zero()));
     tokio::spawn(async move {
         let _place = place;
@@ -184,6 +197,14 @@ fn check(head: &RequestHeader, settings: &ListenerSettings) -> Option<Malformed>
     // `http` takes a quotation mark for a part of a name, RFC 9110 §5.1 does not.
     if head.headers.keys().any(|name| !is_token(name.as_str().as_bytes())) {
         return Some(Malformed::HeaderName);
+    }
+    // An upstream of HTTP/1.1 would take it away, and have read another value than was decided by (RFC 9113 §8.2.1).
+    let padded = |value: &header::HeaderValue| {
+        let ends = [value.as_bytes().first(), value.as_bytes().last()];
+        ends.into_iter().flatten().any(|byte| matches!(byte, b' ' | b'\t'))
+    };
+    if head.headers.values().any(padded) {
+        return Some(Malformed::PaddedValue);
     }
     let underscore = |name: &header::HeaderName| name.as_str().contains('_');
     if !settings.head.allow_underscores && head.headers.keys().any(underscore) {

@@ -25,7 +25,7 @@ use crate::http1::line::{Control, FieldFault, control, is_token, number, split_f
 use crate::rejection::{self, Code};
 use crate::request::HOST_MAX;
 use arrayvec::ArrayString;
-use line::{Authority, Line};
+use line::Line;
 
 /// The bounds of one request head, and what a listener may relax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,13 @@ pub struct Head {
     pub expect_continue: bool,
 }
 
+impl Head {
+    /// Whether nothing follows it that belongs to the request, and it asks for nothing but an answer.
+    pub fn is_plain(&self) -> bool {
+        self.version == Version::Http11 && self.framing == Framing::None && !self.upgrade && !self.h2c && !self.expect_continue
+    }
+}
+
 crate::canonical::path::problems! {
     /// Why a head is refused.
     Malformed {
@@ -121,6 +128,8 @@ crate::canonical::path::problems! {
         HeaderName = "invalid_header_name",
         /// A header name with an underscore.
         Underscore = "header_underscore",
+        /// White space around the value of a header, in HTTP/2.
+        PaddedValue = "padded_header_value",
         /// More white space than one leading space in a header that frames or routes the message.
         FramingWhitespace = "framing_whitespace",
         /// `Content-Length` is not a number, or too large a one.
@@ -363,7 +372,7 @@ impl HeadScanner {
         match seen.host {
             None if http11 => return Err(Malformed::MissingHost),
             host => {
-                if let Some(authority) = &line.authority {
+                if let Some(authority) = line.authority {
                     check_authority(authority, host, buf)?;
                 }
             }
@@ -407,18 +416,12 @@ fn framing_value(value: &[u8]) -> Result<&[u8], Malformed> {
 }
 
 /// RFC 9112 §3.2.2: the target's host is the one that counts. A `Host` that says another is an attempt to have two readers
-/// see two hosts.
-fn check_authority(authority: &Authority, host: Option<(usize, usize)>, buf: &[u8]) -> Result<(), Malformed> {
-    let read = |(start, end): (usize, usize)| -> Result<_, Malformed> {
-        let mut name = ArrayString::<HOST_MAX>::new();
-        let port = canonical_host(buf.get(start..end).unwrap_or_default(), &mut name).map_err(|_| Malformed::Host)?;
-        Ok((name, port.unwrap_or(authority.default_port)))
-    };
-    let named = read(authority.range)?;
-    match host {
-        Some(host) if read(host)? != named => Err(Malformed::HostMismatch),
-        _ => Ok(()),
-    }
+/// see two hosts. They have to be the same byte for byte, as Pingora wants them: not everybody knows which ways to write a
+/// host mean the same.
+fn check_authority(authority: (usize, usize), host: Option<(usize, usize)>, buf: &[u8]) -> Result<(), Malformed> {
+    let text = |(start, end): (usize, usize)| buf.get(start..end).unwrap_or_default();
+    canonical_host(text(authority), &mut ArrayString::<HOST_MAX>::new()).map_err(|_| Malformed::Host)?;
+    if host.is_some_and(|host| text(host) != text(authority)) { Err(Malformed::HostMismatch) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -1,21 +1,24 @@
 //! The transport as Pingora sees it: our own stream between the socket and its HTTP session.
 //!
-//! Four things happen here that Pingora's own stream does not do.
+//! Six things happen here that Pingora's own stream does not do.
 //! - The request head is read, bounded and checked *before* a session exists ([`EdgeIo::read_head`]), so that an idle
 //!   connection owns no session and no buffer, and what the parser would let through never reaches it.
 //! - A client that keeps a request waiting longer than it may is found out, whatever the drip ([`Patience`]).
 //! - Small writes are collected until Pingora flushes: head and body of a response leave in one system call.
+//! - Trailers of answers are written, which Pingora does not know in HTTP/1, and those of requests kept, which it drops.
 //! - Reading stops where the request ends. Bytes of the next request stay with us, so that pipelining neither confuses
 //!   the session (which takes any byte after the end for a client error) nor loses a request.
 
+use super::date::{self, Date};
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
 use super::patience::{Patience, Tolerance};
 use super::transport::Transport;
 use crate::http1::chunks::ChunkScanner;
-use crate::http1::write::WriteBuffer;
+use crate::http1::ending::Ending;
+use crate::http1::write::{Collects, WriteBuffer};
 use crate::request::TlsFacts;
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -23,6 +26,7 @@ use pingora::protocols::{
     UniqueIDType,
 };
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -94,6 +98,12 @@ pub trait Faults: Send + Sync + 'static {
     fn report(&self, fault: Fault);
     /// Until when the upgrade under way must be answered.
     fn upgrade_deadline(&self) -> Option<Instant>;
+    /// The `Date` of the response whose head is written next, if it is not ours to give; said once.
+    fn date(&self) -> Option<Date>;
+    /// The trailers of the answer under way as lines, when its body has ended. An answer that has some is chunked.
+    fn trailers(&self) -> Vec<u8>;
+    /// The trailer section of the request under way: fields, without the empty line. Nobody knows yet that its body is over.
+    fn asked_trailers(&self, section: &[u8]);
 }
 
 /// Why no request head came.
@@ -112,6 +122,7 @@ pub struct EdgeIo<T> {
     remaining: Remaining,
     chunks: ChunkScanner,
     write: WriteBuffer,
+    ending: Ending,
     digest: Arc<SocketDigest>,
     tls: Option<Arc<TlsFacts>>,
     bounds: IoBounds,
@@ -140,6 +151,7 @@ impl<T: Transport> EdgeIo<T> {
             remaining: Remaining::Exactly(0),
             chunks: ChunkScanner::new(),
             write: WriteBuffer::new(),
+            ending: Ending::new(),
             digest: Arc::new(digest),
             tls,
             bounds,
@@ -198,7 +210,7 @@ impl<T: Transport> EdgeIo<T> {
         }
         self.read = BytesMut::new();
         self.write.give_back();
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             ready!(self.transport.poll_readable(cx))?;
             let mut spare = SPARE.take();
             spare.reserve(READ_CHUNK);
@@ -262,10 +274,40 @@ impl<T: Transport> EdgeIo<T> {
             Framing::Length(length) => Remaining::Exactly(length),
             Framing::None => Remaining::Exactly(0),
         };
-        self.chunks = ChunkScanner::new();
+        self.chunks = ChunkScanner::keeping(head.framing == Framing::Chunked);
         self.reading.reset(self.bounds.body);
         self.writing.reset(self.bounds.write);
         Ok(Some((head, bytes)))
+    }
+
+    /// Writes and flushes an answer that no session exists for. Returns how many bytes of its body were taken, and whether all
+    /// was.
+    pub async fn send(&mut self, head: impl FnOnce(&mut Vec<u8>), body: &[Bytes]) -> (u64, bool) {
+        head(self.write.room());
+        let mut sent = 0_u64;
+        for piece in body {
+            let mut rest: &[u8] = piece;
+            while !rest.is_empty() {
+                match poll_fn(|cx| self.poll_send(cx, rest)).await {
+                    Ok(taken @ 1..) => {
+                        sent = sent.saturating_add(u64::try_from(taken).unwrap_or(0));
+                        rest = rest.get(taken..).unwrap_or_default();
+                    }
+                    Ok(0) | Err(_) => return (sent, false),
+                }
+            }
+        }
+        (sent, AsyncWriteExt::flush(self).await.is_ok())
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let mut written = 0;
+        let done = self.write.poll_write(&mut self.transport, cx, data, &mut written);
+        self.wrote(written);
+        match done {
+            Poll::Pending => self.poll_reader_too_slow(cx),
+            done => done,
+        }
     }
 
     /// Writes an answer that no session exists for, and ends the connection in a way that lets the client read it.
@@ -291,16 +333,6 @@ impl<T: Transport> EdgeIo<T> {
             }
         }
         Ok(())
-    }
-
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut written = 0;
-        let done = self.write.poll_drain(&mut self.transport, cx, &mut written);
-        self.wrote(written);
-        match done {
-            Poll::Pending => self.poll_reader_too_slow(cx),
-            done => done,
-        }
     }
 
     fn wrote(&mut self, bytes: usize) {
@@ -354,6 +386,22 @@ impl<T: Transport> EdgeIo<T> {
     }
 }
 
+impl<T: Transport> Collects for EdgeIo<T> {
+    fn collected(&self) -> &WriteBuffer {
+        &self.write
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut written = 0;
+        let done = self.write.poll_drain(&mut self.transport, cx, &mut written);
+        self.wrote(written);
+        match done {
+            Poll::Pending => self.poll_reader_too_slow(cx),
+            done => done,
+        }
+    }
+}
+
 impl<T: Transport> AsyncRead for EdgeIo<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -370,6 +418,9 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
             let n = this.read.len().min(out.remaining()).min(allowed);
             out.put_slice(this.read.get(..n).unwrap_or_default());
             this.read.advance(n);
+            if this.read.is_empty() && this.remaining == Remaining::Streams {
+                this.read = BytesMut::new();
+            }
         } else if allowed >= out.remaining() {
             ready!(this.poll_transport(cx, out))?;
         } else {
@@ -391,24 +442,14 @@ impl<T: Transport> AsyncRead for EdgeIo<T> {
 }
 
 impl<T: Transport> EdgeIo<T> {
-    /// A session that reads is waiting for something, and has not flushed what it wrote of a response whose length is
-    /// known. It may wait for long, on a slow upstream: what is there so far goes out now.
-    fn flush_while_waiting(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.write.is_empty() {
-            return Ok(());
-        }
-        match self.poll_drain(cx) {
-            Poll::Ready(done) => done,
-            // The client is slow. The next write or flush waits for it; this read must not.
-            Poll::Pending => Ok(()),
-        }
-    }
-
     /// Checks what the session is about to get of a chunked body, and takes back what is behind its end.
     fn check_chunks(&mut self, out: &mut ReadBuf<'_>, before: usize) -> io::Result<()> {
         let fresh = out.filled().get(before..).unwrap_or_default();
         let Ok(body) = self.chunks.scan(fresh) else { return Err(self.fault(Fault::BadChunk)) };
         if self.chunks.is_done() {
+            if let Some(section) = self.chunks.take_trailers() {
+                self.faults.asked_trailers(&section);
+            }
             if let Some(next) = fresh.get(body..).filter(|next| !next.is_empty()) {
                 let kept = std::mem::take(&mut self.read);
                 self.read = BytesMut::with_capacity(next.len().saturating_add(kept.len()).max(READ_CHUNK));
@@ -471,18 +512,25 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
         if this.remaining == Remaining::Upgrade {
             this.see_upgrade(data);
         }
-        let mut written = 0;
-        let done = this.write.poll_write(&mut this.transport, cx, data, &mut written);
-        this.wrote(written);
-        match done {
-            Poll::Pending => this.poll_reader_too_slow(cx),
-            done => done,
+        // Pingora writes a head at once.
+        if date::is_final_head(data)
+            && let Some(date) = this.faults.date()
+        {
+            date::put(this.write.collect(data), &date);
+            return Poll::Ready(Ok(data.len()));
         }
+        let ending = this.ending.in_place_of(data, || this.faults.trailers());
+        let done = this.poll_send(cx, ending.as_deref().unwrap_or(data));
+        this.ending.wrote(data, ending, done)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_drain(cx))?;
+        if this.remaining == Remaining::Streams {
+            // Nobody says when a connection with streams begins to idle.
+            this.write.give_back();
+        }
         // Over TLS this waits for the socket to take what is encrypted.
         match Pin::new(&mut this.transport).poll_flush(cx) {
             Poll::Pending => this.poll_reader_too_slow(cx),

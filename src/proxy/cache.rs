@@ -8,16 +8,21 @@ mod lookup;
 mod miss;
 mod note;
 mod part;
+mod post;
 mod serve;
 mod validate;
 
-pub use fetch::{adopt, head_of_fetch, key, not_modified, settle_failure, to_enable};
+pub use fetch::{adopt, head_of_fetch, interim, key, not_modified, settle_failure, to_enable};
 pub use head::answered as answered_to_head;
 pub use judge::judge;
-pub use lookup::answer;
-pub use note::response;
+pub use lookup::{Served, answer, direct_hit};
+pub use note::{made_here, response};
+pub use post::keep;
 
+use super::Ctx;
+use crate::cache::fill::Fill;
 use crate::telemetry::metrics::Bypass;
+use std::sync::Arc;
 
 /// What the cache has to do with a request that Pingora handles.
 pub enum Role {
@@ -27,6 +32,10 @@ pub enum Role {
     Past(Bypass),
     /// It was not to be shared a moment ago; perhaps that has changed.
     Unshared(u64),
+    /// The fetch that it has waited for has failed.
+    Failed(note::Status),
+    /// It goes past the cache, and its answer is kept.
+    Kept(Arc<Fill>),
 }
 
 /// Whether a request has its answer.

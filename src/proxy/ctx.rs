@@ -3,18 +3,20 @@
 use super::Gateway;
 use super::attempt::Guarded;
 use super::grpc_web::GrpcWeb;
+use crate::cache::fill::Trip;
 use crate::compress::{Compression, Encoder};
 use crate::fields;
 use crate::forwarded;
-use crate::listener::{Connection, Tolerance};
+use crate::http1::trailers::Trailers;
+use crate::listener::{Connection, DATE_LENGTH, Date, Pace, Tolerance};
 use crate::mirror::MirrorCopy;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
-use crate::telemetry::metrics::GaugeGuard;
+use crate::telemetry::metrics::{CacheResult, GaugeGuard};
 use crate::upstream::hedge::Ticket;
 use crate::upstream::{InFlight, Tried};
-use http::HeaderValue;
+use http::{HeaderValue, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -43,12 +45,22 @@ pub struct Ctx {
     pub(super) cookie: Option<HeaderValue>,
     /// The copy for the route's mirror, as far as it has come.
     pub(super) mirror: Option<Box<MirrorCopy>>,
+    /// Whether it has been drawn if there is to be one.
+    pub(super) mirror_drawn: bool,
     pub(super) attempt: Attempt,
     pub(super) grpc_web: GrpcWeb,
     pub(super) in_flight: Option<GaugeGuard>,
     pub(super) recorded: bool,
     /// What the cache is to do with the answer; `None` on routes without one.
     pub(super) cache: Option<Box<super::cache::Role>>,
+    /// Trailers of the answer that the client of HTTP/1.1 is to get.
+    pub(super) trailers: Option<Arc<Trailers>>,
+    /// Trailers of the request, where its upstream may get some. Empty before the end of its body.
+    pub(super) asked_trailers: Option<Arc<Trailers>>,
+    /// What the cache did.
+    pub(super) cached: Option<CacheResult>,
+    /// How fast the client takes the answer, once more than one piece of it comes over HTTP/2.
+    pub(super) pace: Option<Arc<Pace>>,
     /// Codes the body on its way to the client.
     pub(super) encoder: Option<Box<Encoder>>,
     /// The request has failed and was answered, and its connection may carry another one.
@@ -89,6 +101,24 @@ pub(super) struct Attempt {
     pub ahead: Duration,
     /// What breakers, the overload limit and retries know of it.
     pub guarded: Guarded,
+    /// Where a fetch of the cache was sent for it, how that went.
+    pub fetched: Option<Box<Trip>>,
+}
+
+impl Attempt {
+    /// How it went so far, for the record.
+    pub fn trip(&self) -> Trip {
+        match &self.fetched {
+            Some(trip) if self.count == 0 => **trip,
+            _ => Trip {
+                endpoint: self.endpoint.as_ref().map(|endpoint| endpoint.address()),
+                attempts: self.count,
+                upstream_time: self.header_time,
+                connect_time: self.connect_time,
+                reused: self.reused,
+            },
+        }
+    }
 }
 
 impl Ctx {
@@ -111,11 +141,16 @@ impl Ctx {
             drawn: false,
             cookie: None,
             mirror: None,
+            mirror_drawn: false,
             attempt: Attempt::default(),
             grpc_web: GrpcWeb::default(),
             in_flight: None,
             recorded: false,
             cache: None,
+            trailers: None,
+            asked_trailers: None,
+            cached: None,
+            pace: None,
             encoder: None,
             keep_client: false,
             head: None,
@@ -150,6 +185,14 @@ impl Ctx {
         if let Some(route) = &self.route {
             route.chain.response(session, head, &mut self.request);
         }
+        if let Some(connection) = &self.connection {
+            connection.keep_date(head.headers.get(header::DATE).and_then(dated));
+        }
+        self.finish_own_head(head);
+    }
+
+    /// The gateway's own headers alone.
+    pub(super) fn finish_own_head(&self, head: &mut ResponseHeader) {
         let via = self.snapshot.via.value(head.version);
         fields::edit_response(head, |fields| {
             if let Some(id) = forwarded::id_value(&self.request.id) {
@@ -159,10 +202,15 @@ impl Ctx {
         });
     }
 
+    /// On routes with a cache every answer says what that did.
+    pub fn tell_cache_status(&self, head: &mut ResponseHeader) {
+        super::cache::made_here(head, self);
+    }
+
     /// Lets the client keep to its part of a split.
     pub(super) fn give_cookie(&mut self, head: &mut ResponseHeader) -> Result<()> {
         match self.cookie.take() {
-            Some(cookie) => head.append_header(http::header::SET_COOKIE, cookie).map(drop),
+            Some(cookie) => head.append_header(header::SET_COOKIE, cookie).map(drop),
             None => Ok(()),
         }
     }
@@ -203,6 +251,14 @@ impl Ctx {
         let code = rejection.code.code;
         self.rejection = Some(rejection);
         Error::new(ErrorType::Custom(code))
+    }
+}
+
+/// A date as it goes on: in the one form that is sent (RFC 9110 §5.6.7), and only if it is one.
+pub(super) fn dated(value: &HeaderValue) -> Option<Date> {
+    match value.as_bytes().first_chunk::<DATE_LENGTH>() {
+        Some(date) if value.len() == DATE_LENGTH && date.ends_with(b" GMT") => Some(*date),
+        _ => httpdate::fmt_http_date(crate::cache::date::read(value)?).as_bytes().first_chunk().copied(),
     }
 }
 

@@ -41,8 +41,9 @@ pub fn of_client(headers: &HeaderMap, route: &Route, ctx: &mut Ctx) {
 pub fn forward(asked: &RequestHeader, head: &mut RequestHeader, ctx: &Ctx) {
     let Some(deadline) = ctx.request.deadline else { return };
     let name = ctx.route.as_ref().and_then(|route| route.deadline.header.as_ref());
-    // gRPC is HTTP/2 only, so that other requests need not be looked at.
-    let grpc = asked.version == Version::HTTP_2 && asked.headers.get(header::CONTENT_TYPE).is_some_and(is_grpc);
+    // gRPC is HTTP/2 only, so that other requests need not be looked at, but for gRPC-Web.
+    let grpc = (asked.version == Version::HTTP_2 || ctx.grpc_web.is_some())
+        && asked.headers.get(header::CONTENT_TYPE).is_some_and(is_grpc);
     if name.is_none() && !grpc {
         return;
     }

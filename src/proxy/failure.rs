@@ -69,6 +69,14 @@ pub async fn keep(session: &mut Session, ctx: &Ctx) {
     }
 }
 
+/// What could not be written, with whose fault that is: what goes to upstreams says so, what is written to clients does not.
+pub fn of_writing(error: Box<Error>) -> Box<Error> {
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Unset, ErrorType::WriteError | ErrorType::WriteTimedout) => error.into_down(),
+        _ => error,
+    }
+}
+
 /// `None` when nobody is left to answer.
 fn reason(error: &Error, ctx: &Ctx) -> Option<&'static Code> {
     use ErrorType::*;

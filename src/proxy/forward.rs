@@ -1,21 +1,32 @@
 //! One attempt to get an answer from the upstream: choose an endpoint, connect, send, read the head of the response.
 
-use super::{Ctx, attempt, deadline};
+use super::{Ctx, attempt, deadline, trailers};
+use crate::canonical;
 use crate::fields::{self, Fields};
 use crate::forwarded::{self, ForwardedFacts};
+use crate::http1::trailers::Passing;
 use crate::identity;
+use crate::listener::Pace;
 use crate::rejection::{self, Rejection};
 use crate::upstream::answer::INTERIM_MAX;
+use crate::upstream::exchange;
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result};
-use std::time::Duration;
+use pingora::{Error, ErrorType::WriteTimedout, Result};
+use std::time::{Duration, Instant};
 
-/// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message.
-static HOP_BY_HOP: [HeaderName; 4] =
-    [header::CONNECTION, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
+/// What belongs to the connection with the upstream, besides what `Connection` names and what frames the message. `Trailer` tells
+/// of fields that may not follow here.
+static HOP_BY_HOP: [HeaderName; 5] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::UPGRADE,
+    header::TRAILER,
+];
 
 /// Picks the endpoint of the next attempt.
 pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
@@ -27,13 +38,17 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
     // The lease of an attempt that failed goes first: it still counts as a request under way on its endpoint.
     ctx.attempt.endpoint = None;
     let endpoint = attempt::choose(session, ctx, now).map_err(|rejection| ctx.fail(rejection).into_up())?;
+    let trailers = trailers::wanted(session, ctx);
     let peer = if ctx.upgrade {
         bound_upgrade(ctx, left);
         endpoint.tunnel_peer(left)
     } else {
-        endpoint.http_peer(left, now)
+        let passing = Passing { request: trailers::asked(session, ctx), answer: trailers.clone() };
+        endpoint.http_peer(left, now, passing)
     };
     let (lease, peer) = attempt::hedge(session, ctx, endpoint.begin(), peer, now);
+    // A race has connections of its own, and two of them.
+    trailers::expect(trailers.filter(|_| ctx.attempt.race.is_none()), ctx);
     if ctx.attempt.count > 0
         && let Some(target) = ctx.route.as_ref().and_then(|route| route.target(ctx.choice))
     {
@@ -51,7 +66,8 @@ pub fn select(session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
 
 /// Works around cloudflare/pingora#946: when a 101 is read before the task that says "the request body is over and empty", that
 /// task ends the tunnel. With a body that is said to come, there is no such task: the transport delivers none of it
-/// (`listener::io`), and with the 101 or a refusal Pingora begins the client's side anew. The upstream hears of no body.
+/// (`listener::io`), and with the 101 Pingora begins the client's side anew. The upstream hears of no body. When it refuses, Pingora
+/// misses that body, and closes the client's connection behind the answer, which says so.
 fn keep_upgrade_open(session: &mut Session) -> Result<()> {
     session.req_header_mut().insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("1"))
 }
@@ -113,11 +129,7 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
         digest.restart();
     }
     let asked = session.req_header();
-    // HTTP/2 has it in the target.
-    let host = match asked.uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => asked.headers.get(header::HOST).and_then(|host| host.to_str().ok()),
-    };
+    let host = canonical::host_as_sent(&asked.uri, &asked.headers).and_then(|host| std::str::from_utf8(host).ok());
     let facts = ForwardedFacts {
         peer: ctx.request.peer,
         client: ctx.request.client,
@@ -155,14 +167,22 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     if http1 && !keep && ctx.attempt.race.is_none() {
         head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
     }
+    trailers::request_head(asked, head, ctx)?;
+    if let Some(endpoint) = ctx.attempt.endpoint.as_ref().filter(|_| host.is_none()) {
+        // HTTP/1.0 asks without one, HTTP/1.1 must not: what is asked for now is what is at the endpoint.
+        head.insert_header(header::HOST, endpoint.address().to_string())?;
+    }
     if let Some(route) = &ctx.route
         && let Err(rejection) = route.chain.upstream_request(session, head, &mut ctx.request)
     {
         return Err(ctx.fail(rejection));
     }
-    if let Some(mirror) = ctx.route.as_ref().and_then(|route| route.mirror.as_ref())
-        && ctx.attempt.count == 1
+    if let Some(copy) = &mut ctx.mirror {
+        // The body is sent once more, from its beginning.
+        copy.restart();
+    } else if let Some(mirror) = ctx.route.as_ref().and_then(|route| route.mirror.as_ref())
         && !ctx.upgrade
+        && !std::mem::replace(&mut ctx.mirror_drawn, true)
     {
         ctx.mirror = mirror.begin(head);
     }
@@ -191,10 +211,11 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
     }
     attempt::answered(session, head, ctx)?;
     let switches = head.status == 101;
+    let trailers = trailers::can_follow(head, session.as_downstream().is_http2(), ctx);
     let edit = |fields: &mut dyn Fields| {
         // The headers of a switch belong to it; Pingora checks them.
         if !switches {
-            remove_hop_by_hop(fields);
+            remove_hop_by_hop(fields, trailers);
         }
     };
     if ctx.snapshot.preserve_header_case {
@@ -214,7 +235,7 @@ pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx
 }
 
 /// RFC 9110 §7.6.1: what belongs to the connection with the upstream ends there. Pingora does this for requests only.
-fn remove_hop_by_hop(fields: &mut dyn Fields) {
+fn remove_hop_by_hop(fields: &mut dyn Fields, trailers: bool) {
     // Most responses have none of them: to look through the names once is cheaper than to look each of them up.
     if !fields.map().keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;
@@ -229,7 +250,7 @@ fn remove_hop_by_hop(fields: &mut dyn Fields) {
     for name in named.filter(|name| !framing(name)).collect::<Vec<_>>() {
         fields.remove(&name);
     }
-    for name in &HOP_BY_HOP {
+    for name in HOP_BY_HOP.iter().filter(|name| !(trailers && **name == header::TRAILER)) {
         fields.remove(name);
     }
 }
@@ -245,6 +266,7 @@ pub fn send_hedged(head: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
 }
 
 pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>) -> Box<Error> {
+    exchange::name_late(&mut error);
     if let Some(failed) = attempt::settle(ctx) {
         error = failed.error;
         if failed.unsent {
@@ -253,4 +275,20 @@ pub fn attempt_failed(session: &Session, ctx: &mut Ctx, mut error: Box<Error>) -
     }
     error.set_retry(attempt::failed(session, ctx, &error));
     error
+}
+
+/// Has the client of an HTTP/2 stream take the next piece of its answer in time. An answer of one piece is bounded by itself.
+pub fn pace(session: &mut Session, body: &mut Option<Bytes>, last: bool, ctx: &mut Ctx) -> Result<()> {
+    let Some(tolerance) = ctx.connection.as_ref().and_then(|connection| connection.pace) else { return Ok(()) };
+    let Some(piece) = body.as_mut().filter(|piece| !piece.is_empty()) else { return Ok(()) };
+    let now = Instant::now();
+    if ctx.pace.is_none() && !last {
+        ctx.pace = Pace::new(tolerance, now);
+    }
+    let Some(pace) = &ctx.pace else { return Ok(()) };
+    let Some(allowed) = pace.hand_over(piece, last, now) else {
+        return Err(Error::explain(WriteTimedout, "the client takes its answer too slowly").into_down());
+    };
+    session.set_write_timeout(Some(allowed));
+    Ok(())
 }

@@ -7,13 +7,14 @@ use crate::canonical::{self, HostProblem, PathForm, PathProblem, PathRules};
 use crate::fields;
 use crate::forwarded;
 use crate::listener::{ListenerSettings, Unclear};
-use crate::rejection::{self, Rejection};
-use crate::respond::LocalResponse;
-use crate::route::{Found, Query};
+use crate::rejection::{self, LocalResponse, Rejection};
+use crate::request::RequestCtx;
+use crate::route::{Found, Query, Router};
 use crate::snapshot::Route;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -37,8 +38,11 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     let settings = settings.as_deref().map(|settings| &**settings);
     set_connection_bounds(session, settings);
     ignore_h2c(session);
+    spare_http_1_0(session);
     ctx.upgrade = session.is_upgrade_req();
-    identify(session, ctx);
+    take_away(session.req_header_mut());
+    join_cookies(session.req_header_mut());
+    identify(session.req_header(), ctx);
     if !ctx.snapshot.preserve_header_case {
         fields::forget_request_spelling(session.req_header_mut());
     }
@@ -48,16 +52,20 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
         return Err(Rejection::new(malformed.rejection()));
     }
     ctx.request.path_rules = settings.map_or(PathRules::STRICT, |settings| settings.path);
-    if let Err(unclear) = canonicalise(session, ctx) {
-        ctx.fault = Some(unclear.name());
-        if let Some(connection) = &ctx.connection {
-            connection.listener.unclear(unclear);
+    match canonicalise(session.req_header(), ctx) {
+        Ok(None) => {}
+        Ok(Some(target)) => session.req_header_mut().set_uri(target),
+        Err(unclear) => {
+            ctx.fault = Some(unclear.name());
+            if let Some(connection) = &ctx.connection {
+                connection.listener.unclear(unclear);
+            }
+            let code = match unclear {
+                Unclear::Path(_) => &rejection::PATH_INVALID,
+                Unclear::Host(_) => &rejection::HOST_INVALID,
+            };
+            return Err(Rejection::new(code).close());
         }
-        let code = match unclear {
-            Unclear::Path(_) => &rejection::PATH_INVALID,
-            Unclear::Host(_) => &rejection::HOST_INVALID,
-        };
-        return Err(Rejection::new(code).close());
     }
     check_client_rules(settings, ctx)?;
     if let Some(redirect) = https_redirect(session, settings, ctx) {
@@ -71,35 +79,45 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     for shield in own.into_iter().chain(&ctx.snapshot.shield) {
         shield.admit().map_err(|wait| Rejection::new(&rejection::RATE_LIMITED).retry_after(wait))?;
     }
-    let query = Query {
-        host: &ctx.request.host,
-        path: head.uri.path(),
-        method: &head.method,
-        headers: &head.headers,
-        query: head.uri.query(),
-    };
-    let index = match ctx.snapshot.router.find(&query, &mut ctx.request.params) {
+    let index = match find(head, &ctx.snapshot.router, &mut ctx.request) {
         Found::Route(index) => index,
         Found::NotFound => return Err(Rejection::new(&rejection::ROUTE_NOT_FOUND)),
-        Found::MethodNotAllowed(allow) => return Err(Rejection::new(&rejection::METHOD_NOT_ALLOWED).allow(allow.clone())),
+        Found::MethodNotAllowed(allow) => return Err(Rejection::new(&rejection::METHOD_NOT_ALLOWED).allow(allow)),
     };
     let Some(route) = ctx.snapshot.route(index).map(Arc::clone) else {
         return Err(Rejection::new(&rejection::INTERNAL_ERROR));
     };
-    ctx.request.route = Some(Arc::clone(&route.name));
-    ctx.in_flight = Some(route.metrics.begin());
-    ctx.route = Some(Arc::clone(&route));
-    ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
-    deadline::of_client(&session.req_header().headers, &route, ctx);
+    enter(session.req_header(), ctx, &route);
     bound_body(session, ctx, route.max_body)?;
     GrpcWeb::begin(session, ctx);
     Ok(Admitted::Route(route))
 }
 
-/// Refuses a request for a host that asks other certificates of clients than the connection was made by (`tls::hosts`).
-fn check_client_rules(settings: Option<&ListenerSettings>, ctx: &Ctx) -> Result<(), Rejection> {
+pub(super) fn find(head: &RequestHeader, router: &Router, request: &mut RequestCtx) -> Found {
+    let query = Query {
+        host: &request.host,
+        path: head.uri.path(),
+        method: &head.method,
+        headers: &head.headers,
+        query: head.uri.query(),
+    };
+    router.find(&query, &mut request.params)
+}
+
+/// From here on the request is the route's: counted there, and bound by its time.
+pub(super) fn enter(head: &RequestHeader, ctx: &mut Ctx, route: &Arc<Route>) {
+    ctx.request.route = Some(Arc::clone(&route.name));
+    ctx.in_flight = Some(route.metrics.begin());
+    ctx.route = Some(Arc::clone(route));
+    ctx.set_deadline(route.timeout.and_then(|timeout| ctx.request.started.checked_add(timeout)));
+    deadline::of_client(&head.headers, route, ctx);
+}
+
+/// Refuses a request for a host that asks other certificates of clients than the connection was made by (`tls::hosts`), or that was
+/// made before a reload which has changed them.
+pub(super) fn check_client_rules(settings: Option<&ListenerSettings>, ctx: &Ctx) -> Result<(), Rejection> {
     let (Some(settings), Some(facts)) = (settings, &ctx.request.tls) else { return Ok(()) };
-    let Some(tls) = settings.tls.as_ref().filter(|tls| tls.hosts.is_some()) else { return Ok(()) };
+    let Some(tls) = settings.tls.as_ref() else { return Ok(()) };
     if tls.for_name(Some(ctx.request.host.as_str())).rules == facts.client_rules {
         return Ok(());
     }
@@ -152,9 +170,46 @@ fn ignore_h2c(session: &mut Session) {
     }
 }
 
+/// Removes what `Connection` names (RFC 9110 §7.6.1). Pingora would do so on the way to the upstream; nothing may be decided before
+/// by a field that the upstream is not to get.
+pub(super) fn take_away(head: &mut RequestHeader) {
+    let stays = |option: &[u8]| {
+        [&b"close"[..], b"keep-alive", b"upgrade", b"te", b"connection"].iter().any(|known| option.eq_ignore_ascii_case(known))
+    };
+    let named = |value: &http::HeaderValue| {
+        let options = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        let names = options.filter(|option| !option.is_empty() && !stays(option));
+        names.filter_map(|option| http::HeaderName::from_bytes(option).ok()).collect::<Vec<_>>()
+    };
+    let named: Vec<_> = head.headers.get_all(header::CONNECTION).iter().flat_map(named).collect();
+    for name in named {
+        head.remove_header(&name);
+    }
+}
+
+/// Clients of HTTP/2 may send each cookie by itself. Whoever is told over HTTP/1.1, and whatever decides by it here, is to see one
+/// line (RFC 9113 §8.2.3).
+fn join_cookies(head: &mut RequestHeader) {
+    if head.version != Version::HTTP_2 || head.headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(|crumb| crumb.as_bytes()).collect();
+    // Cannot fail: values with a semicolon and a space between them are one.
+    if let Ok(joined) = http::HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        let _ = head.insert_header(header::COOKIE, joined);
+    }
+}
+
+/// Clients of HTTP/1.0 know no interim responses (RFC 9110 §15.2), and what they expect is ignored (§10.1.1).
+fn spare_http_1_0(session: &mut Session) {
+    if session.req_header().version == Version::HTTP_10 {
+        session.req_header_mut().remove_header(&header::EXPECT);
+        session.as_downstream_mut().set_ignore_info_resp(true);
+    }
+}
+
 /// Who is calling, from which address, under which id.
-fn identify(session: &Session, ctx: &mut Ctx) {
-    let head = session.req_header();
+pub(super) fn identify(head: &RequestHeader, ctx: &mut Ctx) {
     ctx.head = Some((head.method.clone(), head.uri.path_and_query().cloned()));
     let peer = ctx.request.peer;
     let trusted = ctx.snapshot.trusted_proxies.contains(peer);
@@ -163,15 +218,10 @@ fn identify(session: &Session, ctx: &mut Ctx) {
     ctx.request.id = forwarded::request_id(head.headers.get(&forwarded::X_REQUEST_ID.name), trusted);
 }
 
-/// Reads host and path in the one way that routing, filters and the upstream will see them.
-fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Unclear> {
-    let head = session.req_header();
-    // HTTP/2 names the host in `:authority`, an absolute-form target in the target itself; both equal `Host` by now.
-    let host = match head.uri.authority() {
-        Some(authority) => Some(authority.as_str().as_bytes()),
-        None => head.headers.get(header::HOST).map(|value| value.as_bytes()),
-    };
-    match host {
+/// Reads host and path in the one way that routing, filters and the upstream will see them. Returns the target that takes the
+/// place of the one that came, if that was another.
+pub(super) fn canonicalise(head: &RequestHeader, ctx: &mut Ctx) -> Result<Option<Uri>, Unclear> {
+    match canonical::host_as_sent(&head.uri, &head.headers) {
         Some(host) => {
             canonical::canonical_host(host, &mut ctx.request.host).map_err(Unclear::Host)?;
         }
@@ -180,7 +230,7 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Unclear> {
         None => return Err(Unclear::Host(HostProblem::Empty)),
     }
     let rules = PathRules { asterisk: head.method == Method::OPTIONS, ..ctx.request.path_rules };
-    let rewritten = CANONICAL.with_borrow_mut(|path| {
+    CANONICAL.with_borrow_mut(|path| {
         // Cannot happen: what is canonical is a target.
         let invalid = || Unclear::Path(PathProblem::IllegalByte);
         let form = canonical::canonical_path(head.uri.path().as_bytes(), rules, path).map_err(Unclear::Path)?;
@@ -209,11 +259,7 @@ fn canonicalise(session: &mut Session, ctx: &mut Ctx) -> Result<(), Unclear> {
                 Uri::from_parts(parts).map(Some).map_err(|_| invalid())
             }
         }
-    })?;
-    if let Some(target) = rewritten {
-        session.req_header_mut().set_uri(target);
-    }
-    Ok(())
+    })
 }
 
 /// Refuses a body that says it is too long; one that does not say is counted as it arrives.
@@ -241,13 +287,13 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
     if end && body.as_ref().is_some_and(Bytes::is_empty) {
         *body = None;
     }
-    if let Some(mirror) = &mut ctx.mirror {
-        mirror.piece(body.as_ref(), end);
-    }
     let Some(piece) = body else {
         // A body that ends before it is whole is not the one that was signed.
-        let whole = !end || ctx.request.body_digest.as_ref().is_none_or(|digest| digest.holds());
-        return if whole { Ok(()) } else { Err(ctx.fail(Rejection::new(&rejection::DIGEST_MISMATCH))) };
+        if end && ctx.request.body_digest.as_ref().is_some_and(|digest| !digest.holds()) {
+            return Err(ctx.fail(Rejection::new(&rejection::DIGEST_MISMATCH)));
+        }
+        copy_piece(None, end, ctx);
+        return Ok(());
     };
     let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
     ctx.body.received = ctx.body.received.saturating_add(length);
@@ -264,7 +310,16 @@ pub fn body_chunk(body: &mut Option<Bytes>, end: bool, ctx: &mut Ctx) -> pingora
         ctx.attempt.guarded.sent = Some(ctx.gateway.clock().now());
     }
     check_pace(ctx)?;
-    ctx.check_deadline().map(|_| ())
+    ctx.check_deadline()?;
+    copy_piece(Some(piece), end, ctx);
+    Ok(())
+}
+
+/// For the mirror, which gets what the upstream gets: nothing of a body that is refused makes a whole one there.
+fn copy_piece(piece: Option<&Bytes>, end: bool, ctx: &mut Ctx) {
+    if let Some(copy) = &mut ctx.mirror {
+        copy.piece(piece, end);
+    }
 }
 
 /// A body over HTTP/2 may take as long as its listener tolerates in pauses, and the time that its bytes take at the slowest

@@ -1,13 +1,14 @@
 //! The end of a request: counted once, and one line in the access log.
 
 use super::{Ctx, Gateway};
-use crate::listener::Connection;
+use crate::listener::{Connection, Fault, Faults};
 use crate::rejection::Code;
 use crate::telemetry::access_log::AccessRecord;
-use crate::telemetry::metrics::Method;
+use crate::telemetry::metrics::{CacheResult, Method};
 use http::{Version, header};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
-use pingora::{Error, ErrorSource};
+use pingora::{Error, ErrorSource, ErrorType::WriteTimedout};
 use std::time::Duration;
 
 /// What ended a request that nobody answered, in the `error` field.
@@ -26,6 +27,12 @@ pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
                 && head.version != Version::HTTP_2,
         );
     }
+    // Over HTTP/1 the transport finds that out and counts it.
+    if error.is_some_and(|error| *error.etype() == WriteTimedout && *error.esource() == ErrorSource::Downstream)
+        && let Some(connection) = &ctx.connection
+    {
+        connection.report(Fault::SlowReader);
+    }
     let head = session.req_header();
     let status = session.response_written().map(|head| head.status.as_u16());
     let ends = Ends {
@@ -40,6 +47,22 @@ pub fn request(session: &Session, error: Option<&Error>, ctx: &mut Ctx) {
             ErrorSource::Downstream if ctx.rejection.is_none() => Some(CLIENT_CLOSED),
             _ => Some(error.etype().as_str()),
         }),
+    };
+    finish(ctx, &ends);
+}
+
+/// A hit that was answered without a session.
+pub fn hit(ctx: &mut Ctx, head: &RequestHeader, status: u16, bytes_out: u64, cut: bool) {
+    ctx.recorded = true;
+    let ends = Ends {
+        status: Some(status),
+        method: head.method.as_str(),
+        path: head.uri.path().as_bytes(),
+        protocol: protocol(head.version),
+        bytes_in: 0,
+        bytes_out,
+        user_agent: head.headers.get(header::USER_AGENT).map(|value| value.as_bytes()),
+        error: cut.then_some(CLIENT_CLOSED),
     };
     finish(ctx, &ends);
 }
@@ -85,7 +108,7 @@ fn finish(ctx: &Ctx, ends: &Ends<'_>) {
     if let Some(rejection) = &ctx.rejection {
         metrics.rejected(rejection.code);
     }
-    let endpoint = ctx.attempt.endpoint.as_ref();
+    let trip = ctx.attempt.trip();
     let Some(access_log) = &ctx.snapshot.access_log else { return };
     access_log.write(&AccessRecord {
         listener: ctx.connection.as_ref().map(|connection| &*connection.listener.name),
@@ -95,8 +118,9 @@ fn finish(ctx: &Ctx, ends: &Ends<'_>) {
         protocol: ends.protocol,
         route: ctx.request.route.as_deref(),
         upstream: ctx.route.as_ref().and_then(|route| Some(&**route.target(ctx.choice)?.upstream.name())),
-        endpoint: endpoint.map(|endpoint| endpoint.address()),
-        consumer: ctx.request.identity.as_ref().map(|identity| &*identity.name),
+        endpoint: trip.endpoint,
+        consumer: ctx.request.identity.as_ref().and_then(|identity| identity.consumer.as_ref()).map(|consumer| &*consumer.name),
+        subject: ctx.request.identity.as_ref().filter(|identity| identity.consumer.is_none()).map(|identity| &*identity.name),
         credential: ctx.request.identity.as_ref().map(|identity| &*identity.credential),
         status: ends.status,
         rejection: ctx.rejection.as_ref().map(|rejection| rejection.code.code),
@@ -104,10 +128,11 @@ fn finish(ctx: &Ctx, ends: &Ends<'_>) {
         bytes_in: ends.bytes_in,
         bytes_out: ends.bytes_out,
         duration,
-        upstream_time: ctx.attempt.header_time,
-        connect_time: ctx.attempt.connect_time,
-        attempts: ctx.attempt.count,
-        reused: endpoint.map(|_| ctx.attempt.reused),
+        upstream_time: trip.upstream_time,
+        connect_time: trip.connect_time,
+        attempts: trip.attempts,
+        reused: trip.endpoint.map(|_| trip.reused),
+        cache: ctx.cached.map(CacheResult::as_str),
         user_agent: ends.user_agent,
         ..AccessRecord::new(wall_start(ctx, duration), &ctx.request.id, ctx.request.client)
     });

@@ -3,12 +3,13 @@
 //! A single Redis is one node with all slots. Each node has its own queue, connection and breaker, so that a master of a
 //! cluster that is away only takes its own keys with it.
 
+use super::broken::Broken;
 use super::cluster;
 use super::slots::{SLOTS, split};
 use super::topology::Topology;
 use super::work::Work;
 use arc_swap::ArcSwap;
-use redis::ServerError;
+use redis::{ServerError, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, mpsc};
@@ -31,13 +32,15 @@ pub struct Server<S> {
     /// `host:port` in a cluster, empty otherwise.
     address: String,
     up: AtomicBool,
+    /// It was told that this server refuses `ASKING`, since it was last reached.
+    told: AtomicBool,
     /// What else is known of it.
     pub state: S,
 }
 
 impl<S: Default> Server<S> {
     pub fn new(address: String) -> Self {
-        Server { address, up: AtomicBool::new(false), state: S::default() }
+        Server { address, up: AtomicBool::new(false), told: AtomicBool::new(false), state: S::default() }
     }
 }
 
@@ -53,6 +56,18 @@ impl<S> Server<S> {
 
     pub(super) fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Release);
+        self.told.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether `ASKING` was answered with an error. What is asked behind it this server then sends back to where the key was, from
+    /// where it would come here again, so it is no use to follow.
+    pub fn refuses_asking(&self, reply: Option<&Value>) -> bool {
+        let Some(Value::ServerError(error)) = reply else { return false };
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let (address, why) = (&self.address, Broken::answered(error, "ASKING"));
+            log::warn!("keys on their way to the Redis node {address} cannot be asked for until they are there: {why}");
+        }
+        true
     }
 }
 
@@ -179,6 +194,12 @@ impl<W: Work> Servers<W> {
         Arc::clone(&nodes.list()[0].server)
     }
 
+    /// The same, and it counts as up: a question finds no room.
+    #[cfg(test)]
+    pub fn only_full(&self) {
+        self.only().set_up(true);
+    }
+
     /// A server has said something that it would not, had it still the slot.
     pub fn suspect(&self) {
         self.moved.notify_one();
@@ -224,7 +245,6 @@ impl Redirection {
 
 #[cfg(test)]
 mod tests {
-    use super::super::broken::Broken;
     use super::super::topology::{Pem, Place};
     use super::*;
 

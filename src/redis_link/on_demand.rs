@@ -125,7 +125,14 @@ impl OnDemand {
         pipeline.add_command(command.clone());
         let replies = link.send(&pipeline, if asking { 2 } else { 1 }).await?;
         self.links.insert(address.to_owned(), (link, Instant::now()));
-        replies.into_iter().next_back().ok_or_else(Broken::nonsense)
+        let mut replies = replies.into_iter();
+        let refused = if asking { replies.next() } else { None };
+        match (refused, replies.next()) {
+            // What is asked behind it is sent back to where the key was.
+            (Some(Value::ServerError(error)), Some(Value::ServerError(_))) => Err(Broken::answered(&error, "ASKING")),
+            (_, Some(reply)) => Ok(reply),
+            (_, None) => Err(Broken::nonsense()),
+        }
     }
 
     async fn link(&mut self, address: &str) -> Result<Link, Broken> {

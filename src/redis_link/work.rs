@@ -173,11 +173,10 @@ pub async fn ask_all<W: Work>(
     let mut replies = link.send(&pipeline, count).await.inspect_err(|_| batch.clear())?.into_iter();
     let (mut answered, mut sound) = (Vec::with_capacity(batch.len()), Ok(()));
     for sent in batch.drain(..) {
-        if sent.asking {
-            let _ = replies.next();
-        }
+        let refused = sent.asking && server.refuses_asking(replies.next().as_ref());
         match replies.next() {
             Some(Value::ServerError(error)) => match Redirection::of(&error, server.address()) {
+                Some(_) if refused => {}
                 Some(to) => to.follow(work, sent),
                 None => sound = Err(Broken::answered(&error, "")),
             },
@@ -191,4 +190,20 @@ pub async fn ask_all<W: Work>(
 /// From half of it to all of it, so that gateways that lost Redis together do not come back together.
 pub fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways_that_lose_redis_together_do_not_come_back_together() {
+        let draws: Vec<u128> = (0..1_000).map(|_| jittered(Duration::from_secs(1)).as_micros()).collect();
+        let (shortest, longest) = (*draws.iter().min().unwrap(), *draws.iter().max().unwrap());
+        assert!(shortest >= 500_000 && longest <= 1_000_000, "{shortest} to {longest} us");
+        // The chance that a thousand even draws leave a quarter at either end out is nothing.
+        assert!(shortest < 625_000 && longest > 875_000, "{shortest} to {longest} us");
+        let different: std::collections::HashSet<u128> = draws.into_iter().collect();
+        assert!(different.len() > 900, "{} of 1,000", different.len());
+    }
 }

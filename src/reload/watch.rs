@@ -7,11 +7,12 @@
 use super::Reloader;
 use notify::{RecursiveMode, Watcher};
 use parking_lot::Mutex;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 
 /// How long the files must be quiet before a reload, and the longest that it is put off while they are not.
@@ -34,35 +35,114 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
             let _ = changed.try_send(());
         }
     })?;
-    let mut watched = BTreeSet::new();
+    // With what the path was when the watch was set up: one that is made again is another directory.
+    let mut watched = BTreeMap::<PathBuf, Identity>::new();
     loop {
         // Anew each time: a change can bring in files and directories that were not part of the configuration before.
         let loaded = reloader.origin.load(&reloader.registry);
-        let certificates = reloader.gateway.snapshot().files.clone();
-        let files = loaded.files.iter().chain(&certificates);
-        *names.lock() = files.filter_map(|file| file.file_name().map(ToOwned::to_owned)).collect();
+        // What runs, and what was refused: either may be mended by one of its files.
+        let read = [reloader.gateway.snapshot().files.as_slice(), reloader.refused_files.lock().as_slice()].concat();
+        let beside = read.iter().filter_map(|file| file.parent()).map(Path::to_owned);
+        let files = loaded.files.iter().chain(&read);
+        let mut known: HashSet<_> = files.clone().filter_map(|file| file.file_name()).map(ToOwned::to_owned).collect();
+        let mut directories: BTreeSet<_> =
+            loaded.directories.iter().cloned().chain(beside).map(|directory| nearest(&directory, &mut known)).collect();
+        for path in files.map(PathBuf::as_path).chain(loaded.directories.iter().map(PathBuf::as_path)) {
+            follow(path, &mut known, &mut directories);
+        }
+        *names.lock() = known;
+        watched.retain(|directory, _| {
+            let needed = directories.contains(directory);
+            if !needed {
+                // The watch of one that was removed has gone with it.
+                let _ = watcher.unwatch(directory);
+            }
+            needed
+        });
         let mut fresh = false;
-        let beside = certificates
-            .iter()
-            .filter_map(|file| file.parent())
-            .map(|directory| if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() });
-        for directory in loaded.directories.into_iter().chain(beside) {
-            // An include pattern may name a directory that does not exist yet; it is looked for again after each change.
-            if directory.is_dir() && watched.insert(directory.clone()) {
-                watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-                fresh = true;
+        for directory in directories {
+            // Again, even if nothing seems to have changed: the watch may have gone with a directory that looked the same.
+            let set_up = watcher.watch(&directory, RecursiveMode::NonRecursive);
+            match identity(&directory) {
+                Some(now) => {
+                    set_up?;
+                    fresh |= watched.insert(directory, now) != Some(now);
+                }
+                // It went in the meantime, which is an event where it was.
+                None => fresh = true,
             }
         }
         // What changed before the watch was set up gave no event.
         let missed = fresh && reloader.origin.load(&reloader.registry).hash != reloader.gateway.snapshot().hash;
         if !missed {
-            if changes.recv().await.is_none() {
+            let changed = tokio::select! {
+                changed = changes.recv() => changed,
+                // Somebody else has asked for a reload, which may have read other files.
+                () = reloader.reloaded.notified() => continue,
+            };
+            if changed.is_none() {
                 return Ok(());
             }
             let settle = async { while let Ok(Some(())) = tokio::time::timeout(QUIET, changes.recv()).await {} };
             // Either end of the wait is right: quiet, or waited long enough.
             let _ = tokio::time::timeout(PATIENCE, settle).await;
         }
-        reloader.reload("a change of the files").await;
+        reloader.take_turn("a change of the files").await;
     }
+}
+
+/// The directory itself, or the nearest one above it, where its appearance is an event of one of the `known` names.
+fn nearest(directory: &Path, known: &mut HashSet<OsString>) -> PathBuf {
+    let mut there = directory;
+    // The empty path is the current directory.
+    while !there.as_os_str().is_empty()
+        && !there.is_dir()
+        && let (Some(parent), Some(name)) = (there.parent(), there.file_name())
+    {
+        known.insert(name.to_owned());
+        there = parent;
+    }
+    if there.as_os_str().is_empty() { PathBuf::from(".") } else { there.to_owned() }
+}
+
+/// The most symbolic links on the way to a file, as for the kernel.
+const LINKS_MAX: usize = 40;
+
+/// Where a path leads by symbolic links, each of which is watched where it lies: a deployment often exchanges one of those and no file
+/// (`current -> releases/42`, and `..data` of what Kubernetes mounts).
+fn follow(path: &Path, known: &mut HashSet<OsString>, directories: &mut BTreeSet<PathBuf>) {
+    let mut watch = |parent: &Path, name: &std::ffi::OsStr| {
+        known.insert(name.to_owned());
+        directories.insert(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() });
+    };
+    let mut path = path.to_owned();
+    for links in 0..LINKS_MAX {
+        let mut there = PathBuf::new();
+        let mut components = path.components();
+        let link = loop {
+            let Some(component) = components.next() else { break None };
+            let parent = there.clone();
+            there.push(component);
+            if let Ok(target) = std::fs::read_link(&there) {
+                break Some((parent.join(target).join(components.as_path()), parent));
+            }
+        };
+        match (link, there.file_name()) {
+            (Some((next, parent)), Some(name)) => {
+                watch(&parent, name);
+                path = next;
+            }
+            // What it has led to is watched too, which was not the path that was written.
+            (None, Some(name)) if links > 0 => return watch(there.parent().unwrap_or(Path::new("")), name),
+            _ => return,
+        }
+    }
+}
+
+/// Numbers of inodes are used again, times of birth are not known everywhere.
+type Identity = (u64, Option<SystemTime>);
+
+fn identity(directory: &Path) -> Option<Identity> {
+    let metadata = std::fs::metadata(directory).ok()?;
+    Some((metadata.ino(), metadata.created().ok()))
 }

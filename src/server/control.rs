@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A reload that takes longer than this is not a reload any more: the watchdog may bite.
@@ -175,19 +175,54 @@ async fn reload_on_change(reloader: Arc<Reloader>) {
 
 /// Says that we are alive only if both are: the runtime that carries traffic answers, and the reloader is not stuck.
 async fn prove_alive(interval: Duration, reloader: Arc<Reloader>) {
-    let mut stuck_since = None;
+    let mut proof = Proof::default();
     loop {
         tokio::time::sleep(interval).await;
         let edge = reloader.listeners.ping();
         let edge_lives = tokio::time::timeout(interval, edge).await.is_ok_and(|answered| answered);
-        if reloader.busy.try_lock().is_ok() {
-            stuck_since = None;
+        let reloading = reloader.busy.try_lock().is_err();
+        match proof.of(edge_lives, reloading, Instant::now()) {
+            Ok(()) => systemd::alive(),
+            Err(why) => log::error!("not alive: {why}"),
         }
-        let stuck = *stuck_since.get_or_insert_with(std::time::Instant::now);
-        if edge_lives && stuck.elapsed() < RELOAD_PATIENCE {
-            systemd::alive();
-        } else {
-            log::error!("not alive: the edge runtime answers: {edge_lives}, reload under way for {:?}", stuck.elapsed());
+    }
+}
+
+/// Since when the reloader has been at work whenever it was looked at.
+#[derive(Default)]
+struct Proof {
+    reloading_since: Option<Instant>,
+}
+
+impl Proof {
+    /// The error says who is not alive.
+    fn of(&mut self, edge_lives: bool, reloading: bool, now: Instant) -> Result<(), String> {
+        if !reloading {
+            self.reloading_since = None;
         }
+        let since = if reloading { *self.reloading_since.get_or_insert(now) } else { now };
+        let taking = now.saturating_duration_since(since);
+        match (edge_lives, taking < RELOAD_PATIENCE) {
+            (true, true) => Ok(()),
+            (false, _) => Err("the edge runtime does not answer".to_owned()),
+            (true, false) => Err(format!("a reload is under way for {taking:?}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watchdog_is_fed_only_while_both_live() {
+        let (mut proof, start) = (Proof::default(), Instant::now());
+        let second = |n| start + Duration::from_secs(n);
+        assert!(proof.of(true, false, start).is_ok());
+        assert!(proof.of(false, false, start).is_err(), "the edge is stuck");
+        assert!(proof.of(true, true, second(1)).is_ok() && proof.of(true, true, second(60)).is_ok(), "a long reload");
+        assert!(proof.of(true, true, second(61)).is_err(), "one that does not end");
+        assert!(proof.of(true, false, second(62)).is_ok());
+        assert!(proof.of(true, true, second(100)).is_ok(), "another one");
     }
 }

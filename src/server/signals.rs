@@ -6,6 +6,7 @@ use crate::listener::Listeners;
 use crate::readiness::Readiness;
 use crate::upgrade::{Door, Fate, Upgrader};
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,31 @@ pub struct Signals {
     pub door: Arc<Door>,
     pub drain_delay: Duration,
     pub grace_period: Duration,
+    /// Taken over before the first request can be answered: whoever has had an answer may stop the gateway in order.
+    pub ends: Mutex<Option<Ends>>,
+    /// Nobody else says when the listeners may begin to accept: they do when all of the process is there.
+    pub opens: bool,
+}
+
+/// SIGTERM and SIGINT, taken over for the life of the process.
+pub struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    /// Within a runtime, which need not be the one that they are waited for in. `None`: they cannot be received.
+    pub fn take_over() -> Option<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        Some(Ends { terminate: terminate.ok()?, interrupt: interrupt.ok()? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 #[async_trait]
@@ -25,20 +51,24 @@ impl ShutdownSignalWatch for Signals {
     /// Returns when nothing is left to wait for. Pingora's own graceful stop would close the listeners at once and then
     /// sleep its whole grace period, so it is only ever told to be quick.
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        if self.opens {
+            self.listeners.let_go();
+        }
+        let taken_over = self.ends.lock().take();
+        let Some(mut ends) = taken_over.or_else(Ends::take_over) else {
             log::error!("signals cannot be received: stopping");
             return ShutdownSignal::FastShutdown;
         };
         let decided = tokio::select! {
             decided = self.upgrader.decided() => Some(decided),
-            () = either(&mut terminate, &mut interrupt) => None,
+            () = ends.any() => None,
         };
         match decided {
             Some(Fate::HandedOver) => {
                 tokio::select! {
                     () = leave::drain(&self.listeners, &self.door, self.grace_period) => return ShutdownSignal::FastShutdown,
                     // The whole service is told to stop.
-                    () = either(&mut terminate, &mut interrupt) => {}
+                    () = ends.any() => {}
                 }
             }
             Some(_) => return ShutdownSignal::FastShutdown,
@@ -48,15 +78,8 @@ impl ShutdownSignalWatch for Signals {
         crate::systemd::stopping();
         tokio::select! {
             () = leave::stop(&self.readiness, &self.listeners, self.drain_delay, self.grace_period) => {}
-            () = either(&mut terminate, &mut interrupt) => log::warn!("a second signal: stopping at once"),
+            () = ends.any() => log::warn!("a second signal: stopping at once"),
         }
         ShutdownSignal::FastShutdown
-    }
-}
-
-async fn either(a: &mut Signal, b: &mut Signal) {
-    tokio::select! {
-        _ = a.recv() => {}
-        _ = b.recv() => {}
     }
 }

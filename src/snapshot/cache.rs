@@ -4,6 +4,7 @@ use super::CompileParts;
 use crate::cache::Cache;
 use crate::cache::config::Store;
 use crate::cache::flight::Flights;
+use crate::cache::key::KeyRules;
 use crate::cache::memory::MemoryStore;
 use crate::cache::policy::Policy;
 use crate::cache::redis::RedisTier;
@@ -30,7 +31,14 @@ pub fn store(config: &Config, redis: Option<&Access>, parts: &CompileParts<'_>, 
     }
     let flights = parts.state.get_or_create(CACHE, Flights::default);
     let redis = tier(config, redis, parts, &memory, d);
-    Some(Arc::new(Cache { memory, flights, redis }))
+    let rules = config.routes.values().filter_map(|route| Some(route.cache.as_ref()?.key.rules()));
+    let mut shortening: Vec<KeyRules> = Vec::new();
+    for rules in rules.filter(|rules| !rules.ignore.is_empty() || !rules.only.is_empty()) {
+        if !shortening.iter().any(|known| known.ignore == rules.ignore && known.only == rules.only) {
+            shortening.push(rules);
+        }
+    }
+    Some(Arc::new(Cache { memory, flights, redis, rules: shortening.into() }))
 }
 
 /// The second tier, if a route asks for it.
@@ -69,5 +77,7 @@ pub fn policy(
     let metrics = parts.state.get_or_create(name, CacheMetrics::default);
     let mut policy = cache.policy(name, config.redis.is_somewhere(), metrics);
     policy.key.certificate = certificate;
+    policy.own = filters.iter().filter_map(|filter| filter.charges_by().cloned()).collect();
+    policy.codes = entry.value.compress.is_some();
     Some(Arc::new(policy))
 }

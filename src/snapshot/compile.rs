@@ -24,7 +24,7 @@ use crate::telemetry::metrics::RouteMetrics;
 use crate::telemetry::writer::{Output, Writer, WriterOptions};
 use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
 use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
-use crate::value::{Duration, Located};
+use crate::value::{Duration, Located, noting_files};
 use http::HeaderName;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,14 +40,32 @@ pub struct CompileParts<'a> {
 
 /// Compiles, or reports why not.
 pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
-    let mut files = Vec::new();
+    compile_or_files(config, hash, parts, d).ok()
+}
+
+/// The same. Where it does not compile, the files come back that it has read: one of them may be what is wrong.
+pub fn compile_or_files(
+    config: &Config,
+    hash: &str,
+    parts: &CompileParts<'_>,
+    d: &mut Diagnostics,
+) -> Result<Snapshot, Vec<PathBuf>> {
+    let (snapshot, mut files) = noting_files(|| build(config, hash, parts, d));
+    files.sort_unstable();
+    files.dedup();
+    match snapshot {
+        Some(snapshot) => Ok(Snapshot { files, ..snapshot }),
+        None => Err(files),
+    }
+}
+
+fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     let listeners: Vec<_> = {
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
-        config.listeners.values().map(|entry| listener(entry, in_all, parts, &mut files, d)).collect()
+        config.listeners.values().map(|entry| listener(entry, in_all, parts, d)).collect()
     };
-    let redis = super::redis::access(&config.redis, parts, &mut Files { d, read: &mut files });
-    let upstreams: Upstreams =
-        config.upstreams.values().map(|entry| upstream(config, redis.as_ref(), entry, parts, &mut files, d)).collect();
+    let redis = super::redis::access(&config.redis, parts, &mut Files { d });
+    let upstreams: Upstreams = config.upstreams.values().map(|entry| upstream(config, redis.as_ref(), entry, parts, d)).collect();
     let consumers = config.consumers.values().map(|entry| (&entry.name, &entry.value));
     let tiers = config.tiers.iter().map(|(name, entry)| (name.as_str(), &entry.value));
     let consumers = Consumers::build(consumers, tiers, d);
@@ -72,18 +90,21 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
     if d.has_errors() {
         return None;
     }
+    let routes: Box<[Arc<Route>]> = routes.into_iter().collect::<Option<_>>()?;
+    let shield = super::limits::shield(config, parts);
     let trusted: Vec<_> = config.server.trusted_proxies.iter().map(|network| network.value).collect();
     Some(Snapshot {
         hash: hash.to_owned(),
         loaded_at: parts.clock.wall(),
         router: router?,
-        routes: routes.into_iter().collect::<Option<_>>()?,
+        direct_hits: shield.is_none() && routes.iter().any(|route| route.direct_hits),
+        routes,
         unrouted: parts.state.get_or_create("", RouteMetrics::default),
         upstreams,
         consumers,
         issuers,
         listeners: listeners.into_iter().collect::<Option<_>>()?,
-        files,
+        files: Vec::new(),
         trusted_proxies: TrustedProxies::new(&trusted).reading(config.server.client_from.into()),
         forwarded_headers: config.server.forwarded.into(),
         identity_headers: IdentityHeaders::new(
@@ -92,7 +113,7 @@ pub fn compile(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Di
         signer,
         preserve_header_case: config.server.header_case == HeaderCase::Preserve,
         via: Via::new(&config.server.via.value)?,
-        shield: super::limits::shield(config, parts),
+        shield,
         limits,
         cache,
         access_log,
@@ -106,14 +127,13 @@ fn upstream(
     redis: Option<&Access>,
     entry: &Entry<UpstreamConfig>,
     parts: &CompileParts<'_>,
-    read: &mut Vec<PathBuf>,
     d: &mut Diagnostics,
 ) -> (Arc<str>, Arc<Upstream>) {
     let name = entry.name.value.as_str();
     // `None` where it should be something has left an error behind, so that nothing of this is ever used.
-    let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
+    let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d }));
     let sticky = super::upstreams::sticky(&entry.value, d);
-    let discover = super::upstreams::discover(config, redis, &entry.value, read, d);
+    let discover = super::upstreams::discover(config, redis, &entry.value, d);
     let beside = Beside { tls, sticky, discover };
     (name.into(), Upstream::build(name, &entry.value, beside, parts.state, parts.clock))
 }
@@ -181,11 +201,14 @@ impl RouteBuilder<'_> {
         let cache = super::cache::policy(self.config, entry, &filters, self.parts, d).filter(|_| upstream.is_some());
         let own = entry.value.timeouts.request.get();
         let inherited = upstream.as_ref().and_then(|target| target.upstream.request_timeout());
+        let chain = Chain::new(&filters);
+        let compress = entry.value.compress.as_ref().map(|compress| Arc::new(compress.build()));
         Some(Arc::new(Route {
             name: name.into(),
-            chain: Chain::new(&filters),
+            direct_hits: cache.is_some() && split.is_none() && compress.is_none() && chain.is_transparent(),
+            chain,
             cache,
-            compress: entry.value.compress.as_ref().map(|compress| Arc::new(compress.build())),
+            compress,
             upstream,
             split,
             fallback,
@@ -388,7 +411,6 @@ fn listener(
     entry: &Entry<ListenerConfig>,
     in_all: Option<u32>,
     parts: &CompileParts<'_>,
-    read: &mut Vec<PathBuf>,
     d: &mut Diagnostics,
 ) -> Option<ListenerPlan> {
     let config = &entry.value;
@@ -405,8 +427,8 @@ fn listener(
         Some(tls) => {
             let listener = entry.name.value.as_str();
             let http2 = http2 == Http2Mode::Tls;
-            let server = ServerParts { listener, state: parts.state, now: parts.clock.wall(), http2 };
-            Some(ServerTls::build(tls, &server, &mut Files { d, read })?)
+            let server = ServerParts { listener, state: parts.state, clock: parts.clock, http2 };
+            Some(ServerTls::build(tls, &server, &mut Files { d })?)
         }
     };
     let balancers = |proxy: &Located<ProxyProtocolConfig>| {

@@ -10,10 +10,10 @@ use std::path::Path;
 
 /// Where it is, for commands that write to it; `None` if there is none, or it is wrong, which is reported.
 pub fn redis_topology(config: &Config, d: &mut Diagnostics) -> Option<Topology> {
-    topology(&config.redis, &mut Files { d, read: &mut Vec::new() })
+    topology(&config.redis, &mut Files { d })
 }
 
-/// The same for a snapshot, with how it is used. `files` are those that were read.
+/// The same for a snapshot, with how it is used.
 pub fn access(config: &RedisConfig, parts: &CompileParts<'_>, files: &mut Files<'_>) -> Option<Access> {
     Some(Access {
         topology: topology(config, files)?,

@@ -34,13 +34,7 @@ pub fn sticky(config: &UpstreamConfig, d: &mut Diagnostics) -> Option<Arc<Sticky
 
 /// How the endpoints of an upstream are found. `None` where something is wrong has left an error behind. `shared` is the Redis of
 /// `[redis]`, if there is one.
-pub fn discover(
-    all: &Config,
-    shared: Option<&Access>,
-    config: &UpstreamConfig,
-    read: &mut Vec<PathBuf>,
-    d: &mut Diagnostics,
-) -> Option<Arc<Plan>> {
+pub fn discover(all: &Config, shared: Option<&Access>, config: &UpstreamConfig, d: &mut Diagnostics) -> Option<Arc<Plan>> {
     let config = config.discover.as_ref()?;
     let bounds = Bounds {
         allow: config.allow.iter().map(|network| network.value).collect(),
@@ -61,7 +55,7 @@ pub fn discover(
         Plan::new(what, &settings, bounds, move || DnsSource::new(&config))
     } else if let Some(consul) = consul {
         let tls = consul.tls.as_ref();
-        let built = tls.and_then(|tls| ClientTls::build(tls, &mut Files { d, read }));
+        let built = tls.and_then(|tls| ClientTls::build(tls, &mut Files { d }));
         if tls.is_some() && built.is_none() {
             return None;
         }

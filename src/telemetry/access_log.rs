@@ -4,7 +4,7 @@
 //! {"time":"2026-01-02T03:04:05.678901Z","request_id":"0198…","listener":"https","client":"192.0.2.7","method":"GET",
 //!  "host":"api.example.com","path":"/orders/7","protocol":"HTTP/2","route":"orders","upstream":"orders",
 //!  "endpoint":"10.0.0.4:3001","consumer":"acme","credential":"api_key:3f2a9c01","status":200,"bytes_in":0,
-//!  "bytes_out":512,"duration":0.012345,"upstream_time":0.010210,"connect_time":0.000312,"attempts":1,"reused":false,"user_agent":"curl/8.5.0"}
+//!  "bytes_out":512,"duration":0.012345,"upstream_time":0.010210,"connect_time":0.000312,"attempts":1,"reused":false,"cache":"miss","user_agent":"curl/8.5.0"}
 //! ```
 //!
 //! [`FIELDS`] names every field. A field that has no value is left out. The query of the target is never logged, because keys
@@ -49,6 +49,8 @@ pub struct AccessRecord<'a> {
     pub upstream: Option<&'a str>,
     pub endpoint: Option<SocketAddr>,
     pub consumer: Option<&'a str>,
+    /// Who it is from, where that is no consumer.
+    pub subject: Option<&'a str>,
     /// The id of the credential, never the credential itself.
     pub credential: Option<&'a str>,
     /// `None` if no response was sent.
@@ -71,6 +73,8 @@ pub struct AccessRecord<'a> {
     pub attempts: u32,
     /// Whether the last attempt used a connection that was open already.
     pub reused: Option<bool>,
+    /// What the cache of the route did.
+    pub cache: Option<&'static str>,
     pub user_agent: Option<&'a [u8]>,
 }
 
@@ -90,6 +94,7 @@ impl<'a> AccessRecord<'a> {
             upstream: None,
             endpoint: None,
             consumer: None,
+            subject: None,
             credential: None,
             status: None,
             rejection: None,
@@ -101,6 +106,7 @@ impl<'a> AccessRecord<'a> {
             connect_time: None,
             attempts: 0,
             reused: None,
+            cache: None,
             user_agent: None,
         }
     }
@@ -127,7 +133,8 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("route", "The route that matched"),
     ("upstream", "The upstream that the route chose"),
     ("endpoint", "The address of the endpoint that was tried last"),
-    ("consumer", "The consumer that the request was authenticated as, or the subject of a token without consumer"),
+    ("consumer", "The consumer that the request was authenticated as"),
+    ("subject", "Who the request is from where that is no consumer: the subject of a token, or the name of a certificate"),
     ("credential", "The id of the credential that proved it; never the credential itself"),
     ("status", "The status of the response; absent if none was sent"),
     ("rejection", "The code of the rejection, if the gateway answered in place of the upstream"),
@@ -139,6 +146,10 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("connect_time", "Seconds that the last attempt took to open a connection; absent if it reused one"),
     ("attempts", "How often an endpoint was tried"),
     ("reused", "Whether the last attempt used a connection that was open already"),
+    (
+        "cache",
+        "On routes with a cache: hit, stale, revalidated, miss, collapsed (a miss that waited for another's fetch) or bypass",
+    ),
     ("user_agent", "The User-Agent of the request"),
 ];
 
@@ -231,6 +242,7 @@ fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>) {
         out.push(b'"');
     }
     text(out, key!("consumer"), record.consumer.map(str::as_bytes), SHORT_MAX);
+    text(out, key!("subject"), record.subject.map(str::as_bytes), SHORT_MAX);
     text(out, key!("credential"), record.credential.map(str::as_bytes), SHORT_MAX);
     if let Some(status) = record.status {
         number(out, key!("status"), status.into());
@@ -247,6 +259,7 @@ fn push_line(out: &mut Vec<u8>, record: &AccessRecord<'_>) {
         out.extend_from_slice(key!("reused"));
         out.extend_from_slice(if reused { b"true" } else { b"false" });
     }
+    text(out, key!("cache"), record.cache.map(str::as_bytes), SHORT_MAX);
     text(out, key!("user_agent"), record.user_agent, SHORT_MAX);
     out.extend_from_slice(b"}\n");
 }

@@ -29,7 +29,7 @@ pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSamp
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use limit::{LimitMetrics, LimitsSample, RedisMetrics};
-pub use listener::{ListenerMetrics, Reasons};
+pub use listener::{ListenerMetrics, ReasonNames, Reasons};
 pub use resilience::{BreakerSample, EjectionSample, OverloadSample, ResilienceSample};
 pub use route::{NO_ROUTE, RouteMetrics};
 pub use table::{Kind, METRICS, Metric};

@@ -35,8 +35,8 @@ pub struct ListenerTlsConfig {
     /// `"required"`: a client without a certificate of `client_ca` gets no connection. `"optional"`: it may come without one,
     /// but not with a wrong one. Default `"required"`; needs `client_ca`.
     pub client_auth: Option<Located<ClientAuth>>,
-    /// Hosts with rules of their own for client certificates, by name: `"partner.example.com"`, or `"*.example.com"`, which is
-    /// one label deep. Which rules a handshake follows depends on the name that the client asks for (SNI); a request for a
+    /// Hosts with rules of their own for client certificates, by name: `"partner.example.com"`, or `"*.example.com"` for one label or
+    /// more, as in routes; the longest one holds. Which rules a handshake follows depends on the name that the client asks for (SNI); a request for a
     /// host under other rules than those that its connection was made by is answered with 421 `misdirected_request`. At most
     /// 1000. Default: the rules of the listener hold for all hosts.
     #[serde(default)]
@@ -151,15 +151,8 @@ impl ListenerTlsConfig {
                 .help("name the file with the authorities that client certificates come from");
         }
         self.check_hosts(d);
-        let (least, most) = (Duration::from_millis(100), Duration::from_secs(120));
-        if !(least..=most).contains(&self.handshake_timeout.value) {
-            d.error(self.handshake_timeout.span.clone(), format!("`{}` is not possible here", self.handshake_timeout.value))
-                .label(format!("must be from {least} to {most}"));
-        }
-        if !(1..=1_000_000).contains(&self.max_handshakes.value) {
-            d.error(self.max_handshakes.span.clone(), format!("`{}` is not possible here", self.max_handshakes.value))
-                .label("must be from 1 to 1000000");
-        }
+        self.handshake_timeout.within(Duration::from_millis(100)..=Duration::from_secs(120), d);
+        self.max_handshakes.within(1..=1_000_000, d);
     }
 }
 

@@ -12,10 +12,9 @@ const PEM_MAX: u64 = 1 << 20;
 /// The largest OCSP response, in bytes; real ones have about two thousand.
 const OCSP_MAX: u64 = 64 << 10;
 
-/// Reads files for one part of the configuration, and remembers which, so that they can be watched.
+/// Reads files for one part of the configuration.
 pub struct Files<'a> {
     pub d: &'a mut Diagnostics,
-    pub read: &'a mut Vec<PathBuf>,
 }
 
 impl Files<'_> {
@@ -28,7 +27,6 @@ impl Files<'_> {
 
     fn bytes(&mut self, path: &Located<PathBuf>, most: u64) -> Option<(PathBuf, Vec<u8>)> {
         let full = self.resolve(path);
-        self.read.push(full.clone());
         match read_file(&full, most) {
             Ok(bytes) => Some((full, bytes)),
             Err(why) => {

@@ -5,13 +5,15 @@ use super::config::{CertificateConfig, ClientAuth, HostClientAuth, ListenerTlsCo
 use super::files::Files;
 use super::hosts::{HostTls, Hosts};
 use super::resolver::Resolver;
+use super::tickets::Tickets;
+use crate::clock::SharedClock;
 use crate::request::TlsFacts;
 use crate::state::StatePool;
 use crate::value::Located;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateDer;
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{ProducesTickets, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use std::sync::Arc;
@@ -41,15 +43,12 @@ impl std::fmt::Debug for ServerTls {
     }
 }
 
-/// Tickets are encrypted with keys that outlive a reload, as long as what a ticket stands for stays the same.
-struct Tickets(Arc<dyn ProducesTickets>);
-
 /// What building needs besides the configuration.
 pub struct ServerParts<'a> {
     pub listener: &'a str,
     pub state: &'a StatePool,
-    /// Wall time: certificates are valid by it.
-    pub now: SystemTime,
+    /// Certificates are valid by its wall time.
+    pub clock: &'a SharedClock,
     /// Whether to offer HTTP/2.
     pub http2: bool,
 }
@@ -61,8 +60,9 @@ impl ServerTls {
         let mut resolver = Resolver::default();
         let mut facts = Vec::new();
         let mut whole = !config.certificates.is_empty();
+        let now = parts.clock.wall();
         for pair in config.certificates.iter() {
-            match certified(pair, parts.now, provider, files) {
+            match certified(pair, now, provider, files) {
                 Some((key, leaf)) => {
                     resolver.add(&leaf.names, &Arc::new(key), pair.default);
                     facts.push(CertificateFacts { path: pair.cert.display().to_string(), not_after: leaf.not_after });
@@ -147,39 +147,14 @@ impl Maker<'_> {
         // A resumed session skips the client's certificate, so tickets must not outlive the rules that it was checked by.
         let rules = format!("{:?}", asked.as_ref().map(|asked| (asked.auth, &asked.authorities.1)));
         let key = format!("tls tickets {} {rules}", self.parts.listener);
-        let tickets = self.parts.state.try_get_or_create(&key, || rustls::crypto::aws_lc_rs::Ticketer::new().map(Tickets));
-        match tickets {
-            Ok(tickets) => server.ticketer = Arc::new(SharedTickets(tickets)),
+        match self.parts.state.try_get_or_create(&key, || Tickets::new(self.parts.clock)) {
+            Ok(tickets) => server.ticketer = tickets,
             Err(error) => {
                 files.error(None, format!("session tickets cannot be set up: {error}"));
                 return None;
             }
         }
         Some(HostTls { config: Arc::new(server), rules: rules.into() })
-    }
-}
-
-/// Holds the pool's entry for as long as a config uses it.
-struct SharedTickets(Arc<Tickets>);
-
-impl std::fmt::Debug for SharedTickets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SharedTickets")
-    }
-}
-
-impl ProducesTickets for SharedTickets {
-    fn enabled(&self) -> bool {
-        self.0.0.enabled()
-    }
-    fn lifetime(&self) -> u32 {
-        self.0.0.lifetime()
-    }
-    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.0.0.encrypt(plain)
-    }
-    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
-        self.0.0.decrypt(cipher)
     }
 }
 

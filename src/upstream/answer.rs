@@ -134,6 +134,9 @@ pub struct AnswerScanner {
     asked: Asked,
     interim: u8,
     at: At,
+    /// Somebody wants its trailers.
+    keep: bool,
+    trailers: Option<Vec<u8>>,
 }
 
 /// A head as far as it has come. Positions count from its first byte.
@@ -158,7 +161,17 @@ struct Status {
 
 impl AnswerScanner {
     pub fn new(asked: Asked) -> Self {
-        AnswerScanner { asked, interim: 0, at: At::Head(Head::default()) }
+        AnswerScanner { asked, interim: 0, at: At::Head(Head::default()), keep: false, trailers: None }
+    }
+
+    /// The same, with its trailers kept for [`AnswerScanner::take_trailers`].
+    pub fn keeping_trailers(self, keep: bool) -> Self {
+        AnswerScanner { keep, ..self }
+    }
+
+    /// The trailer section of an answer that has ended, if it had one.
+    pub fn take_trailers(&mut self) -> Option<Vec<u8>> {
+        self.trailers.take()
     }
 
     /// The answer has ended, by its own word.
@@ -179,7 +192,7 @@ impl AnswerScanner {
                 At::Head(head) => {
                     let Some(end) = head.scan(rest)? else { break };
                     read = read.saturating_add(end);
-                    let next = head.body(self.asked)?;
+                    let next = head.body(self.asked, self.keep)?;
                     if matches!(next, At::Head(_)) {
                         self.interim = self.interim.saturating_add(1);
                         if self.interim > INTERIM_MAX {
@@ -199,6 +212,7 @@ impl AnswerScanner {
                 At::Chunked(chunks) => {
                     read = read.saturating_add(chunks.scan(rest).map_err(|_| Malformed::Chunk)?);
                     if chunks.is_done() {
+                        self.trailers = chunks.take_trailers();
                         self.at = At::Over;
                     }
                 }
@@ -264,7 +278,7 @@ impl Head {
     }
 
     /// What follows it (RFC 9112 §6.3).
-    fn body(&self, asked: Asked) -> Result<At, Malformed> {
+    fn body(&self, asked: Asked, keep: bool) -> Result<At, Malformed> {
         let Status { code, http11 } = self.status.ok_or(Malformed::StatusLine)?;
         if self.chunked && self.content_length.is_some() {
             return Err(Malformed::ContentLengthAndTransferEncoding);
@@ -283,7 +297,7 @@ impl Head {
             100..=199 => At::Head(Head::default()),
             204 | 304 => At::Over,
             _ if asked == Asked::Head => At::Over,
-            _ if self.chunked => At::Chunked(ChunkScanner::new()),
+            _ if self.chunked => At::Chunked(ChunkScanner::keeping(keep)),
             _ => match self.content_length {
                 Some(0) => At::Over,
                 Some(length) => At::Length(length),

@@ -78,7 +78,8 @@ pub struct BreakerState {
     origin: Instant,
     /// The number of the last change, times four, plus the state.
     word: AtomicU64,
-    /// When an open one becomes half open, in nanoseconds since `origin`.
+    /// When an open one becomes half open, and when a half open one that has no probes left may have another, in nanoseconds since
+    /// `origin`.
     until: AtomicU64,
     probes_left: AtomicU32,
     probes_passed: AtomicU32,
@@ -214,6 +215,7 @@ impl Breaker {
                         state.refused.increment();
                         return Err(Duration::from_nanos(left));
                     }
+                    state.until.store(self.later(now), Ordering::Release);
                     if state.change(word, State::HalfOpen, "it was open for long enough, probes may pass") {
                         // Until this is written there is no probe to take: `open` has left none.
                         state.probes_passed.store(0, Ordering::Release);
@@ -222,7 +224,7 @@ impl Breaker {
                 }
                 State::HalfOpen => {
                     let take = |left: u32| left.checked_sub(1);
-                    if state.probes_left.try_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() {
+                    if state.probes_left.try_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok() || self.one_more(now) {
                         return Ok(Permit { breaker: self.clone(), change, probe: true });
                     }
                     break;
@@ -240,8 +242,25 @@ impl Breaker {
         match state.state() {
             State::Closed => true,
             State::Open => state.until.load(Ordering::Acquire) <= state.nanos(now),
-            State::HalfOpen => state.probes_left.load(Ordering::Acquire) > 0,
+            State::HalfOpen => {
+                state.probes_left.load(Ordering::Acquire) > 0 || state.until.load(Ordering::Acquire) <= state.nanos(now)
+            }
         }
+    }
+
+    /// Whether a probe may pass though none is left. Once in each `open_for`, by whoever comes first: what a reload has made of the
+    /// number of probes, or a probe whose result was lost, must not leave a breaker half open for ever.
+    fn one_more(&self, now: Instant) -> bool {
+        let state = &self.state;
+        let until = state.until.load(Ordering::Acquire);
+        let over = until <= state.nanos(now);
+        over && state.until.compare_exchange(until, self.later(now), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// `open_for` from now.
+    fn later(&self, now: Instant) -> u64 {
+        let open_for = u64::try_from(self.tuning.open_for.as_nanos()).unwrap_or(u64::MAX);
+        self.state.nanos(now).saturating_add(open_for)
     }
 
     /// A call that had begun to be answered broke off: one more that failed.
@@ -253,8 +272,7 @@ impl Breaker {
     }
 
     fn open(&self, from: u64, now: Instant, why: &str) {
-        let open_for = u64::try_from(self.tuning.open_for.as_nanos()).unwrap_or(u64::MAX);
-        self.state.until.store(self.state.nanos(now).saturating_add(open_for), Ordering::Release);
+        self.state.until.store(self.later(now), Ordering::Release);
         self.state.probes_left.store(0, Ordering::Release);
         self.state.change(from, State::Open, why);
     }

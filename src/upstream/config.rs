@@ -82,7 +82,11 @@ pub struct UpstreamConfig {
     pub resolve: ResolveConfig,
     /// What is spoken with the endpoints. gRPC needs HTTP/2. Upgrades such as WebSocket use HTTP/1.1 where the endpoint may
     /// speak either. With `"auto"` an endpoint that chooses HTTP/1.1 is spoken to by it for a minute before it is asked again.
-    /// Trailers pass where both sides speak HTTP/2; those of HTTP/1.1 messages are dropped. Default `"http1"`.
+    /// Trailers of an answer pass where both sides speak HTTP/2, and reach a client of HTTP/1.1 that says `TE: trailers`, whatever
+    /// the endpoint speaks; an answer of HTTP/1.1 has none for a client of HTTP/2. Trailers of a request pass where both sides
+    /// speak HTTP/1.1, each time that it is sent; they are dropped where one of them speaks HTTP/2, and where `hmac` has checked a
+    /// signature, which does not cover them. Over HTTP/1.1 no trailer passes that belongs into a head, and none of a request that
+    /// the gateway or a filter would write, change or remove there. Default `"http1"`.
     #[serde(default)]
     pub protocol: Located<Protocol>,
     /// How many requests may share one HTTP/2 connection at once, 1 to 10000, default 100. Further ones open another.
@@ -210,7 +214,7 @@ impl UpstreamConfig {
         }
         self.balance.check(d);
         if let Some(slow_start) = &self.slow_start {
-            within(slow_start, Duration::from_secs(1), Duration::from_secs(3_600), d);
+            slow_start.within(Duration::from_secs(1)..=Duration::from_secs(3_600), d);
         }
         if let Some(zone) = &self.zone {
             endpoint::check_zone(zone, d);
@@ -221,14 +225,11 @@ impl UpstreamConfig {
         let TimeoutsConfig { connect, read, write, idle, attempt, least, request } = &self.timeouts;
         let optional = [attempt, least, request].into_iter().flatten();
         for timeout in [connect, read, write, idle].into_iter().chain(optional) {
-            within(timeout, Duration::from_millis(1), Duration::from_secs(86_400), d);
+            timeout.within(Duration::from_millis(1)..=Duration::from_secs(86_400), d);
         }
-        within(&self.resolve.interval, Duration::from_secs(1), Duration::from_secs(86_400), d);
-        within(&self.resolve.timeout, Duration::from_millis(1), Duration::from_secs(60), d);
-        if !(1..=10_000).contains(&self.max_streams.value) {
-            d.error(self.max_streams.span.clone(), format!("`max_streams` is {}", self.max_streams.value))
-                .label("must be from 1 to 10000");
-        }
+        self.resolve.interval.within(Duration::from_secs(1)..=Duration::from_secs(86_400), d);
+        self.resolve.timeout.within(Duration::from_millis(1)..=Duration::from_secs(60), d);
+        self.max_streams.within(1..=10_000, d);
         self.check_protocol(d);
         self.retry.check(d);
         if let Some(hedge) = &self.hedge {
@@ -268,16 +269,6 @@ impl UpstreamConfig {
             _ => {}
         }
     }
-}
-
-/// Reports a duration outside of its bounds; `true` if it is inside.
-pub(super) fn within(value: &Located<Duration>, least: Duration, most: Duration, d: &mut Diagnostics) -> bool {
-    let inside = (least..=most).contains(&value.value);
-    if !inside {
-        let size = if value.value < least { "too short" } else { "too long" };
-        d.error(value.span.clone(), format!("`{}` is {size}", value.value)).label(format!("must be from {least} to {most}"));
-    }
-    inside
 }
 
 #[cfg(test)]

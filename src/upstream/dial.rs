@@ -8,8 +8,9 @@
 //! Since every exchange is a new connection to Pingora, it does not know which ones are used again. That is told by
 //! [`take_opened`].
 
-use super::exchange::{Exchange, Home, Transport};
+use super::exchange::{Exchange, Home, Line, Patience, Transport};
 use super::pool::{Link, Pool, Way};
+use crate::http1::trailers::Passing;
 use crate::tls::ClientTls;
 use async_trait::async_trait;
 use pingora::connectors::L4Connect;
@@ -40,9 +41,9 @@ pub fn take_opened() -> Option<Opened> {
 }
 
 /// The connection of one attempt, as Pingora wants it.
-pub(super) fn exchange<T: Transport, H: Home<T>>(transport: T, home: H, upgrade: bool, reused: bool) -> Stream {
+fn exchange<T: Transport, H: Home<T>>(line: Line<T>, home: H, of: &Dial, reused: bool) -> Stream {
     OPENED.set(Some(Opened { reused }));
-    VirtualSocketStream::new(Box::new(Exchange::new(transport, home, upgrade))).into()
+    VirtualSocketStream::new(Box::new(Exchange::new(line, home, of.patience, of.dialer.upgrade, of.trailers.clone()))).into()
 }
 
 /// One endpoint, for requests that ask for another protocol or for all others.
@@ -55,23 +56,39 @@ pub(super) struct Dialer {
     pub upgrade: bool,
 }
 
+/// What Pingora connects by for one attempt. Pingora has no timeouts for it: it would set up timers and copies for each attempt,
+/// most of which find a connection in the pool and wait for their answer only.
+#[derive(Debug)]
+pub(super) struct Dial {
+    pub dialer: Arc<Dialer>,
+    /// For opening a connection, TLS included.
+    pub connect: Duration,
+    pub patience: Patience,
+    pub trailers: Passing,
+}
+
 #[async_trait]
-impl L4Connect for Dialer {
+impl L4Connect for Dial {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let way = || Way { pool: Arc::clone(&self.pool), idle: self.idle };
-        if let Some(link) = self.pool.take() {
-            return Ok(exchange(link, way(), self.upgrade, true));
+        let Dialer { pool, idle, .. } = &*self.dialer;
+        let way = || Way { pool: Arc::clone(pool), idle: *idle };
+        if let Some(line) = pool.take() {
+            return Ok(exchange(line, way(), self, true));
         }
+        // Rare, and large: it has a box of its own.
+        let opened = tokio::time::timeout(self.connect, Box::pin(self.dialer.open(address))).await;
+        let late = |_| Error::explain(ErrorType::ConnectTimedout, format!("no connection within {:?}", self.connect));
+        Ok(exchange(Line::new(opened.map_err(late)??), way(), self, false))
+    }
+}
+
+impl Dialer {
+    async fn open(&self, address: &SocketAddr) -> Result<Link> {
         let stream = tcp(address).await?;
-        let link = match &self.tls {
-            None => Link::Plain(stream),
-            Some(tls) => {
-                let secured = tls.handshake(stream, false).await;
-                let failed = |error| Error::because(ErrorType::TLSHandshakeFailure, "with the endpoint", error);
-                Link::Tls(Box::new(secured.map_err(failed)?))
-            }
-        };
-        Ok(exchange(link, way(), self.upgrade, false))
+        let Some(tls) = &self.tls else { return Ok(Link::Plain(stream)) };
+        let secured = tls.handshake(stream, false).await;
+        let failed = |error| Error::because(ErrorType::TLSHandshakeFailure, "with the endpoint", error);
+        Ok(Link::Tls(Box::new(secured.map_err(failed)?)))
     }
 }
 

@@ -337,16 +337,19 @@ impl Drop for InFlight {
     }
 }
 
+/// The most endpoints that a request passes over because their breakers refuse, before it looks at all of them.
+pub const PASSED_MAX: usize = 16;
+
 /// The endpoints that one request has tried already; [`Upstream::select`](super::Upstream::select) passes them over.
 #[derive(Debug, Clone, Default)]
-pub struct Tried(ArrayVec<EndpointId, { super::config::ATTEMPTS_MAX }>);
+pub struct Tried(ArrayVec<EndpointId, { super::config::ATTEMPTS_MAX + PASSED_MAX }>);
 
 impl Tried {
     pub const fn new() -> Self {
         Tried(ArrayVec::new_const())
     }
 
-    /// Beyond the largest number of attempts that can be configured nothing is added.
+    /// Beyond the largest number of attempts that can be configured, and those passed over, nothing is added.
     pub fn add(&mut self, endpoint: &Endpoint) {
         let _ = self.0.try_push(endpoint.id());
     }

@@ -5,6 +5,7 @@
 //! that the proxy would refuse is refused here.
 
 use super::dial::take_opened;
+use super::exchange::name_late;
 use crate::fields::framing_is_clear;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri, Version, header};
@@ -92,9 +93,10 @@ impl Exchanger {
             on(Event::Connected((!reused).then(|| begun.elapsed())));
             session.set_read_timeout(peer.options.read_timeout);
             session.set_write_timeout(peer.options.write_timeout);
-            let Err(error) = converse(&mut session, &request, peer.is_tls(), &mut on).await else {
+            let Err(mut error) = converse(&mut session, &request, peer.is_tls(), &mut on).await else {
                 return Ok(Answer { exchanger: self, session, peer });
             };
+            name_late(&mut error);
             if matches!(error.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2) {
                 self.0.prefer_h1(&*peer);
             }

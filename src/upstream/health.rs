@@ -59,7 +59,7 @@ impl From<&HealthConfig> for Tuning {
     fn from(config: &HealthConfig) -> Self {
         Tuning {
             interval: config.interval.value.get(),
-            timeout: config.timeout.value.get(),
+            timeout: config.timeout().get(),
             rise: (*config.rise).into(),
             fall: (*config.fall).into(),
         }

@@ -102,7 +102,7 @@ impl Hedge {
     /// known of the first endpoint, `lease` counts the request in on it, and `peer` is how it is connected to.
     pub fn attach(self, first: Leg, lease: InFlight, peer: Box<HttpPeer>) -> (Box<HttpPeer>, Ticket) {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(first.began));
-        let mut pipe = Box::new(first.endpoint.pipe_peer(&peer, left));
+        let mut pipe = Box::new(first.endpoint.pipe_peer(left));
         let (go, head) = oneshot::channel();
         let ticket = Ticket::new(first, go);
         let race = Race { hedge: self, board: ticket.board(), head, lease, peer };

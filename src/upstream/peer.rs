@@ -1,17 +1,19 @@
 //! What Pingora is told about an endpoint.
 //!
 //! A peer is made once for each endpoint, and cloned for each attempt. The clone copies into one `Box`, which
-//! `ProxyHttp::upstream_peer` demands, and allocates nothing else: the server name and the map of extra headers are
-//! empty, and everything else is plain data.
+//! `ProxyHttp::upstream_peer` demands: the server name and the map of extra headers are empty, and everything else is plain
+//! data. For HTTP/1 it gets a [`Dial`] besides, which has the timeouts of the attempt; Pingora has none of them then.
 //!
-//! For HTTP/1 the connections are our own ([`Dialer`]), TLS included, and Pingora is told of a plain one; for HTTP/2 it makes
+//! For HTTP/1 the connections are our own ([`Dial`]), TLS included, and Pingora is told of a plain one; for HTTP/2 it makes
 //! them. With `protocol = "auto"` it makes them until one turns out to speak HTTP/1: that one is given up before a request is
 //! sent on it, and the endpoint is spoken to by our own connections for a while.
 
 use super::config::Protocol;
-use super::dial::Dialer;
+use super::dial::{Dial, Dialer};
 use super::endpoint::Endpoint;
+use super::exchange::Patience;
 use super::pool::Pool;
+use crate::http1::trailers::Passing;
 use crate::state::StatePool;
 use crate::tls::ClientTls;
 use pingora::upstreams::peer::HttpPeer;
@@ -42,12 +44,20 @@ pub(super) struct Link {
 /// The peers for one endpoint.
 #[derive(Debug)]
 pub(super) struct Peers {
-    /// For requests, as `protocol` has it.
-    main: HttpPeer,
-    /// For requests over HTTP/1 where `main` may be something else.
-    http1: Option<HttpPeer>,
+    /// For requests over HTTP/2, as `protocol` has it.
+    http2: Option<HttpPeer>,
+    /// For requests over HTTP/1, where they may have to be.
+    http1: Option<Own>,
     /// For upgrades, which are HTTP/1.1 whatever else is spoken with the endpoint.
-    tunnel: HttpPeer,
+    tunnel: Own,
+    timeouts: Timeouts,
+}
+
+/// A peer whose connections are our own.
+#[derive(Debug)]
+struct Own {
+    peer: HttpPeer,
+    dialer: Arc<Dialer>,
 }
 
 /// What an endpoint is reached by.
@@ -65,21 +75,28 @@ impl Peers {
         let plain = Link { protocol: Protocol::Http1, max_streams: link.max_streams, tls: link.tls.clone() };
         let metrics = super::metrics_of(state, upstream);
         let pool = Pool::of(state, &format!("{upstream:?} {address} {:x}", group_of(upstream, &plain)), &metrics);
-        let dialer = |upgrade| Arc::new(Dialer { pool: Arc::clone(&pool), tls: link.tls.clone(), idle: timeouts.idle, upgrade });
-        let http1 = |upgrade| {
-            let mut peer = bounded(HttpPeer::new(*address, false, String::new()), reach);
+        let own = |upgrade| {
+            let mut peer = HttpPeer::new(*address, false, String::new());
+            peer.group_key = reach.group;
             peer.options.set_http_version(1, 1);
-            peer.options.custom_l4 = Some(dialer(upgrade));
-            peer
+            let dialer = Dialer { pool: Arc::clone(&pool), tls: link.tls.clone(), idle: timeouts.idle, upgrade };
+            Own { peer, dialer: Arc::new(dialer) }
         };
-        let mut tunnel = http1(true);
-        tunnel.options.read_timeout = None;
-        let (main, http1) = match link.protocol {
-            Protocol::Http1 => (http1(false), None),
-            Protocol::H2 | Protocol::H2c => (http2(reach, 2), None),
-            Protocol::Auto => (http2(reach, 1), Some(http1(false))),
+        let (http2, http1) = match link.protocol {
+            Protocol::Http1 => (None, Some(own(false))),
+            Protocol::H2 | Protocol::H2c => (Some(http2(reach, 2)), None),
+            Protocol::Auto => (Some(http2(reach, 1)), Some(own(false))),
         };
-        Peers { main, http1, tunnel }
+        Peers { http2, http1, tunnel: own(true), timeouts: **timeouts }
+    }
+}
+
+impl Own {
+    /// The peer of one attempt.
+    fn attempt(&self, connect: Duration, patience: Patience, trailers: Passing) -> Box<HttpPeer> {
+        let mut peer = Box::new(self.peer.clone());
+        peer.options.custom_l4 = Some(Arc::new(Dial { dialer: Arc::clone(&self.dialer), connect, patience, trailers }));
+        peer
     }
 }
 
@@ -129,43 +146,52 @@ pub(super) fn group_of(upstream: &str, link: &Link) -> u64 {
 impl Endpoint {
     /// The peer for an upgrade. It reads for as long as the tunnel lives: the client's side knows how long that is.
     pub fn tunnel_peer(&self, remaining: Option<Duration>) -> Box<HttpPeer> {
-        let mut peer = hurried(&self.peers.tunnel, remaining);
-        peer.options.write_timeout = self.peers.tunnel.options.write_timeout;
-        peer
+        let Timeouts { connect, write, .. } = self.peers.timeouts;
+        self.peers.tunnel.attempt(at_most(connect, remaining), Patience { read: None, write: Some(write) }, Passing::default())
     }
 
-    /// The peer for a pipe to whoever makes the attempt with `like`. It speaks HTTP/1.1, and waits for as long as that may take.
-    pub(super) fn pipe_peer(&self, like: &HttpPeer, left: Option<Duration>) -> HttpPeer {
+    /// The peer for a pipe to whoever makes the attempt. It speaks HTTP/1.1, and waits for as long as that may take.
+    pub(super) fn pipe_peer(&self, left: Option<Duration>) -> HttpPeer {
+        let Timeouts { connect, read, write, .. } = self.peers.timeouts;
         let mut peer = HttpPeer::new(self.address, false, String::new());
-        peer.group_key = like.group_key ^ PIPE;
+        peer.group_key = self.peers.tunnel.peer.group_key ^ PIPE;
         peer.options.set_http_version(1, 1);
-        let o = &like.options;
-        let both = o.connection_timeout.zip(o.read_timeout).map(|(connect, read)| connect.saturating_add(read));
-        peer.options.read_timeout = both.map(|both| left.map_or(both, |left| both.min(left)));
-        peer.options.write_timeout = o.write_timeout;
+        peer.options.read_timeout = Some(at_most(at_most(connect, left).saturating_add(at_most(read, left)), left));
+        peer.options.write_timeout = Some(at_most(write, left));
         peer
     }
 
     /// The peer for one attempt. With `remaining`, the time that the request has left, no step waits longer than that.
-    pub fn http_peer(&self, remaining: Option<Duration>, now: Instant) -> Box<HttpPeer> {
-        let http1 = self.peers.http1.as_ref().filter(|_| self.state.speaks_http1(now));
-        hurried(http1.unwrap_or(&self.peers.main), remaining)
+    /// `trailers` pass over HTTP/1.
+    pub fn http_peer(&self, remaining: Option<Duration>, now: Instant, trailers: Passing) -> Box<HttpPeer> {
+        let Peers { http2, http1, tunnel, timeouts } = &self.peers;
+        match (http2, http1) {
+            (Some(peer), None) => hurried(peer, remaining),
+            (Some(peer), Some(_)) if !self.state.speaks_http1(now) => hurried(peer, remaining),
+            (_, own) => {
+                let Timeouts { connect, read, write, .. } = *timeouts;
+                let patience = Patience { read: Some(at_most(read, remaining)), write: Some(at_most(write, remaining)) };
+                own.as_ref().unwrap_or(tunnel).attempt(at_most(connect, remaining), patience, trailers)
+            }
+        }
     }
+}
+
+fn at_most(timeout: Duration, remaining: Option<Duration>) -> Duration {
+    remaining.map_or(timeout, |remaining| timeout.min(remaining))
 }
 
 fn hurried(peer: &HttpPeer, remaining: Option<Duration>) -> Box<HttpPeer> {
     let mut peer = Box::new(peer.clone());
-    if let Some(remaining) = remaining {
-        let options = &mut peer.options;
-        // The idle timeout is not the request's: the connection outlives it.
-        for timeout in [
-            &mut options.connection_timeout,
-            &mut options.total_connection_timeout,
-            &mut options.read_timeout,
-            &mut options.write_timeout,
-        ] {
-            *timeout = timeout.map(|setting| setting.min(remaining));
-        }
+    let options = &mut peer.options;
+    // The idle timeout is not the request's: the connection outlives it.
+    for timeout in [
+        &mut options.connection_timeout,
+        &mut options.total_connection_timeout,
+        &mut options.read_timeout,
+        &mut options.write_timeout,
+    ] {
+        *timeout = timeout.map(|setting| at_most(setting, remaining));
     }
     peer
 }
@@ -176,14 +202,15 @@ mod tests {
     use crate::upstream::tests::upstream;
     use pingora::upstreams::peer::Peer;
 
+    const TIMEOUTS: &str = "timeouts = { connect = '1s', read = '2s', write = '3s', idle = '4s' }";
+
     #[test]
     fn every_timeout_is_set_and_cut_to_what_the_request_has_left() {
-        let upstream =
-            upstream("endpoints = ['127.0.0.1:1']\ntimeouts = { connect = '1s', read = '2s', write = '3s', idle = '4s' }");
+        let upstream = upstream(&format!("endpoints = ['127.0.0.1:1']\nprotocol = 'h2c'\n{TIMEOUTS}"));
         let endpoints = upstream.endpoints();
         let secs = |timeout: Option<Duration>| timeout.map(|timeout| timeout.as_secs());
         let of = |remaining: Option<Duration>| {
-            let peer = endpoints[0].http_peer(remaining, Instant::now());
+            let peer = endpoints[0].http_peer(remaining, Instant::now(), Passing::default());
             let o = &peer.options;
             [o.connection_timeout, o.total_connection_timeout, o.read_timeout, o.write_timeout, o.idle_timeout].map(secs)
         };
@@ -193,10 +220,33 @@ mod tests {
     }
 
     #[test]
+    fn over_http1_the_timeouts_are_those_of_our_own_connections() {
+        let upstream = upstream(&format!("endpoints = ['127.0.0.1:1']\n{TIMEOUTS}"));
+        let endpoint = &upstream.endpoints()[0];
+        let secs = |peer: &HttpPeer| {
+            let o = &peer.options;
+            let pingora = [o.connection_timeout, o.total_connection_timeout, o.read_timeout, o.write_timeout, o.idle_timeout];
+            assert_eq!(pingora, [None; 5], "Pingora has none");
+            format!("{:?}", o.custom_l4.as_ref().expect("our own"))
+        };
+        let said = |connect: u64, read: Option<u64>, write: u64| {
+            let patience = Patience { read: read.map(Duration::from_secs), write: Some(Duration::from_secs(write)) };
+            format!("connect: {:?}, patience: {patience:?}", Duration::from_secs(connect))
+        };
+        for (remaining, connect, read, write) in [(None, 1, 2, 3), (Some(2), 1, 2, 2), (Some(0), 0, 0, 0)] {
+            let remaining = remaining.map(Duration::from_secs);
+            let peer = secs(&endpoint.http_peer(remaining, Instant::now(), Passing::default()));
+            assert!(peer.contains(&said(connect, Some(read), write)), "{peer}");
+        }
+        let tunnel = secs(&endpoint.tunnel_peer(Some(Duration::ZERO)));
+        assert!(tunnel.contains(&said(0, None, 3)), "{tunnel}");
+    }
+
+    #[test]
     fn what_a_request_has_left_does_not_divide_the_pool() {
         let upstream = upstream("endpoints = ['127.0.0.1:1']");
         let endpoint = &upstream.endpoints()[0];
-        let key = |remaining| endpoint.http_peer(remaining, Instant::now()).reuse_hash();
+        let key = |remaining| endpoint.http_peer(remaining, Instant::now(), Passing::default()).reuse_hash();
         assert_eq!(key(None), key(Some(Duration::from_millis(3))));
     }
 

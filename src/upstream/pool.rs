@@ -13,7 +13,7 @@
 //! [`InFlight::may_pool`]: super::InFlight::may_pool
 
 use super::answer::Malformed;
-use super::exchange::{Home, Idle, look};
+use super::exchange::{Home, Idle, Line, look};
 use crate::state::StatePool;
 use crate::telemetry::metrics::UpstreamMetrics;
 use parking_lot::Mutex;
@@ -103,7 +103,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Entry {
-    link: Link,
+    line: Line<Link>,
     since: Instant,
     until: Instant,
     /// It was opened on a thread that is [`apart`].
@@ -134,7 +134,7 @@ impl Pool {
     }
 
     /// A connection that can be used, if there is one.
-    pub fn take(&self) -> Option<Link> {
+    pub fn take(&self) -> Option<Line<Link>> {
         loop {
             let mut entry = {
                 let mut idle = self.idle.lock();
@@ -142,18 +142,18 @@ impl Pool {
                 idle.remove(at)
             };
             self.keeper.leave(1);
-            if entry.until > Instant::now() && self.is_quiet(&mut entry.link) {
-                return Some(entry.link);
+            if entry.until > Instant::now() && self.is_quiet(&mut entry.line.transport) {
+                return Some(entry.line);
             }
         }
     }
 
     /// Keeps a connection for at most this long.
-    fn put(&self, link: Link, idle: Duration) {
+    fn put(&self, line: Line<Link>, idle: Duration) {
         let since = Instant::now();
         let Some(until) = since.checked_add(idle) else { return };
         self.keeper.enter();
-        self.idle.lock().push(Entry { link, since, until, apart: APART.get() });
+        self.idle.lock().push(Entry { line, since, until, apart: APART.get() });
     }
 
     fn is_quiet(&self, link: &mut Link) -> bool {
@@ -185,7 +185,8 @@ impl Pool {
     fn sweep(&self, now: Instant) {
         let mut idle = self.idle.lock();
         // Closed when the lock is free again.
-        let gone: Vec<Entry> = idle.extract_if(.., |entry| entry.until <= now || !self.is_quiet(&mut entry.link)).collect();
+        let gone: Vec<Entry> =
+            idle.extract_if(.., |entry| entry.until <= now || !self.is_quiet(&mut entry.line.transport)).collect();
         drop(idle);
         self.keeper.leave(gone.len());
     }
@@ -206,8 +207,8 @@ pub struct Way {
 }
 
 impl Home<Link> for Way {
-    fn take_back(&mut self, link: Link) {
-        self.pool.put(link, self.idle);
+    fn take_back(&mut self, line: Line<Link>) {
+        self.pool.put(line, self.idle);
     }
 
     fn spoke_unasked(&self) {

@@ -9,6 +9,7 @@
 mod grpc;
 
 use super::health::{CheckError, Definition};
+use crate::fetch::beside;
 use crate::tls::ClientTls;
 use bytes::Bytes;
 use http::header;
@@ -115,12 +116,7 @@ where
         let _ = timeout_at(question.deadline, Limited::new(response.into_body(), BODY_MAX).collect()).await;
         Ok(answer)
     };
-    // Polled side by side and not spawned, so that dropping this future closes the connection.
-    tokio::pin!(talk, connection);
-    tokio::select! {
-        answer = &mut talk => answer,
-        _ = &mut connection => talk.await,
-    }
+    beside(talk, connection).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What no request gets around: every kind of it is authenticated, wherever its answer comes from.
 
-use crate::support::h2::H2Client;
+use crate::support::h2::{self, H2Client};
 use crate::support::raw::{Client, request, send};
 use crate::support::tokens::Signer;
 use crate::support::{Answer, Gateway, Origin, SOON, eventually, runtime, upstream};
@@ -352,7 +352,63 @@ fn no_credential_of_the_query_reaches_an_origin_or_another_service() {
     }
 }
 
-/// Keys, tokens, passwords and signatures through every filter, at every level of the log, good and bad: none of them comes out.
+/// A service that trusts the gateway reads a token without asking who signed it. What no method has verified is not sent to it.
+#[test]
+fn no_token_reaches_an_origin_beside_the_key_that_opened_the_route() {
+    let origin = Origin::start("a");
+    let any = "filters = [{ any_of = { methods = [{ api_key = {} }, { jwt = { issuer = \"main\" } }] } }]\n";
+    let toml = [
+        "[jwt.main]\nalgorithms = ['HS256']\nsecret = { file = 'secret' }\n".to_owned(),
+        config(&origin),
+        format!("[routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\n{any}"),
+    ]
+    .concat();
+    let gateway = start(&toml);
+    let signed = |key: &[u8]| format!("Bearer {}", Signer::hs256("k", key).token(&json!({ "sub": "a", "exp": now() + 60 })));
+    let (good, forged) = (signed(SECRET.as_bytes()), signed(b"another-secret-0123456789abcdef0"));
+    let ask = |headers: &[(&str, &str)]| send(gateway.http(), "GET", "/any", headers, b"").status;
+    assert_eq!(ask(&[("authorization", &forged)]), 401);
+    assert_eq!(ask(&[("x-api-key", "canary-key"), ("authorization", &forged)]), 200);
+    assert_eq!((origin.last().header("authorization"), origin.last().header("x-api-key")), (None, None));
+    assert_eq!(ask(&[("authorization", &good)]), 200);
+    assert_eq!(origin.last().header("authorization"), Some(good), "it was verified, and `forward` says that it goes on");
+}
+
+/// `acme:canary-password` in base64.
+const PAIR: &str = "YWNtZTpjYW5hcnktcGFzc3dvcmQ=";
+
+/// Each kind of credential over HTTP/2: as a request, and as a call of gRPC, which is refused in a way of its own.
+async fn over_http2(gateway: &Gateway, tokens: &[&str]) -> Vec<h2::Answer> {
+    let client = H2Client::plain(gateway.http()).await;
+    let mut answers = Vec::new();
+    let bearers = tokens.iter().flat_map(|token| [("authorization", format!("Bearer {token}")), ("x-token", token.to_string())]);
+    let others = [
+        ("x-api-key", "canary-key"),
+        ("x-api-key", "canary"),
+        ("authorization", &format!("Basic {PAIR}")),
+        ("authorization", "Bearer canary.a.b"),
+        ("cookie", "token=canary"),
+        ("signature", "sig=:canary:"),
+    ]
+    .map(|(name, value)| (name, value.to_owned()));
+    for (name, value) in bearers.chain(others) {
+        for path in ["/jwt", "/any", "/app", "/by/authorization", "/nowhere"] {
+            let secret = value.rsplit([' ', '=']).find(|part| !part.is_empty()).unwrap();
+            for (method, kind) in [("GET", None), ("POST", Some("application/grpc"))] {
+                let request =
+                    Request::builder().method(method).uri(format!("http://localhost{path}?token={secret}&key={secret}"));
+                let request =
+                    kind.into_iter().fold(request, |request, kind| request.header("content-type", kind).header("te", "trailers"));
+                let body: &[&[u8]] = if kind.is_some() { &[b"\0\0\0\0\0"] } else { &[] };
+                answers.push(client.call(request.header(name, &value).body(()).unwrap(), body).await.unwrap());
+            }
+        }
+    }
+    answers
+}
+
+/// Keys, tokens, passwords and signatures through every filter, over HTTP/1.1 and HTTP/2 and as calls of gRPC, at every level of the
+/// log, good and bad: none of them comes out.
 #[test]
 fn no_secret_comes_out_at_any_level() {
     let origin = Origin::start("a");
@@ -406,6 +462,13 @@ fn no_secret_comes_out_at_any_level() {
                 }
             }
         }
+        let answers = runtime().block_on(over_http2(&gateway, &[&token, &expired]));
+        asked += answers.len();
+        let of_calls = answers.iter().filter(|answer| answer.header("grpc-status").is_some()).count();
+        assert!(of_calls >= 20, "only {of_calls} calls were refused by the gateway");
+        for answer in answers.iter().filter(|answer| answer.status != 200 || answer.header("grpc-status").is_some()) {
+            said.push_str(&format!("{answer:?}\n{}\n", String::from_utf8_lossy(&answer.body)));
+        }
         eventually("the access log is complete", SOON, || gateway.access_log().len() >= asked);
         let log: String = gateway.access_log().iter().map(|line| format!("{line}\n")).collect();
         let (metrics, status) = (gateway.admin.get("/metrics").text(), gateway.admin.get("/status").text());
@@ -414,7 +477,7 @@ fn no_secret_comes_out_at_any_level() {
         let reload = gateway.reload_with(&routes.replace("/said", "said")).unwrap_err();
         let parts = [("answers", &said), ("access log", &log), ("stderr", &gateway.stderr()), ("metrics", &metrics)];
         for (name, text) in parts.into_iter().chain([("status", &status), ("reload", &reload), ("limits", &top)]) {
-            for secret in ["canary", token.as_str(), &expired, SECRET, token.rsplit('.').next().unwrap()] {
+            for secret in ["canary", token.as_str(), &expired, SECRET, token.rsplit('.').next().unwrap(), PAIR] {
                 assert!(!text.contains(secret), "{level}: a secret is in the {name}:\n{text}");
             }
         }

@@ -1,7 +1,7 @@
 //! One line for each request, and whatever a client sends stays inside its field.
 
 use crate::support::raw::{Client, refusing_port, request, send};
-use crate::support::{Gateway, Origin, SOON, eventually, everything_to};
+use crate::support::{Gateway, Origin, SOON, eventually, eventually_some, everything_to};
 
 #[test]
 fn every_request_has_a_line_also_those_refused() {
@@ -26,6 +26,18 @@ fn every_request_has_a_line_also_those_refused() {
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(&line[field], value, "{field} in {line}");
     }
+    // Where the time went: a connection was opened for the first attempt, and is used again for the next.
+    for field in ["connect_time", "upstream_time"] {
+        let seconds = line[field].as_f64().unwrap_or_else(|| panic!("{field} in {line}"));
+        assert!(seconds >= 0.0 && seconds <= line["duration"].as_f64().unwrap(), "{field} in {line}");
+    }
+    assert_eq!(line["reused"], false);
+    let again = eventually_some("a request on a kept connection", SOON, || {
+        let (_, line) = ask("POST", "/up", "again");
+        (line["reused"] == true).then_some(line)
+    });
+    assert!(again["connect_time"].is_null() && again["upstream_time"].is_number(), "{again}");
+    let before = gateway.access_log().len();
     assert!(line["duration"].as_f64().is_some_and(|seconds| seconds > 0.0 && seconds < 10.0), "{line}");
     assert!(!line.to_string().contains("secret"), "the query is logged: {line}");
 
@@ -40,7 +52,7 @@ fn every_request_has_a_line_also_those_refused() {
         // In its canonical form: that is what routes, filters and the upstream go by.
         assert_eq!(line["path"], target.replace("%75", "u"));
     }
-    eventually("five lines", SOON, || gateway.access_log().len() == 5);
+    eventually("four lines more", SOON, || gateway.access_log().len() == before + 4);
 }
 
 #[test]

@@ -1,11 +1,14 @@
-//! How exact a limit in Redis is: four gateway processes whose clocks are half a second wrong in both directions, bursts, silence and
-//! steady load, against an oracle that is a bucket of fractions of tokens and nothing else.
+//! How exact limits are: of four gateway processes in Redis whose clocks are half a second wrong in both directions, and of one
+//! alone; bursts, silence and steady load, for each algorithm against an oracle of its own: a bucket of fractions of tokens, a list of what was admitted
+//! when, a number for each minute. None of them knows more of the gateway than what docs/limits.md says.
 //!
-//! `GATEWRIGHT_FULL=1` makes it a million requests.
+//! `GATEWRIGHT_FULL=1` makes it a million requests for each, `GATEWRIGHT_REQUESTS` any other number; what came of them is recorded
+//! where `GATEWRIGHT_RESULTS` says.
 
 use crate::support::raw::{Client, request};
 use crate::support::redis::Redis;
-use crate::support::{Gateway, SOON, eventually, exclusive};
+use crate::support::{Gateway, SOON, eventually, exclusive, full, record, spread};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +16,25 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-const RATE: f64 = 1_000.0;
-const BURST: f64 = 500.0;
+/// Uses in a second of a bucket, and in three of a sliding window.
+fn rate() -> f64 {
+    if full() { 1_000.0 } else { 150.0 }
+}
+
+fn burst() -> f64 {
+    rate() / 2.0
+}
+
+/// Uses in each minute.
+fn quota() -> f64 {
+    if full() { 20_000.0 } else { 1_000.0 }
+}
+
+/// Of the sliding window, in seconds.
+const WINDOW: f64 = 3.0;
+
+const PATHS: [&str; 3] = ["/bucket", "/sliding", "/fixed"];
+const THREADS: usize = 8;
 
 /// Moves the wall clock of a process that is started with it.
 const SHIM: &str = r#"
@@ -60,7 +80,7 @@ fn skew(gateway: &Gateway) -> f64 {
     seconds(time.0) - (seconds(before) + seconds(after)) / 2.0
 }
 
-/// One request: when it was sent and answered, in seconds since the beginning, and whether it was admitted.
+/// One request: when it was sent and answered, in Unix time, and whether it was admitted.
 #[derive(Clone, Copy)]
 struct Seen {
     sent: f64,
@@ -68,30 +88,57 @@ struct Seen {
     admitted: bool,
 }
 
+impl Seen {
+    /// About when it was decided.
+    fn middle(&self) -> f64 {
+        (self.sent + self.answered) / 2.0
+    }
+}
+
+/// What each path has seen.
+type All = [Vec<Seen>; PATHS.len()];
+
+/// Seconds of Unix time, by a clock that nobody sets.
+struct Clock(f64, Instant);
+
+impl Clock {
+    fn start() -> Clock {
+        Clock(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64(), Instant::now())
+    }
+    fn now(&self) -> f64 {
+        self.0 + self.1.elapsed().as_secs_f64()
+    }
+}
+
 /// Asks as fast as it can for as long as `phase` says, or every few milliseconds.
-fn drive(address: SocketAddr, begun: Instant, until: f64, pause: Option<Duration>, left: &AtomicUsize, seen: &mut Vec<Seen>) {
-    let mut client = Client::connect(address);
-    while begun.elapsed().as_secs_f64() < until {
-        if left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
-            return;
-        }
-        let sent = begun.elapsed().as_secs_f64();
-        let status = client.exchange(request("GET", "/a", &[], b"")).unwrap().status;
+fn drive(address: SocketAddr, clock: &Clock, until: f64, pause: Option<Duration>, left: &AtomicUsize) -> All {
+    let (mut client, mut all) = (Client::connect(address), All::default());
+    while clock.now() < until {
+        let Ok(left) = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) else { break };
+        let kind = left % PATHS.len();
+        let sent = clock.now();
+        let status = client.exchange(request("GET", PATHS[kind], &[], b"")).unwrap().status;
         assert!(matches!(status, 200 | 429), "{status}");
-        seen.push(Seen { sent, answered: begun.elapsed().as_secs_f64(), admitted: status == 200 });
+        all[kind].push(Seen { sent, answered: clock.now(), admitted: status == 200 });
         if let Some(pause) = pause {
             std::thread::sleep(pause);
         }
     }
+    all
 }
 
-/// What a bucket of fractions of tokens would have admitted, had each request come in the middle of its round trip.
-fn expected(seen: &[Seen]) -> usize {
-    let mut times: Vec<f64> = seen.iter().map(|seen| (seen.sent + seen.answered) / 2.0).collect();
+/// In order of the time at which each was decided, had it been in the middle of its round trip.
+fn in_order(seen: &[Seen]) -> Vec<f64> {
+    let mut times: Vec<f64> = seen.iter().map(Seen::middle).collect();
     times.sort_by(f64::total_cmp);
-    let (mut tokens, mut last, mut admitted) = (BURST, 0.0, 0);
-    for time in times {
-        tokens = (tokens + (time - last) * RATE).min(BURST);
+    times
+}
+
+/// What a bucket of fractions of tokens would have admitted.
+fn bucket(seen: &[Seen]) -> usize {
+    let (mut tokens, mut last, mut admitted) = (burst(), 0.0, 0);
+    for time in in_order(seen) {
+        tokens = (tokens + (time - last) * rate()).min(burst());
         last = time;
         if tokens >= 1.0 {
             tokens -= 1.0;
@@ -101,31 +148,93 @@ fn expected(seen: &[Seen]) -> usize {
     admitted
 }
 
-/// In no stretch of time are more admitted that lie in it for certain than the burst and the rate allow.
-fn never_above(seen: &[Seen]) {
+/// What is admitted when a use counts until the whole fifteenth of the window that it is in has left the window. One of them began
+/// at `begin`.
+fn sliding(times: &[f64], begin: f64) -> usize {
+    let (mut counted, mut admitted) = (VecDeque::new(), 0);
+    for time in times {
+        let slot = ((time - begin) / (WINDOW / 15.0)).floor();
+        while counted.front().is_some_and(|old| *old <= slot - 16.0) {
+            counted.pop_front();
+        }
+        if (counted.len() as f64) < rate() * WINDOW {
+            counted.push_back(slot);
+            admitted += 1;
+        }
+    }
+    admitted
+}
+
+/// In each minute as many as there are, up to the quota.
+fn fixed(seen: &[Seen]) -> usize {
+    let mut minutes: BTreeMap<u64, usize> = BTreeMap::new();
+    seen.iter().for_each(|seen| *minutes.entry((seen.middle() / 60.0) as u64).or_default() += 1);
+    minutes.values().map(|count| (*count).min(quota() as usize)).sum()
+}
+
+/// In no stretch of time, of those that begin with one of three hundred requests, are more admitted that lie in it for certain than
+/// `most` says for its length.
+fn never_above(seen: &[Seen], most: impl Fn(f64) -> Option<f64>) {
     let mut admitted: Vec<Seen> = seen.iter().copied().filter(|seen| seen.admitted).collect();
     admitted.sort_by(|a, b| a.answered.total_cmp(&b.answered));
     for first in (0..admitted.len()).step_by((admitted.len() / 300).max(1)) {
         let from = admitted[first].sent;
         let within = admitted.iter().filter(|seen| seen.sent >= from);
         for (count, seen) in (1_u32..).zip(within) {
-            let most = BURST + RATE * (seen.answered - from) + 1.0;
+            let Some(most) = most(seen.answered - from) else { break };
             assert!(f64::from(count) <= most, "{count} in {} s", seen.answered - from);
         }
     }
 }
 
+/// No minute has more than the quota of those that lie in it for certain.
+fn never_above_in_a_minute(seen: &[Seen]) {
+    let mut minutes: BTreeMap<u64, f64> = BTreeMap::new();
+    for seen in seen.iter().filter(|seen| seen.admitted) {
+        let minute = (seen.sent / 60.0) as u64;
+        if (seen.answered / 60.0) as u64 == minute {
+            *minutes.entry(minute).or_default() += 1.0;
+        }
+    }
+    assert!(minutes.values().all(|count| *count <= quota()), "{minutes:?}");
+}
+
+/// `store` of each limit.
+fn config(head: &str, store: &str) -> String {
+    let limits = [
+        format!("rate = '{}/1s', burst = {}", rate(), burst()),
+        format!("rate = '{}/{WINDOW}s', algorithm = 'sliding_window'", rate() * WINDOW),
+        format!("quota = '{}/1m'", quota()),
+    ];
+    let routes = PATHS.iter().zip(limits).map(|(path, limit)| {
+        format!(
+            "[routes.{}]\nmatch = {{ path = \"{path}\" }}\nfilters = [{{ rate_limit = {{ by = 'route', limits = [{{ {limit} }}]{store} }} }}, \
+             {{ respond = {{ body = \"hello\" }} }}]\n",
+            &path[1..]
+        )
+    });
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nkeepalive_requests = 0\n";
+    [head, listener, &routes.collect::<String>()].concat()
+}
+
+/// One gateway that counts by itself is held to the same.
 #[test]
-fn four_gateways_with_wrong_clocks_admit_what_one_bucket_would() {
+fn a_gateway_alone_admits_what_one_limit_would() {
+    let _alone = exclusive();
+    let gateway = Gateway::start(&config("", ""));
+    // Its time begins when it has started, so that nobody outside knows when a fifteenth of a window does.
+    let begins = (0..50).map(|n| f64::from(n) / 50.0 * WINDOW / 15.0);
+    admits_what_one_limit_would("local limits against an oracle", &[gateway.http()], &[0.0], begins);
+}
+
+#[test]
+fn four_gateways_with_wrong_clocks_admit_what_one_limit_would() {
     let _alone = exclusive();
     let directory = tempfile::tempdir().unwrap();
     let shim = shim(directory.path());
     let redis = Redis::start();
-    let config = format!(
-        "[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n[listeners.http]\naddress = \"127.0.0.1:0\"\nkeepalive_requests = 0\n[routes.a]\nmatch = {{ path = \"/a\" }}\nfilters = [{{ rate_limit = {{ by = 'route', limits = \
-         [{{ rate = '{RATE}/1s', burst = {BURST} }}], store = 'redis', on_error = 'closed' }} }}, {{ respond = {{ body = \"hello\" }} }}]\n",
-        redis.url()
-    );
+    let head = format!("[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n", redis.url());
+    let config = config(&head, ", store = 'redis', on_error = 'closed'");
     let skews = [-0.5, 0.5, -0.2, 0.4];
     let gateways = skews.map(|seconds| {
         let nanos = ((seconds * 1e9) as i64).to_string();
@@ -136,43 +245,72 @@ fn four_gateways_with_wrong_clocks_admit_what_one_bucket_would() {
         let found = skew(gateway);
         assert!((found - wanted).abs() < 0.15, "the clock is {found} s ahead");
     }
-    let addresses = gateways.each_ref().map(Gateway::http);
-    let total = if std::env::var_os("GATEWRIGHT_FULL").is_some() { 1_000_000 } else { 15_000 };
+    admits_what_one_limit_would("limits against an oracle", &gateways.each_ref().map(Gateway::http), &skews, [0.0].into_iter());
+}
+
+/// `begins`: when a fifteenth of the sliding window may have begun; for one of them the oracle is right about everything.
+fn admits_what_one_limit_would(test: &str, addresses: &[SocketAddr], skews: &[f64], begins: impl Iterator<Item = f64>) {
+    let each = std::env::var("GATEWRIGHT_REQUESTS").ok().map(|text| text.parse().expect("a number"));
+    let total = PATHS.len() * each.unwrap_or(if full() { 1_000_000 } else { 5_000 });
     let left = AtomicUsize::new(total);
-    let (begun, seen, mut cycles) = (Instant::now(), Mutex::new(Vec::new()), 0.0);
+    let (clock, all, mut cycles) = (Clock::start(), Mutex::new(All::default()), 0.0);
     while left.load(Ordering::SeqCst) > 0 {
         cycles += 1.0;
-        // A burst and a flood, silence, then less than the limit.
-        for (length, pause, threads) in [(4.0, None, 8), (0.3, None, 0), (1.0, Some(Duration::from_millis(16)), 8)] {
-            let until = begun.elapsed().as_secs_f64() + length;
+        // A burst and a flood, silence, then less than the limits.
+        let slowly = Duration::from_millis(if full() { 16 } else { 48 });
+        for (length, pause, threads) in [(4.0, None, THREADS), (0.3, None, 0), (1.0, Some(slowly), THREADS)] {
+            let until = clock.now() + length;
             std::thread::scope(|scope| {
                 for thread in 0..threads {
-                    let (left, seen, address) = (&left, &seen, addresses[thread % addresses.len()]);
+                    let (left, all, clock, address) = (&left, &all, &clock, addresses[thread % addresses.len()]);
                     scope.spawn(move || {
-                        let mut mine = Vec::new();
-                        drive(address, begun, until, pause, left, &mut mine);
-                        seen.lock().unwrap().extend(mine);
+                        let mine = drive(address, clock, until, pause, left);
+                        all.lock().unwrap().iter_mut().zip(mine).for_each(|(all, mine)| all.extend(mine));
                     });
                 }
             });
-            let rest = until - begun.elapsed().as_secs_f64();
+            let rest = until - clock.now();
             if rest > 0.0 && left.load(Ordering::SeqCst) > 0 {
                 std::thread::sleep(Duration::from_secs_f64(rest));
             }
         }
     }
-    let seen = seen.into_inner().unwrap();
-    assert_eq!(seen.len(), total);
-    never_above(&seen);
-    let (admitted, expected) = (seen.iter().filter(|seen| seen.admitted).count(), expected(&seen));
-    // Besides a thousandth: when a burst ends is only known as exactly as a round trip is long.
-    let mut trips: Vec<f64> = seen.iter().map(|seen| seen.answered - seen.sent).collect();
+    let all = all.into_inner().unwrap();
+    assert_eq!(all.iter().map(Vec::len).sum::<usize>(), total);
+    never_above(&all[0], |time| Some(burst() + rate() * time + 1.0));
+    never_above(&all[1], |time| (time < WINDOW).then(|| rate() * WINDOW));
+    never_above_in_a_minute(&all[2]);
+    let mut trips: Vec<f64> = all.iter().flatten().map(|seen| seen.answered - seen.sent).collect();
     trips.sort_by(f64::total_cmp);
-    let unknown = 2.0 + cycles * RATE * trips[trips.len() / 2];
-    let off = admitted as f64 - expected as f64;
-    println!(
-        "{total} requests, {admitted} admitted, {expected} expected, {:.3} % off; {unknown:.0} cannot be known",
-        off * 100.0 / expected as f64
-    );
-    assert!(off.abs() <= expected as f64 * 0.001 + unknown, "{admitted} against {expected}");
+    let trip = trips[trips.len() / 2];
+    // Besides a thousandth: when a burst ends, and on which side of a border a request is, is only known as exactly as a round trip is
+    // long.
+    let borders = |length: f64| {
+        let crossing = all.iter().flatten();
+        crossing.filter(|seen| (seen.sent / length).floor() != (seen.answered / length).floor()).count() as f64
+    };
+    let times = in_order(&all[1]);
+    let oracles = [
+        (vec![bucket(&all[0])], 2.0 + cycles * rate() * trip),
+        (begins.map(|begin| sliding(&times, begin)).collect(), 2.0 + cycles),
+        (vec![fixed(&all[2])], borders(60.0)),
+    ];
+    for ((path, seen), (oracle, unknown)) in PATHS.iter().zip(&all).zip(oracles) {
+        let admitted = seen.iter().filter(|seen| seen.admitted).count();
+        let expected = oracle.into_iter().min_by_key(|expected| admitted.abs_diff(*expected)).unwrap();
+        let off = admitted as f64 - expected as f64;
+        let percent = off * 100.0 / expected as f64;
+        println!(
+            "{path}: {} requests, {admitted} admitted, {expected} expected, {percent:.3} % off; {unknown:.0} cannot be known",
+            seen.len()
+        );
+        let times: Vec<Duration> = seen.iter().map(|seen| Duration::from_secs_f64(seen.answered - seen.sent)).collect();
+        let result = serde_json::json!({
+            "limit": path, "gateways": addresses.len(), "clocks_ahead_s": skews, "requests": seen.len(), "admitted": admitted,
+            "oracle": expected, "off_percent": percent, "unknown": unknown, "round_trip_micros": spread(&times),
+        });
+        record(test, result);
+        assert!(admitted < seen.len(), "{path}: the limit was never reached");
+        assert!(off.abs() <= expected as f64 * 0.001 + unknown, "{path}: {admitted} against {expected}");
+    }
 }

@@ -1,12 +1,15 @@
 //! What upstreams may answer: a response that could be read in two ways is a 502, and its connection is not used again.
 
+use crate::support::frames::{ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, SETTINGS, block, frame};
 use crate::support::h2::H2Origin;
 use crate::support::http1::{Broken, Response};
 use crate::support::raw::{Client, get, request, send};
 use crate::support::teller::{Case, Teller, Told, malformed_answers};
 use crate::support::tls::Authority;
 use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// One upstream and one route for each worker, so that their connections do not mix: `/N/...` goes to upstream `uN`.
 fn lanes(address: SocketAddr, more: &str) -> String {
@@ -109,8 +112,10 @@ fn over_tls_answers_are_held_to_the_same() {
         let gateway = Gateway::try_start_with(&lanes(teller.address, &more), write).unwrap();
         refuses_the_corpus(&gateway, &teller, &cases);
         let before = teller.told().len();
+        // Of one client: its next request is read when the connection has been given back.
+        let mut client = Client::connect(gateway.http());
         for _ in 0..5 {
-            assert_eq!(get(gateway.http(), "/0/whole/good").text(), "good", "{protocol}");
+            assert_eq!(client.exchange(request("GET", "/0/whole/good", &[], b"")).unwrap().text(), "good", "{protocol}");
         }
         assert_eq!(teller.told().len(), before + 1, "{protocol}: a connection that is good is used again");
     }
@@ -184,8 +189,10 @@ fn an_endpoint_that_chooses_http1_is_asked_over_checked_connections_only() {
     let more = "protocol = \"auto\"\ntls = { sni = \"orders.internal\", ca = \"ca.pem\" }";
     let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
     let gateway = Gateway::try_start_with(&lanes(teller.address, more), write).unwrap();
+    // All on one connection of the client: the next is read when the last has given back the one that it used.
+    let mut client = Client::connect(gateway.http());
     for method in ["POST", "GET", "POST", "GET"] {
-        assert_eq!(send(gateway.http(), method, "/0/whole/good", &[], b"body").status, 200);
+        assert_eq!(client.exchange(request(method, "/0/whole/good", &[], b"body")).unwrap().status, 200);
     }
     // The connection that was given up carried nothing, and the one after it everything.
     let told = teller.told();
@@ -234,6 +241,10 @@ fn floods_of_headers_and_interim_answers_are_bounded() {
     let gateway = Gateway::start(&everything_to(&[&origin], ""));
     origin.answer(Answer::HugeHeader(2 << 20));
     assert_eq!(get(gateway.http(), "/").status, 502);
+    let before = origin.connections();
+    origin.answer(Answer::Echo);
+    assert_eq!(get(gateway.http(), "/").status, 200);
+    assert_eq!(origin.connections(), before + 1, "what may still come on it is nobody's answer");
     let interim = |count: usize| "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n".repeat(count);
     let last = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     origin.answer(Answer::Bytes((interim(3) + last).into_bytes()));
@@ -257,4 +268,88 @@ fn a_client_that_waits_for_100_continue_gets_it_from_the_origin() {
     let answer = client.send("body").response();
     assert_eq!((answer.status, answer.interim.as_slice()), (200, &[100][..]));
     assert_eq!(origin.last().body, b"body");
+}
+
+/// An origin that answers every request with these frames, word for word.
+fn frames_origin(answer: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || {
+                let Ok(mut frames) = Frames::accepted(stream) else { return };
+                frames.send(&frame(SETTINGS, 0, 0, &[]));
+                while let Some((kind, flags, stream, _)) = frames.next(Instant::now() + SOON) {
+                    match kind {
+                        SETTINGS if flags & ACK == 0 => drop(frames.send(&frame(SETTINGS, ACK, 0, &[]))),
+                        HEADERS => drop(frames.send(&answer(stream))),
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// The head of an answer with `:status: 200` and these fields.
+fn answer_head(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
+    frame(HEADERS, flags, stream, &block(&[&[(":status", "200")], fields].concat()))
+}
+
+#[test]
+fn an_answer_over_http2_is_held_to_the_same_rules() {
+    let whole = |fields: &'static [(&str, &str)], body: &'static [u8]| {
+        move |stream| [answer_head(stream, END_HEADERS, fields), frame(DATA, END_STREAM, stream, body)].concat()
+    };
+    type Answers = Box<dyn Fn(u32) -> Vec<u8> + Send + Sync>;
+    let raw = |block: Vec<u8>| -> Answers { Box::new(move |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &block)) };
+    let cases: Vec<(&str, Answers)> = vec![
+        ("more length than data", Box::new(whole(&[("content-length", "5")], b"ab"))),
+        ("less length than data", Box::new(whole(&[("content-length", "1")], b"ab"))),
+        ("two lengths", Box::new(whole(&[("content-length", "2"), ("content-length", "3")], b"ab"))),
+        ("a length that is no number", Box::new(whole(&[("content-length", "+2")], b"ab"))),
+        ("connection", Box::new(whole(&[("connection", "close")], b"ab"))),
+        ("transfer-encoding", Box::new(whole(&[("transfer-encoding", "chunked")], b"ab"))),
+        ("upgrade", Box::new(whole(&[("upgrade", "h2c")], b"ab"))),
+        ("upper case", Box::new(whole(&[("X-Upper", "1")], b"ab"))),
+        ("a line feed in a value", Box::new(whole(&[("x-a", "a\nb: c")], b"ab"))),
+        ("no status", raw(block(&[("x-a", "1")]))),
+        ("a status that is none", raw(block(&[(":status", "2000")]))),
+        ("two statuses", raw(block(&[(":status", "200"), (":status", "201")]))),
+        ("a late pseudo-header", raw(block(&[("x-a", "1"), (":status", "200")]))),
+        ("data before a head", Box::new(|stream| frame(DATA, END_STREAM, stream, b"ab"))),
+        (
+            "a flood of fields",
+            Box::new(|stream| {
+                let fields = block(&vec![("x-flood", "y".repeat(1000)); 3000]);
+                let mut pieces = fields.chunks(16_000).peekable();
+                let mut bytes = frame(HEADERS, 0, stream, &block(&[(":status", "200")]));
+                while let Some(piece) = pieces.next() {
+                    bytes.extend(frame(
+                        CONTINUATION,
+                        if pieces.peek().is_none() { END_HEADERS | END_STREAM } else { 0 },
+                        stream,
+                        piece,
+                    ));
+                }
+                bytes
+            }),
+        ),
+    ];
+    for (what, answer) in cases {
+        let address = frames_origin(answer);
+        let gateway = Gateway::start(&format!(
+            "[upstreams.app]\nendpoints = [\"{address}\"]\nprotocol = \"h2c\"\ntimeouts = {{ read = \"5s\" }}\n\
+             [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+        ));
+        match Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")) {
+            Ok(answer) => assert_eq!(answer.status, 502, "{what}: {:?} {}", answer.headers, answer.text()),
+            // The head was good, and what follows broke off.
+            Err(broken) => assert!(matches!(broken, Broken::Truncated(_)), "{what}: {broken:?}"),
+        }
+        assert!(gateway.rss() < 200 << 20, "{what}");
+    }
 }

@@ -1,15 +1,15 @@
 //! Who calls and what they may do, over real connections.
 
-use crate::support::gateway::run;
+use crate::support::gateway::{binary, run};
 use crate::support::raw::{Client, request, send};
-use crate::support::{Gateway, Origin, SOON, eventually, upstream};
+use crate::support::{Gateway, Origin, SOON, eventually, full, record, upstream};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// `gatewright key ...` with something to read: what it printed, or its error.
 fn key(arguments: &[&str], input: &str) -> Result<String, String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gatewright"));
+    let mut command = Command::new(binary());
     command.arg("key").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
@@ -19,7 +19,7 @@ fn key(arguments: &[&str], input: &str) -> Result<String, String> {
 }
 
 /// The credential of a key, as the binary writes it.
-fn credential(text: &str) -> String {
+pub fn credential(text: &str) -> String {
     key(&["hash"], text).unwrap()
 }
 
@@ -292,14 +292,8 @@ fn a_new_key_works_with_the_line_that_comes_with_it() {
     assert_eq!(run(&["key", "new", "a b"]).code, Some(2));
 }
 
-#[test]
-fn the_example_is_valid() {
-    let done = run(&["check", "-c", concat!(env!("CARGO_MANIFEST_DIR"), "/conf/auth.toml")]);
-    assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
-}
-
-/// The bound is for the unoptimised build of the tests, on a machine that does other things: the optimised one takes less than
-/// two seconds (`benches/consumers.rs`).
+/// Two seconds are for an optimised build on a machine that does nothing else, so they are asserted with `GATEWRIGHT_FULL=1` of the
+/// build that `GATEWRIGHT_BINARY` names, as benches/limits/measure.sh does it.
 #[test]
 fn a_hundred_thousand_consumers_load_from_an_included_file() {
     use std::fmt::Write as _;
@@ -319,5 +313,7 @@ fn a_hundred_thousand_consumers_load_from_an_included_file() {
     let took = begun.elapsed();
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""));
     assert!(done.stdout.contains("100000 consumers"), "{}", done.stdout);
-    assert!(took < Duration::from_secs(30), "{took:?}");
+    record("100,000 consumers are loaded", serde_json::json!({ "millis": took.as_millis() as u64 }));
+    let most = if full() && std::env::var_os("GATEWRIGHT_BINARY").is_some() { 2 } else { 30 };
+    assert!(took < Duration::from_secs(most), "{took:?}");
 }

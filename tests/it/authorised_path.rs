@@ -2,13 +2,16 @@
 //! gateway, to an origin that says what it got.
 
 use crate::support::raw::Client;
-use crate::support::{Gateway, exclusive};
+use crate::support::{self, Gateway, exclusive};
 use gatewright::canonical::{PathForm, PathRules, canonical_path, check_query};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 
-/// URLs in a run of the suite; `GATEWRIGHT_TEST_URLS=1000000` asks for more.
-const URLS: usize = 6_000;
+/// URLs in a run of the suite; `GATEWRIGHT_FULL=1` makes it a million, `GATEWRIGHT_TEST_URLS` any other number.
+fn urls() -> usize {
+    let asked = std::env::var("GATEWRIGHT_TEST_URLS").ok().and_then(|urls| urls.parse().ok());
+    asked.unwrap_or(if support::full() { 1_000_000 } else { 6_000 })
+}
 
 /// What paths are put together from: everything that some parser reads in its own way, and enough that none does.
 const PIECES: &[&str] = &[
@@ -124,7 +127,7 @@ fn expected(target: &str) -> Option<(String, String)> {
 #[test]
 fn the_path_that_was_authorised_is_the_path_that_is_forwarded() {
     let _machine = exclusive();
-    let urls = std::env::var("GATEWRIGHT_TEST_URLS").ok().and_then(|urls| urls.parse().ok()).unwrap_or(URLS);
+    let urls = urls();
     let toml = format!(
         "[upstreams.app]\nendpoints = [\"{}\"]\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n\
          filters = [{{ request_headers = {{ set = {{ x-authorised = \"${{path}}\" }} }} }}]\n[log]\naccess = {{ output = \"off\" }}\n",
@@ -132,7 +135,7 @@ fn the_path_that_was_authorised_is_the_path_that_is_forwarded() {
     );
     let gateway = Gateway::start(&toml);
     let address = gateway.http();
-    let seed = std::env::var("GATEWRIGHT_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = support::seed();
     let (mut passed, mut refused) = (0_usize, 0_usize);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..4_u64)
@@ -175,5 +178,7 @@ fn the_path_that_was_authorised_is_the_path_that_is_forwarded() {
         }
     });
     println!("{passed} forwarded as they were authorised, {refused} refused");
+    support::record("authorised_path", serde_json::json!({ "seed": seed, "urls": urls, "passed": passed, "refused": refused }));
+    assert_eq!(passed + refused, urls / 4 * 4, "each was judged");
     assert!(passed > urls / 4 && refused > urls / 20, "{passed} passed, {refused} refused: too one-sided to mean anything");
 }

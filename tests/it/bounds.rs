@@ -3,6 +3,8 @@
 use crate::support::raw::{Client, get, request, send};
 use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
 use nix::sys::signal::Signal;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -130,6 +132,8 @@ fn connections_of_one_address_are_capped() {
         assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
     }
     assert!(Client::connect(gateway.http()).closes_within(SOON));
+    let labels = [("listener", "http"), ("reason", "max_connections_per_address")];
+    eventually("it is counted", SOON, || gateway.metric("gatewright_listener_connections_refused_total", &labels) == 1.0);
     held.pop();
     eventually("room for another", SOON, || {
         Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).is_ok_and(|r| r.status == 200)
@@ -208,6 +212,33 @@ fn client_that_does_not_read_is_cut_off() {
     eventually("its place is given back", SOON, || {
         gateway.metric("gatewright_listener_connections_active", &[("listener", "http")]) == 0.0
     });
+}
+
+/// Whether a client that takes 64 KiB every 10 ms, with no pause of note, is ended within this time.
+fn drips(gateway: &Gateway, within: Duration) -> bool {
+    let mut stream = TcpStream::connect(gateway.http()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(&request("GET", "/", &[], b"")).unwrap();
+    let mut piece = vec![0; 64 << 10];
+    let started = Instant::now();
+    while started.elapsed() < within {
+        std::thread::sleep(Duration::from_millis(10));
+        if stream.read_exact(&mut piece).is_err() {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn client_that_reads_too_slowly_on_average_is_cut_off() {
+    let origin = Origin::start("a");
+    origin.answer(Answer::InfiniteBody);
+    let gateway = bounded(&origin, "write_timeout = \"2s\"\nmin_write_rate = \"1GiB\"\n");
+    assert!(drips(&gateway, SOON), "6 MB/s where 1 GiB/s are asked for");
+    eventually("it is counted", SOON, || cut(&gateway, "slow_reader") == 1.0);
+    let without = bounded(&origin, "write_timeout = \"2s\"\nmin_write_rate = \"0B\"\n");
+    assert!(!drips(&without, Duration::from_secs(5)), "without a rate only pauses count");
 }
 
 #[test]

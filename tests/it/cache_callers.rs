@@ -130,3 +130,154 @@ fn what_comes_with_a_304_is_for_the_one_who_asked() {
     cookies.dedup();
     assert_eq!(cookies.len(), 5, "each has its own: {cookies:?}");
 }
+
+/// What only this user may be told, wherever it stands in an answer.
+fn canary(user: &str) -> String {
+    format!("canary-{user}.")
+}
+
+/// Lifetimes in every way in which an origin may get them wrong for what is one user's alone, the last three for answers that are
+/// stale soon or when they come.
+const LIFETIMES: [&str; 9] = [
+    "max-age=60",
+    "public, max-age=60",
+    "s-maxage=60",
+    "no-cache",
+    "private, max-age=60",
+    "no-store",
+    "max-age=1, stale-while-revalidate=60",
+    "max-age=60\r\nage: 61",
+    "public, max-age=60, stale-while-revalidate=60\r\nage: 61",
+];
+
+/// Says who asked: in the body, a header, sometimes a cookie, and a tag, which for some targets is the same for everybody, so that
+/// one user's copy could be confirmed for another.
+fn private(target: &str, request: &support::origin::Recorded) -> Vec<u8> {
+    let own = canary(&request.header("x-consumer").unwrap_or_default());
+    let name = target.rsplit('/').next().unwrap_or_default();
+    let lifetime = name.get(..1).and_then(|at| at.parse().ok()).and_then(|at: usize| LIFETIMES.get(at)).unwrap();
+    let tag = if name.contains('t') { "\"all\"".to_owned() } else { format!("\"{own}\"") };
+    let mut fields = format!("cache-control: {lifetime}\r\netag: {tag}\r\nx-canary: {own}");
+    if name.contains('v') {
+        fields.push_str("\r\nvary: accept");
+    }
+    if name.contains('c') {
+        fields.push_str(&format!("\r\nset-cookie: session={own}; path=/"));
+    }
+    let line = request.request_line();
+    match line.split(' ').next().unwrap_or_default() {
+        "POST" => ok(&format!("{fields}\r\ncontent-location: {target}"), own.as_bytes()),
+        _ if request.header("if-none-match").is_some_and(|asked| asked.contains(&tag)) => {
+            format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n\r\n").into_bytes()
+        }
+        "HEAD" => format!("HTTP/1.1 200 OK\r\n{fields}\r\ncontent-length: {}\r\n\r\n", own.len()).into_bytes(),
+        _ => ok(&fields, own.as_bytes()),
+    }
+}
+
+/// Whether an answer is this user's, and the one that was asked for.
+fn judge(user: u32, method: &str, conditional: bool, answer: &Response) -> Result<(), &'static str> {
+    let own = canary(&format!("user{user}"));
+    let body = answer.text();
+    for text in answer.headers.iter().map(|(_, value)| value).chain([&body]) {
+        if text.match_indices("canary-").any(|(at, _)| !text[at..].starts_with(&own)) {
+            return Err("a leak");
+        }
+    }
+    let whole = body == if method == "HEAD" { "" } else { own.as_str() };
+    match answer.status {
+        200 | 206 if whole && answer.header("x-canary") == Some(own.as_str()) => Ok(()),
+        304 if conditional && body.is_empty() => Ok(()),
+        _ => Err("not what was asked for"),
+    }
+}
+
+/// `GATEWRIGHT_FULL=1`: a million requests of a thousand users.
+#[test]
+fn no_user_ever_gets_the_answer_of_another() {
+    let _alone = support::exclusive();
+    let (users, total) = if support::full() { (1_000, 1_000_000) } else { (50, 8_000) };
+    let origin = Origin::start("private");
+    origin.answer(script(|target, request| Some(private(target, request))));
+    let mut config = support::upstream("app", &[&origin], "");
+    for (name, cache) in [("cached", "cache = {}"), ("forced", "cache = { ttl = \"60s\", force = true }"), ("plain", "")] {
+        config.push_str(&format!(
+            "[routes.{name}]\nmatch = {{ path = \"/{name}/{{*rest}}\" }}\nupstream = \"app\"\n\
+             filters = [{{ api_key = {{}} }}, {{ request_headers = {{ set = {{ x-consumer = \"${{consumer}}\" }} }} }}]\n{cache}\n"
+        ));
+    }
+    for user in 0..users {
+        let digest = ring::digest::digest(&ring::digest::SHA256, format!("key-{user}").as_bytes());
+        let hash: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        config.push_str(&format!("[consumers.user{user}]\ncredentials = [{{ api_key = {{ sha256 = \"{hash}\" }} }}]\n"));
+    }
+    let gateway = Gateway::start(&config);
+    let address = gateway.http();
+    let seed = support::seed();
+    let [next, broken, wrong, heads, posts, cookies] = [const { AtomicUsize::new(0) }; 6];
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (next, broken, wrong, heads, posts, cookies) = (&next, &broken, &wrong, &heads, &posts, &cookies);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed ^ thread);
+                let mut client = raw::Client::connect(address);
+                while next.fetch_add(1, Ordering::Relaxed) < total {
+                    let user = random.u32(0..users);
+                    let route = ["cached", "forced", "plain"][random.usize(0..3)];
+                    let kind = ["", "v", "t", "c", "tc"][random.usize(0..5)];
+                    let target = format!("/{route}/{}{kind}", random.usize(0..LIFETIMES.len()));
+                    let method = match random.u8(0..40) {
+                        0 => "POST",
+                        1..4 => "HEAD",
+                        _ => "GET",
+                    };
+                    let key = format!("key-{user}");
+                    let mut headers = vec![("x-api-key", key.as_str()), ("accept", ["a", "b"][random.usize(0..2)])];
+                    let condition = if method == "POST" { u8::MAX } else { random.u8(0..10) };
+                    match condition {
+                        0 => headers.push(("if-none-match", "\"canary-user1.\"")),
+                        1 => headers.push(("if-none-match", "\"all\"")),
+                        2 => headers.push(("range", "bytes=0-100")),
+                        3 => headers.push(("cache-control", "max-stale")),
+                        4 => headers.push(("cache-control", "no-cache")),
+                        _ => {}
+                    }
+                    let body: &[u8] = if method == "POST" { b"new" } else { b"" };
+                    let answer = match client.exchange(raw::request(method, &target, &headers, body)) {
+                        Ok(answer) => answer,
+                        Err(why) => {
+                            eprintln!("seed {seed}, user{user}: {method} {target} {headers:?}: {why}");
+                            broken.fetch_add(1, Ordering::Relaxed);
+                            client = raw::Client::connect(address);
+                            continue;
+                        }
+                    };
+                    if let Err(why) = judge(user, method, condition < 2, &answer) {
+                        eprintln!("seed {seed}, user{user}: {method} {target} {headers:?}: {why}: {answer:?} {}", answer.text());
+                        wrong.fetch_add(1, Ordering::Relaxed);
+                    }
+                    heads.fetch_add(usize::from(method == "HEAD"), Ordering::Relaxed);
+                    posts.fetch_add(usize::from(method == "POST"), Ordering::Relaxed);
+                    cookies.fetch_add(answer.header_all("set-cookie").len(), Ordering::Relaxed);
+                    if !answer.keep_alive {
+                        client = raw::Client::connect(address);
+                    }
+                }
+            });
+        }
+    });
+    let [broken, wrong, heads, posts, cookies] = [broken, wrong, heads, posts, cookies].map(AtomicUsize::into_inner);
+    let result = |result| gateway.metric("gatewright_cache_requests_total", &[("result", result)]);
+    let [hits, stale, revalidated] = ["hit", "stale", "revalidated"].map(result);
+    let told = serde_json::json!({
+        "seed": seed, "users": users, "requests": total, "broken_exchanges": broken, "leaks": wrong, "heads": heads, "posts": posts,
+        "cookies": cookies, "hits": hits, "stale": stale, "revalidated": revalidated,
+    });
+    println!("{told}");
+    support::record("no_user_ever_gets_the_answer_of_another", told.clone());
+    assert_eq!((wrong, broken), (0, 0), "leaks and broken exchanges: {told}");
+    // The cache was in use, in each of its ways.
+    let few = total / 200;
+    assert!(heads > few && posts > few && cookies > few, "{told}");
+    assert!([hits, stale, revalidated].iter().all(|number| *number > few as f64), "{told}");
+}

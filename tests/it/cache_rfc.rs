@@ -12,7 +12,7 @@
 //!   request that the origin saw; `method> GET`; `text: ...`: the body; `empty`; `has name`; `soon`: the request is made again until
 //!   the rest holds, for what follows from a fetch in the background.
 //!
-//! `@-60` in a value is the date a minute ago.
+//! `@-60` in a value is the date a minute ago; `$A` is the path of the case, `$P` its last segment.
 
 use crate::support::{self, Answer, Gateway, Origin, Script, raw};
 use parking_lot::Mutex;
@@ -159,7 +159,7 @@ fn run(case: &Case, path: &str, address: std::net::SocketAddr, slots: &Slots) ->
 }
 
 fn run_step(case: &Case, index: usize, path: &str, address: std::net::SocketAddr, slots: &Slots) -> Result<(), String> {
-    let step = &case.steps[index];
+    let step = &case.steps[index].replace("$A", path).replace("$P", path.rsplit('/').next().unwrap_or_default());
     let number = index + 1;
     let at = |what: String| format!("{}\n    line {number}: {step}\n    {what}", case.name);
     let parts: Vec<&str> = step.split(" | ").map(str::trim).collect();

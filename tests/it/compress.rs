@@ -62,6 +62,40 @@ fn every_client_gets_a_coding_that_it_reads() {
 }
 
 #[test]
+fn what_varies_by_coding_at_the_origin_is_fetched_once() {
+    let text: &'static [u8] = Vec::leak(b"a line of text that repeats\n".repeat(2_000));
+    let origin = Origin::start("app");
+    origin.answer(Answer::Script(Script(Arc::new(move |_| {
+        let head = "HTTP/1.1 200 OK\r\ncache-control: max-age=100\r\ncontent-type: text/plain\r\nvary: X-A, Accept-Encoding\r\n";
+        Some([format!("{head}content-length: {}\r\n\r\n", text.len()).as_bytes(), text].concat())
+    }))));
+    let gateway = gateway(&origin);
+    for (accept, coding) in [("gzip", Some("gzip")), ("br", Some("br")), ("gzip, br;q=0.5", Some("gzip")), ("identity", None)] {
+        let answer = raw::send(gateway.http(), "GET", "/cached/x", &[("accept-encoding", accept)], b"");
+        assert_eq!((answer.status, answer.header("content-encoding")), (200, coding), "{accept}");
+        assert!(plain(&answer) == text, "{accept}");
+    }
+    assert_eq!(origin.count(), 1, "one fetch, one stored answer");
+    raw::send(gateway.http(), "GET", "/cached/x", &[("x-a", "1")], b"");
+    assert_eq!(origin.count(), 2, "what else it varies by counts");
+}
+
+#[test]
+fn who_wants_bytes_as_they_are_gets_them() {
+    let text: &'static [u8] = Vec::leak(b"a line of text that repeats\n".repeat(2_000));
+    let origin = origin(text);
+    let gateway = gateway(&origin);
+    for target in ["/plain/x", "/cached/x", "/cached/x"] {
+        for (control, coding) in [("no-transform", None), ("max-age=100", Some("gzip"))] {
+            let fields = [("accept-encoding", "gzip"), ("cache-control", control)];
+            let answer = raw::send(gateway.http(), "GET", target, &fields, b"");
+            assert_eq!((answer.status, answer.header("content-encoding")), (200, coding), "{target} {control}");
+            assert!(plain(&answer) == text);
+        }
+    }
+}
+
+#[test]
 fn what_must_stay_as_it_is_does() {
     let text: &'static [u8] = Vec::leak(b"0123456789".repeat(1_000));
     let origin = origin(text);

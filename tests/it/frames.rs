@@ -13,7 +13,7 @@ use std::time::Duration;
 const CLEARTEXT: &str = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\nheader_timeout = \"5s\"\n";
 
 /// Why a request that reached the origin could be read in two ways.
-fn ambiguity(request: &Recorded) -> Option<String> {
+pub(crate) fn ambiguity(request: &Recorded) -> Option<String> {
     let head = &request.head;
     let Ok(text) =
         std::str::from_utf8(&head.iter().map(|b| if *b >= 0x80 { b'?' } else { *b }).collect::<Vec<_>>()).map(ToOwned::to_owned)
@@ -65,7 +65,9 @@ fn ambiguity(request: &Recorded) -> Option<String> {
         return Some(format!("host {host:?}"));
     }
     let connection = of("connection");
-    if connection.iter().any(|value| !value.eq_ignore_ascii_case("close")) || !of("upgrade").is_empty() {
+    // `te` is for the gateway's own `TE: trailers`.
+    let known = |value: &String| ["close", "te"].iter().any(|known| value.eq_ignore_ascii_case(known));
+    if !connection.iter().all(known) || !of("upgrade").is_empty() {
         return Some(format!("connection {connection:?}, upgrade {:?}", of("upgrade")));
     }
     None

@@ -1,6 +1,6 @@
 //! What the gateway adds to, takes from and believes of the headers on both sides.
 
-use crate::support::raw::{Client, request, send};
+use crate::support::raw::{Client, request, reserved_port, send};
 use crate::support::{Answer, Gateway, Origin, everything_to};
 
 fn trusting(origin: &Origin) -> String {
@@ -181,4 +181,19 @@ fn names_of_headers_keep_their_spelling_only_where_the_operator_asks_for_it() {
         assert_eq!(request.header_all("x-twice"), ["1", "2"]);
         assert!(has(&answer, returned), "{}", String::from_utf8_lossy(&answer));
     }
+}
+
+#[test]
+fn a_request_that_comes_back_again_and_again_is_508() {
+    let (address, _reserved) = reserved_port();
+    let toml = format!(
+        "[listeners.http]\naddress = \"{address}\"\n[upstreams.app]\nendpoints = [\"{address}\"]\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+    );
+    let gateway = Gateway::start(&toml);
+    let answer = send(address, "GET", "/", &[], b"");
+    assert_eq!((answer.status, answer.code().as_str()), (508, "loop_detected"));
+    // It went round a few times, and not for ever.
+    let rounds = gateway.access_log().len();
+    assert!(rounds < 50, "{rounds}");
 }

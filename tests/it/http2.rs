@@ -1,7 +1,8 @@
 //! HTTP/2 from clients, with its bounds and its end.
 
 use crate::support::h2::{H2Client, answer};
-use crate::support::raw::{Client, get};
+use crate::support::origin::Recorded;
+use crate::support::raw::{Client, get, send};
 use crate::support::tls::Authority;
 use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, runtime};
 use bytes::Bytes;
@@ -160,6 +161,41 @@ fn malformed_requests_reach_no_origin() {
 }
 
 #[test]
+fn a_body_larger_than_the_bound_is_413_and_the_connection_serves_on() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&format!("{CLEARTEXT}[server]\nmax_body = \"1KiB\"\n{}", everything_to(&[&origin], "")));
+    let post = |target: &str, length: Option<&str>| {
+        let head = Request::post(format!("http://localhost/{target}"));
+        length.into_iter().fold(head, |head, length| head.header("content-length", length)).body(()).unwrap()
+    };
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        let half = [b'x'; 512];
+        for length in [Some("1024"), None] {
+            assert_eq!(client.call(post("fits", length), &[&half, &half]).await.unwrap().status, 200, "{length:?}");
+        }
+        for length in [Some("1025"), None] {
+            let answer = client.call(post("large", length), &[&half, &half, b"x"]).await.unwrap();
+            let document: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!((answer.status.as_u16(), document["code"].as_str()), (413, Some("body_too_large")), "{length:?}");
+        }
+        // By what it says, before a byte of it has come.
+        let mut sender = client.sender.clone().ready().await.unwrap();
+        let (response, body) = sender.send_request(post("large", Some("99999999999")), false).unwrap();
+        assert_eq!(response.await.unwrap().status(), 413);
+        drop(body);
+        assert_eq!(client.get("/after").await.unwrap().status, 200, "other streams go on");
+    });
+    let seen: Vec<String> = origin.requests().iter().map(target_of).collect();
+    assert_eq!(seen, ["/fits", "/fits", "/after"], "no request that is too large came as a whole");
+    assert_eq!(gateway.metric("gatewright_listener_connections_accepted_total", &[("listener", "http")]), 1.0);
+}
+
+fn target_of(request: &Recorded) -> String {
+    request.request_line().split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+#[test]
 fn more_streams_than_the_bound_are_refused() {
     let origin = Origin::start("a");
     let gateway = cleartext(&origin, "http2_max_streams = 2\n");
@@ -229,6 +265,10 @@ fn a_connection_ends_in_order_after_its_last_request_and_when_it_is_idle() {
         assert!(ended.is_ok(), "an idle connection stays for ever");
         drop(sender);
     });
+    for reason in ["last_request", "idle"] {
+        let labels = [("listener", "http"), ("reason", reason)];
+        assert_eq!(gateway.metric("gatewright_listener_connections_closed_total", &labels), 1.0, "{reason}");
+    }
 }
 
 #[test]
@@ -255,6 +295,80 @@ fn a_client_that_takes_nothing_is_cut_off() {
         let total = tokio::time::timeout(SOON, read).await.expect("the stream stays open");
         assert!(total >= 65_535 - 16_384, "{total}");
     });
+    let labels = [("listener", "http"), ("reason", "slow_reader")];
+    eventually("it is counted", SOON, || gateway.metric("gatewright_listener_connections_cut_total", &labels) == 1.0);
+}
+
+#[test]
+fn a_header_list_larger_than_the_bound_is_refused_however_small_it_is_on_the_wire() {
+    let origin = Origin::start("a");
+    let gateway = cleartext(&origin, "max_header = \"4KiB\"\nmax_uri = \"1KiB\"\n");
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        // Names, values and 32 bytes for each field count (RFC 9113 §6.5.2); the same value again is one byte in HPACK.
+        for (fields, status) in [(40, Some(200)), (60, None)] {
+            let head = (0..fields).fold(Request::get("http://localhost/"), |head, _| head.header("x-a", "y".repeat(40)));
+            let answer = client.call(head.body(()).unwrap(), &[]).await;
+            match status {
+                Some(status) => assert_eq!(answer.unwrap().status, status),
+                None => assert!(answer.map_or(true, |answer| answer.status == 431)),
+            }
+        }
+    });
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn underscores_in_names_pass_where_the_listener_allows_them() {
+    let origin = Origin::start("a");
+    let gateway = cleartext(&origin, "allow_underscores = true\n");
+    assert_eq!(send(gateway.http(), "GET", "/1", &[("x_user", "1")], b"").status, 200);
+    assert_eq!(origin.last().header("x_user").as_deref(), Some("1"));
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        let request = Request::get("http://localhost/2").header("x_user", "2").body(()).unwrap();
+        assert_eq!(client.call(request, &[]).await.unwrap().status, 200);
+    });
+    assert_eq!(origin.last().header("x_user").as_deref(), Some("2"));
+    let strict = cleartext(&origin, "");
+    assert_eq!(send(strict.http(), "GET", "/1", &[("x_user", "1")], b"").status, 400);
+    assert_eq!(origin.count(), 2);
+}
+
+/// Whether the stream of a client that opens its window by 16 KiB every 200 ms is ended within this time.
+fn stream_drips(gateway: &Gateway, within: Duration) -> bool {
+    runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        let request = Request::get("http://localhost/").body(()).unwrap();
+        let (response, _) = client.sender.clone().ready().await.unwrap().send_request(request, true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let (started, mut owed) = (Instant::now(), 0_usize);
+        while started.elapsed() < within {
+            match tokio::time::timeout(Duration::from_millis(200), body.data()).await {
+                Ok(Some(Ok(piece))) => owed += piece.len(),
+                Ok(_) => return true,
+                Err(_) => {
+                    let part = owed.min(16 << 10);
+                    owed -= part;
+                    body.flow_control().release_capacity(part).unwrap();
+                }
+            }
+        }
+        false
+    })
+}
+
+#[test]
+fn a_client_that_opens_its_window_bit_by_bit_has_to_meet_the_rate() {
+    let origin = Origin::start("a");
+    origin.answer(Answer::InfiniteBody);
+    // 64 KiB take it about a second, so that no piece takes as long as it may.
+    let gateway = cleartext(&origin, "write_timeout = \"4s\"\nmin_write_rate = \"10MiB\"\n");
+    assert!(stream_drips(&gateway, SOON), "80 KiB/s where 10 MiB/s are asked for");
+    let labels = [("listener", "http"), ("reason", "slow_reader")];
+    eventually("it is counted", SOON, || gateway.metric("gatewright_listener_connections_cut_total", &labels) == 1.0);
+    let without = cleartext(&origin, "write_timeout = \"4s\"\nmin_write_rate = \"0B\"\n");
+    assert!(!stream_drips(&without, Duration::from_secs(8)), "without a rate only pauses count");
 }
 
 #[test]

@@ -49,9 +49,14 @@ pub fn ask(gateway: &Gateway, path: &str, key: &str) -> (u16, String) {
     (response.status, code.unwrap_or_default())
 }
 
-pub fn id(key: &str) -> String {
+pub fn hash(key: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What `gatewright key` needs of it to find the key.
+pub fn id(key: &str) -> String {
+    hash(key)[..16].to_owned()
 }
 
 #[test]
@@ -108,6 +113,119 @@ fn keys_are_issued_rotated_and_revoked_without_a_reload() {
     eventually("the consumer is refused", SOON, || ask(&gateway, "/role/x", &partner).0 == 401);
     redis.ask("FLUSHALL").unwrap();
     eventually("all keys are gone", SOON, || ask(&gateway, "/key/x", &first).0 == 401);
+}
+
+/// What a command does not speak of stays as it is.
+#[test]
+fn no_key_is_given_more_than_was_asked_for() {
+    let (redis, origin) = (Redis::start(), Origin::start("a"));
+    let gateway = start(&toml(&redis.config(), &origin, "fresh = \"1h\""));
+    let record = |name: &str| -> Value {
+        let value: String = redis::cmd("GET").arg(format!("t:{name}")).query(&mut redis.connection()).unwrap();
+        serde_json::from_str(&value).unwrap()
+    };
+    // A key that ends is followed by one that ends.
+    let first = issue(&gateway, &["acme", "--expires-in", "90d"]);
+    let rotated = key(&gateway, &["rotate", &id(&first), "--overlap", "1h"]);
+    let second = rotated.stdout.trim_end();
+    let next = record(&format!("key:{}", hash(second)));
+    assert_eq!(next["expires"].as_u64().unwrap() - next["issued"].as_u64().unwrap(), 90 * 86_400);
+    assert!(rotated.stderr.contains("It counts now until 2"), "{}", rotated.stderr);
+
+    // Roles and tier are told one by one; metadata stays.
+    issue(&gateway, &["partner", "--role", "partner", "--tier", "gold"]);
+    let mut known = record("consumer:partner");
+    known["metadata"] = json!({ "since": "2020" });
+    let put = |value: &Value| {
+        redis::cmd("SET").arg("t:consumer:partner").arg(value.to_string()).exec(&mut redis.connection()).unwrap();
+    };
+    put(&known);
+    issue(&gateway, &["partner"]);
+    assert_eq!(record("consumer:partner"), known);
+    issue(&gateway, &["partner", "--role", "other"]);
+    known["roles"] = json!(["other"]);
+    assert_eq!(record("consumer:partner"), known);
+
+    // Nobody is enabled by a key, and what cannot be read is not written over.
+    known["enabled"] = json!(false);
+    for value in [known, json!("no record")] {
+        put(&value);
+        let refused = key(&gateway, &["new", "--redis", "partner", "--role", "other"]);
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{}", refused.stderr);
+        assert!(refused.stderr.contains("t:consumer:partner in Redis"), "{}", refused.stderr);
+        assert_eq!(record("consumer:partner"), value);
+    }
+}
+
+/// What is in a file only its owner changes: the commands say where, and how.
+#[test]
+fn a_key_that_stands_in_the_configuration_is_shown_and_left_to_its_owner() {
+    let (redis, origin) = (Redis::start(), Origin::start("a"));
+    let with = |credentials: &str| {
+        let more = format!("[consumers.acme]\ncredentials = [\n{credentials}]\n");
+        toml(&redis.config(), &origin, "").replace("[consumers.acme]\n", &more)
+    };
+    let line = |key: &str, more: &str| format!("  {{ api_key = {{ sha256 = \"{}\"{more} }} }},\n", hash(key));
+    let (old, ending) = ("gw_old", line("gw_ending", ", expires = 2099-01-02T03:04:05Z"));
+    let gateway = start(&with(&(line(old, "") + &ending)));
+    assert_eq!(ask(&gateway, "/key/x", old).0, 200);
+    let config = gateway.config();
+    let place = |key: &str| {
+        let text = std::fs::read_to_string(&config).unwrap();
+        let at = text.lines().position(|line| line.contains(&hash(key))).unwrap();
+        format!("{}:{}", config.display(), at + 1)
+    };
+    let short = |key: &str| format!("api_key:{}", &id(key)[..8]);
+
+    let listed = key(&gateway, &["list", "acme"]);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    let mut lines: Vec<Vec<&str>> = listed.stdout.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    lines.sort_by_key(|line| line[2] == "never");
+    let wanted = [("gw_ending", "2099-01-02T03:04:05Z"), (old, "never")];
+    assert_eq!(lines, wanted.map(|(key, end)| ["acme".to_owned(), short(key), end.to_owned(), place(key)]), "{}", listed.stdout);
+    assert_eq!(key(&gateway, &["list", "somebody"]).stdout.lines().count(), 1, "the head alone");
+
+    for id in [short(old), id(old), hash(old).to_uppercase()] {
+        let revoked = key(&gateway, &["revoke", &id]);
+        let why = format!("error: this key of `acme` is in the configuration: take out {}, and reload\n", place(old));
+        assert_eq!((revoked.code, revoked.stdout.as_str(), revoked.stderr.as_str()), (Some(1), "", why.as_str()));
+    }
+    assert_eq!(ask(&gateway, "/key/x", old).0, 200);
+
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let before = now();
+    let rotated = key(&gateway, &["rotate", &id(old), "--overlap", "2h"]);
+    let after = now();
+    let (new, said) = (rotated.stdout.trim_end(), &rotated.stderr);
+    assert_eq!((rotated.code, ask(&gateway, "/key/x", new).0), (Some(0), 401), "it is not the file's yet: {said}");
+    assert!(said.contains(&line(new, "")) && said.contains("credentials of `acme`"), "{said}");
+    let (_, end) = said.trim_end().split_once(&format!("let the old one at {} end: expires = ", place(old))).expect(said);
+    let shown = |time: u64| {
+        let mut date = std::process::Command::new("date");
+        let date = date.args(["-u", "-d", &format!("@{time}"), "+%FT%TZ"]).output().unwrap();
+        String::from_utf8(date.stdout).unwrap().trim_end().to_owned()
+    };
+    let ends = shown(before + 7_200)..=shown(after + 7_200);
+    assert!(ends.contains(&end.to_owned()), "{end} is not in {ends:?}");
+    assert_eq!(redis.ask("DBSIZE").unwrap(), ":0", "none of this is written anywhere");
+
+    // What it says is done, to the letter.
+    gateway.reload_with(&with(&(line(old, &format!(", expires = {end}")) + &line(new, "")))).unwrap();
+    assert_eq!((ask(&gateway, "/key/x", old).0, ask(&gateway, "/key/x", new).0), (200, 200));
+    let listed = key(&gateway, &["list"]).stdout;
+    assert!(listed.contains(end), "{listed}");
+    let rotated = key(&gateway, &["rotate", &id(new), "--overlap", "0s"]);
+    let (_, end) = rotated.stderr.trim_end().rsplit_once("expires = ").expect(&rotated.stderr);
+    gateway.reload_with(&with(&(line(new, &format!(", expires = {end}")) + &line(rotated.stdout.trim_end(), "")))).unwrap();
+    assert_eq!((ask(&gateway, "/key/x", new).0, ask(&gateway, "/key/x", rotated.stdout.trim_end()).0), (401, 200));
+
+    // One in Redis that begins alike: the id must say which.
+    let other = format!("{}{}", &hash(new)[..16], "0".repeat(48));
+    redis.ask(&format!("SET t:key:{other} \"{{\\\"consumer\\\":\\\"acme\\\"}}\"")).unwrap();
+    let revoked = key(&gateway, &["revoke", &id(new)]);
+    assert!(revoked.code == Some(1) && revoked.stderr.contains("several keys begin like that"), "{revoked:?}");
+    assert!(key(&gateway, &["revoke", &hash(new)]).stderr.contains(&place(new)));
+    assert_eq!(key(&gateway, &["revoke", &other]).code, Some(0));
 }
 
 #[test]

@@ -5,6 +5,14 @@ use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+/// Waits until the gateway says that it closed so many connections for this reason.
+fn closed(gateway: &Gateway, reason: &str, count: f64) {
+    let labels = [("listener", "http"), ("reason", reason)];
+    eventually(&format!("{count} closed: {reason}"), SOON, || {
+        gateway.metric("gatewright_listener_connections_closed_total", &labels) == count
+    });
+}
+
 #[test]
 fn pipelined_requests_are_answered_each_and_in_order() {
     let origin = Origin::start("a");
@@ -37,6 +45,34 @@ fn last_request_of_a_connection_says_so() {
     assert_ne!(client.exchange(request("GET", "/", &[], b"")).unwrap().header("connection"), Some("close"));
     assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().header("connection"), Some("close"));
     assert!(client.closes_within(SOON));
+    closed(&gateway, "last_request", 1.0);
+}
+
+#[test]
+fn a_client_that_wants_to_close_may_say_so_in_any_line() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    for lines in ["close", "keep-alive, close", "keep-alive\r\nconnection: close", "te\r\nte: trailers\r\nconnection: close"] {
+        let mut client = Client::connect(gateway.http());
+        let answer = client.exchange(format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: {lines}\r\n\r\n")).unwrap();
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("close")), "{lines}");
+        assert!(client.closes_within(SOON), "{lines}");
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_is_closed_and_counted() {
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nheader_timeout = \"300ms\"\n";
+    let mut gateway = Gateway::start(listener);
+    let mut silent = Client::connect(gateway.http());
+    assert!(silent.closes_within(SOON));
+    closed(&gateway, "silent", 1.0);
+    // One that leaves by itself is not.
+    drop(Client::connect(gateway.http()));
+    eventually("it has left", SOON, || gateway.metric("gatewright_listener_connections_active", &[("listener", "http")]) == 0.0);
+    closed(&gateway, "silent", 1.0);
+    gateway.sigterm();
+    gateway.wait_exit(SOON);
 }
 
 #[test]
@@ -49,6 +85,7 @@ fn idle_connection_is_closed_after_its_time() {
     let since = Instant::now();
     assert!(client.closes_within(SOON));
     assert!(since.elapsed() > Duration::from_millis(200), "{:?}", since.elapsed());
+    closed(&gateway, "idle", 1.0);
 
     let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nkeepalive_timeout = \"0s\"\n";
     let gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
@@ -63,6 +100,15 @@ fn http_1_0_is_kept_open_only_if_asked_to() {
     let mut client = Client::connect(gateway.http());
     client.send(b"GET / HTTP/1.0\r\nhost: localhost\r\n\r\n");
     assert_eq!(client.response().status, 200);
+    assert!(client.closes_within(SOON));
+    // One that asks must be told, or it takes the connection for closed.
+    let mut client = Client::connect(gateway.http());
+    for exchange in 0..3 {
+        let answer = client.exchange("GET / HTTP/1.0\r\nhost: localhost\r\nconnection: keep-alive\r\n\r\n").unwrap();
+        assert_eq!((answer.status, answer.header("connection")), (200, Some("keep-alive")), "{exchange}");
+    }
+    let last = client.exchange("GET / HTTP/1.0\r\nhost: localhost\r\n\r\n").unwrap();
+    assert_eq!((last.status, last.keep_alive), (200, false));
     assert!(client.closes_within(SOON));
 }
 

@@ -5,7 +5,8 @@ use crate::support::gateway::run;
 use crate::support::h2::{H2Client, H2Origin, grpc};
 use crate::support::raw::{Client, get, request, send};
 use crate::support::redis::Redis;
-use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, runtime};
+use crate::support::tokens::Signer;
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, runtime, upstream};
 use std::time::Duration;
 
 const PASSWORD: &str = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
@@ -134,6 +135,29 @@ fn tiers_are_multiplied_by_route_and_consumers_have_their_own_limits() {
 }
 
 #[test]
+fn callers_are_counted_by_a_claim_inside_another() {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let limit = "{ jwt = { issuer = 'main' } }, { rate_limit = { by = 'claim:realm_access.org', limits = [{ rate = '2/1h' }] } }";
+    let config = format!("[jwt.main]\nalgorithms = ['HS256']\nsecret = {{ file = 'secret' }}\n{}", route("a", limit));
+    let gateway = Gateway::try_start_with(&config, |dir| std::fs::write(dir.join("secret"), secret).unwrap()).unwrap();
+    let signer = Signer::hs256("k", secret.as_bytes());
+    let statuses = |claims: serde_json::Value| {
+        let mut all = serde_json::json!({ "sub": "alice", "exp": 4_102_444_800_u64 });
+        all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
+        let token = format!("Bearer {}", signer.token(&all));
+        let ask = |_| send(gateway.http(), "GET", "/a", &[("authorization", &token)], b"").status;
+        (0..3).map(ask).collect::<Vec<u16>>()
+    };
+    let of = |org: serde_json::Value| serde_json::json!({ "realm_access": { "org": org } });
+    for org in [of("acme".into()), of("zenith".into()), of(7.into()), serde_json::json!({})] {
+        assert_eq!(statuses(org.clone()), [200, 200, 429], "{org}");
+    }
+    assert_eq!(statuses(serde_json::json!({ "org": "acme" })), [429, 429, 429], "who lacks it shares one count");
+    let shown = run(&["limit", "--admin", &gateway.admin.argument(), "show", "a", "claim:realm_access.org=acme"]);
+    assert!(shown.stdout.contains("t:acme") && shown.stdout.contains("0 left (limit 2)"), "{shown:?}");
+}
+
+#[test]
 fn a_listener_has_a_shield_of_its_own() {
     let config = format!(
         "[listeners.http]\naddress = \"127.0.0.1:0\"\nmax_requests = \"20/1h\"\n[listeners.other]\naddress = \"127.0.0.1:0\"\n{}",
@@ -165,22 +189,39 @@ fn an_estimate_of_requests_under_way_refuses_what_is_too_much() {
     eventually("places are given back", SOON, || get(gateway.http(), "/x").status == 200);
 }
 
-#[test]
-fn a_request_waits_for_a_place_no_longer_than_it_may_last() {
+/// A request to `/slow` has the only place, for a minute; one to `/x`, whose route has these lines more, is refused before that, after
+/// `wait` at the earliest.
+fn waits_no_longer_than(wait: Duration, queue: &str, more: &str) {
     let origin = Origin::start("app");
-    let mut config = everything_to(&[&origin], "");
-    config.push_str("timeouts = { request = \"700ms\" }\n");
-    config.push_str("filters = [{ concurrency = { by = 'route', most = 1, queue = { size = 5, timeout = '30s' } } }]\n");
-    let gateway = Gateway::start(&config);
     origin.answer(Answer::BlackHole);
+    let route = |name: &str, more: &str| {
+        format!(
+            "[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nupstream = \"app\"\n{more}\nfilters = [{{ concurrency = {{ by = 'address', \
+             most = 1, name = 'both', queue = {{ size = 5, timeout = '{queue}' }} }} }}]\n"
+        )
+    };
+    let slow = route("slow", "timeouts = { request = \"60s\" }");
+    let gateway =
+        Gateway::start(&[upstream("app", &[&origin], "timeouts = { read = \"60s\" }"), slow, route("x", more)].concat());
     let mut first = Client::connect(gateway.http());
     first.send(request("GET", "/slow", &[], b""));
-    eventually("one under way", SOON, || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]) == 1.0);
+    eventually("the first has its place", SOON, || origin.count() == 1);
     let begun = std::time::Instant::now();
-    let waited = get(gateway.http(), "/x");
-    assert!(begun.elapsed() < Duration::from_secs(15), "it waited {:?}", begun.elapsed());
-    // It may have got the place of the first one, which ends at the same time, and be late with that.
-    assert!(matches!(waited.code().as_str(), "concurrency_limited" | "deadline_exceeded"), "{waited:?}");
+    let refused = get(gateway.http(), "/x");
+    assert_eq!((refused.status, refused.code().as_str()), (429, "concurrency_limited"));
+    assert!(begun.elapsed() >= wait, "it waited only {:?}", begun.elapsed());
+    let slow = gateway.metric("gatewright_http_requests_in_flight", &[("route", "slow")]);
+    assert_eq!((slow, origin.count()), (1.0, 1), "it waited as long as there was no place");
+}
+
+#[test]
+fn a_request_waits_for_a_place_no_longer_than_it_may_last() {
+    waits_no_longer_than(Duration::from_millis(690), "60s", "timeouts = { request = \"700ms\" }");
+}
+
+#[test]
+fn a_request_waits_for_a_place_no_longer_than_its_queue_lets_it() {
+    waits_no_longer_than(Duration::from_millis(300), "300ms", "");
 }
 
 #[test]
@@ -255,6 +296,50 @@ fn operators_see_a_key_reset_it_and_find_who_is_refused_most() {
         let said = limit(words);
         assert!(said.code == Some(1) && said.stderr.contains(why), "{said:?}");
     }
+}
+
+/// Wherever it counts, and while it cannot count: what a shadow would have refused is told to operators, and to nobody else.
+#[test]
+fn a_shadow_counts_and_reports_in_redis_too_and_refuses_nothing() {
+    let mut redis = Redis::start();
+    let limit =
+        |more: &str| format!("{{ rate_limit = {{ by = 'header:x-app', limits = [{{ rate = '4/1h' }}], shadow = true{more} }} }}");
+    let asked = ", store = 'redis', on_error = 'closed'";
+    let names = ["here", "there", "leased"];
+    let config = format!(
+        "[redis]\nurl = \"{}\"\ntimeout = \"1s\"\n{}{}{}",
+        redis.url(),
+        route(names[0], &limit("")),
+        route(names[1], &limit(asked)),
+        route(names[2], &limit(&format!("{asked}, lease = 2"))),
+    );
+    let gateway = Gateway::start(&config);
+    eventually("redis is up", SOON, || gateway.metric("gatewright_redis_up", &[]) == 1.0);
+    let admin = gateway.admin.argument();
+    let silent = |name: &str| {
+        let response = send(gateway.http(), "GET", &format!("/{name}"), &[("x-app", "mine")], b"");
+        let told = response.header("ratelimit").or(response.header("ratelimit-policy")).or(response.header("retry-after"));
+        assert_eq!((response.status, told), (200, None), "{name}");
+    };
+    let decided = |name: &str| {
+        ["allowed", "shadowed", "refused"].map(|decision| {
+            let labels = [("route", name), ("limit", "4/1h"), ("decision", decision)];
+            gateway.metric("gatewright_limit_decisions_total", &labels)
+        })
+    };
+    for name in names {
+        (0..9).for_each(|_| silent(name));
+        assert_eq!(decided(name), [4.0, 5.0, 0.0], "{name}");
+        let shown = run(&["limit", "--admin", &admin, "show", name, "header:x-app=mine"]);
+        assert!(shown.stdout.contains("h:mine") && shown.stdout.contains("0 left (limit 4)"), "{name}: {shown:?}");
+    }
+    let top = gateway.admin.get("/limits/top").text();
+    assert!(!top.contains("h:mine"), "nobody was refused: {top}");
+    redis.kill();
+    eventually("redis is down", SOON, || gateway.metric("gatewright_redis_up", &[]) == 0.0);
+    let before = decided("there");
+    silent("there");
+    assert_eq!(decided("there"), [before[0] + 1.0, before[1], before[2]], "without Redis nothing can be told of it");
 }
 
 #[test]

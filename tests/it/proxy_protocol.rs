@@ -70,15 +70,21 @@ fn connections_are_capped_by_the_address_that_is_named() {
     let gateway = Gateway::start(&toml);
     let named = |address: &str| {
         let mut client = Client::connect(gateway.http());
-        client.send(format!("PROXY TCP4 {address} 198.51.100.1 1 2\r\n"));
+        let (family, to) = if address.contains(':') { (6, "2001:db8:ff::1") } else { (4, "198.51.100.1") };
+        client.send(format!("PROXY TCP{family} {address} {to} 1 2\r\n"));
         client
     };
-    let mut held: Vec<Client> = ["192.0.2.1", "192.0.2.2", "192.0.2.3"].map(named).into();
+    let addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8:0:1::1", "2001:db8:0:2::1"];
+    let mut held: Vec<Client> = addresses.map(named).into();
     for client in &mut held {
         assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
     }
     assert!(named("192.0.2.1").closes_within(SOON));
-    assert_eq!(refused(&gateway, "max_connections_per_address"), 1.0);
+    // A client of IPv6 has a /64 to choose addresses from.
+    assert!(named("2001:db8:0:1:ffff:ffff:ffff:ffff").closes_within(SOON));
+    let mut next = named("2001:db8:0:3::1");
+    assert_eq!(next.exchange(request("GET", "/", &[], b"")).unwrap().status, 200, "another /64");
+    eventually("both are counted", SOON, || refused(&gateway, "max_connections_per_address") == 2.0);
 }
 
 #[test]

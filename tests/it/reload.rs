@@ -1,8 +1,15 @@
 //! A new config takes effect as one, or not at all, and no request notices.
 
+use crate::support::gateway::{binary, run};
+use crate::support::h2::H2Origin;
 use crate::support::load::Plan;
-use crate::support::raw::{Client, get, request};
+use crate::support::raw::{Client, get, request, send};
+use crate::support::tls::Authority;
+use crate::support::tokens::Signer;
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
+use crate::upstream_tls::behind_tls;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const HEALTH: &str = "health = { path = \"/health\", interval = \"200ms\", timeout = \"190ms\", rise = 2, fall = 3 }";
@@ -53,6 +60,38 @@ fn refused_reload_exits_non_zero_with_diagnostics_and_keeps_the_old_config() {
     assert_eq!(gateway.metric("gatewright_config_last_reload_successful", &[]), 1.0);
 }
 
+/// The verbs that ask a running gateway find its admin listener where the gateway has it from.
+#[test]
+fn verbs_find_the_admin_listener_in_the_configuration() {
+    let gateway = Gateway::start(&version("one"));
+    let config = gateway.config();
+    let config = config.to_str().unwrap();
+    gateway.write_config(&version("two"));
+    let ended = run(&["reload", "-c", config]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert_eq!(get(gateway.http(), "/version").text(), "two");
+    // Each of them has been understood by the gateway.
+    assert_eq!(run(&["limit", "-c", config, "top"]).code, Some(0));
+    for (verb, said) in [
+        (&["purge", "--all", "-c", config][..], "no route of this gateway has a cache"),
+        (&["drain", "nowhere", "127.0.0.1:1", "-c", config], "there is no upstream"),
+    ] {
+        let ended = run(verb);
+        assert!(ended.code == Some(1) && ended.stderr.contains(said), "{verb:?}: {ended:?}");
+    }
+    // What is wrong elsewhere is for the gateway to say.
+    gateway.write_config(&(version("three") + "[routes.broken]\nupstream = \"nowhere\"\n"));
+    let ended = run(&["reload", "-c", config]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("the running configuration stays"), "{ended:?}");
+    std::fs::write(config, "[admin]\nlisten = 9901\n").unwrap();
+    let ended = run(&["reload", "-c", config]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("mend this, or use --admin"), "{ended:?}");
+    assert_eq!(run(&["reload", "-c", config, "--admin", &gateway.admin.argument()]).code, Some(2), "both");
+    let mut command = std::process::Command::new(binary());
+    let output = command.args(["limit", "top"]).env("GATEWRIGHT_ADMIN", gateway.admin.argument()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
 #[test]
 fn sighup_reloads() {
     let gateway = Gateway::start(&version("one"));
@@ -74,6 +113,147 @@ fn watch_mode_reloads_when_the_file_is_replaced() {
     eventually("the new config", SOON, || get(gateway.http(), "/version").text() == "two");
 }
 
+/// Files and whole directories that includes match come and go, and what is written in several steps is read when it is whole.
+#[test]
+fn watch_mode_sees_files_and_directories_that_come_and_go() {
+    let toml = "[server]\nwatch = true\ninclude = [\"conf.d/*.toml\", \"later/deep/*.toml\"]\n";
+    let gateway = Gateway::try_start_with(toml, |directory| std::fs::create_dir(directory.join("conf.d")).unwrap()).unwrap();
+    let root = gateway.config().parent().unwrap().to_owned();
+    let route = |name: &str| {
+        format!("[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nfilters = [{{ respond = {{ body = \"{name}\" }} }}]\n")
+    };
+    let answers = |name: &str, status| {
+        eventually(&format!("/{name} answers {status}"), SOON, || get(gateway.http(), &format!("/{name}")).status == status);
+    };
+    for round in ["one", "two"] {
+        std::fs::write(root.join("conf.d/new.toml"), route(round)).unwrap();
+        answers(round, 200);
+        std::fs::remove_file(root.join("conf.d/new.toml")).unwrap();
+        answers(round, 404);
+    }
+    // Twice: a directory that was removed takes its watch with it.
+    for round in ["three", "four"] {
+        std::fs::create_dir_all(root.join("later/deep")).unwrap();
+        std::fs::write(root.join("later/deep/a.toml"), route(round)).unwrap();
+        answers(round, 200);
+        std::fs::remove_dir_all(root.join("later")).unwrap();
+        answers(round, 404);
+    }
+    // A deployment of many files in pieces, none of which is valid by itself until its end.
+    let refused = gateway.metric("gatewright_config_reloads_total", &[("result", "failure")]);
+    let text = route("five") + &"# a comment\n".repeat(100);
+    for number in 0..20 {
+        let path = root.join(format!("conf.d/{number}.toml"));
+        std::fs::write(&path, "[routes.").unwrap();
+        std::fs::write(&path, text.replace("five", &format!("five-{number}"))).unwrap();
+    }
+    answers("five-19", 200);
+    assert_eq!(gateway.metric("gatewright_config_reloads_total", &[("result", "failure")]), refused, "it was read half done");
+}
+
+/// As Kubernetes mounts a ConfigMap: the file is a link into a directory that is a link, and only that one is exchanged. And a
+/// deployment by a link to the release.
+#[test]
+fn watch_mode_sees_links_on_the_way_to_a_file_change() {
+    let releases = tempfile::tempdir().unwrap();
+    let root = releases.path();
+    let toml = |text: &str, more: &str| {
+        format!("[server]\nwatch = true\n{more}[listeners.http]\naddress = \"127.0.0.1:0\"\n{}", version(text))
+    };
+    let release = |name: &str, text: &str| {
+        std::fs::create_dir(root.join(name)).unwrap();
+        std::fs::write(root.join(name).join("routes.toml"), version(text)).unwrap();
+    };
+    let exchange = |link: &str, to: &str| {
+        std::os::unix::fs::symlink(to, root.join("next")).unwrap();
+        std::fs::rename(root.join("next"), root.join(link)).unwrap();
+    };
+    release("..1", "one");
+    exchange("..data", "..1");
+    std::os::unix::fs::symlink("..data/routes.toml", root.join("routes.toml")).unwrap();
+    std::os::unix::fs::symlink(root, root.join("current")).unwrap();
+    for file in ["routes.toml", "current/routes.toml"] {
+        let include = format!("include = [\"{}\"]\n", root.join(file).display());
+        let gateway = Gateway::start(&toml("x", &include).replace(&version("x"), ""));
+        let answers = |text: &str| eventually(text, SOON, || get(gateway.http(), "/version").text() == text);
+        answers("one");
+        release("..2", "two");
+        exchange("..data", "..2");
+        answers("two");
+        release("..3", "three");
+        exchange("..data", "..3");
+        answers("three");
+        exchange("..data", "..1");
+        answers("one");
+        for name in ["..2", "..3"] {
+            std::fs::remove_dir_all(root.join(name)).unwrap();
+        }
+    }
+}
+
+/// What is read for the configuration is watched as it is: keys and secrets beside certificates.
+#[test]
+fn watch_mode_sees_keys_and_secrets_change() {
+    let signers = ["first-secret-0123456789abcdef0123", "other-secret-0123456789abcdef0123"]
+        .map(|secret| (secret, Signer::hs256("k", secret.as_bytes())));
+    let origin = Origin::start("a");
+    let toml = format!(
+        "[server]\nwatch = true\n[jwt.main]\nalgorithms = [\"HS256\"]\nsecret = {{ file = \"keys/secret\" }}\nrequire_expiry = false\n{}\
+         filters = [{{ jwt = {{ issuer = \"main\" }} }}, {{ request_headers = {{ set = {{ x-key = {{ file = \"keys/backend\" }} }} }} }}]\n",
+        everything_to(&[&origin], "")
+    );
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        std::fs::create_dir(directory.join("keys")).unwrap();
+        std::fs::write(directory.join("keys/secret"), signers[0].0).unwrap();
+        std::fs::write(directory.join("keys/backend"), "first").unwrap();
+    })
+    .unwrap();
+    let keys = gateway.config().parent().unwrap().join("keys");
+    let ask = |signer: &Signer| {
+        let token = format!("Bearer {}", signer.token(&serde_json::json!({ "sub": "a" })));
+        send(gateway.http(), "GET", "/", &[("authorization", &token)], b"").status
+    };
+    assert_eq!((ask(&signers[0].1), ask(&signers[1].1)), (200, 401));
+    std::fs::write(keys.join("next"), signers[1].0).unwrap();
+    std::fs::rename(keys.join("next"), keys.join("secret")).unwrap();
+    eventually("the new secret counts", SOON, || ask(&signers[1].1) == 200);
+    assert_eq!(ask(&signers[0].1), 401);
+    std::fs::write(keys.join("backend"), "second").unwrap();
+    eventually("the new header is sent", SOON, || {
+        ask(&signers[1].1);
+        origin.last().header("x-key").as_deref() == Some("second")
+    });
+}
+
+/// Files that only a refused configuration has read are watched too, whoever asked for it: to mend one of them is enough.
+#[test]
+fn watch_mode_sees_what_mends_a_refused_configuration() {
+    let watch = "[server]\nwatch = true\n";
+    let gateway = Gateway::start(&(watch.to_owned() + &version("one")));
+    let secrets = gateway.config().parent().unwrap().join("secrets");
+    std::fs::create_dir(&secrets).unwrap();
+    let keyed = |key: &str, version: &str| {
+        let filters = format!(
+            "filters = [{{ response_headers = {{ set = {{ x-key = {{ file = \"secrets/{key}\" }} }} }} }}, {{ respond = {{ body = \"{version}\" }} }}]"
+        );
+        format!("{watch}[routes.all]\nmatch = {{ path = \"/version\" }}\n{filters}\n")
+    };
+    let refused = || gateway.metric("gatewright_config_reloads_total", &[("result", "failure")]);
+    let answered = |text: &str| eventually(&format!("{text} runs"), SOON, || get(gateway.http(), "/version").text() == text);
+    // Noticed by the watch, and its directory is not known to what runs.
+    gateway.write_config(&keyed("two", "two"));
+    eventually("the refusal", SOON, || refused() > 0.0);
+    std::fs::write(secrets.join("two"), "a secret").unwrap();
+    answered("two");
+    std::fs::remove_dir_all(&secrets).unwrap();
+    // Asked for by somebody else, before the watch has had its turn or after it.
+    let told = gateway.reload_with(&keyed("three", "three")).unwrap_err();
+    assert!(told.contains("secrets/three"), "{told}");
+    std::fs::create_dir(&secrets).unwrap();
+    std::fs::write(secrets.join("three"), "a secret").unwrap();
+    answered("three");
+}
+
 #[test]
 fn request_runs_on_the_snapshot_that_it_began_with() {
     let origin = Origin::start("a");
@@ -90,6 +270,45 @@ fn request_runs_on_the_snapshot_that_it_began_with() {
     assert_eq!(client.response().header("x-version"), Some("one"));
     origin.answer(Answer::Echo);
     assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().header("x-version"), Some("two"));
+}
+
+/// An idle connection to an endpoint is used again after reloads, whatever it speaks.
+#[test]
+fn connections_to_upstreams_survive_reloads() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["orders.internal"]);
+    let tls = "tls = { sni = \"orders.internal\", ca = \"ca.pem\" }\n";
+    let (plain, secure) = (Origin::start("plain"), Origin::start("secure"));
+    let (plain_h2, secure_h2) = (H2Origin::plain(), H2Origin::secure(&pair, None));
+    let in_front = behind_tls(secure.address(), (*pair.server()).clone());
+    let of_h2 = |origin: &H2Origin| origin.seen.connections.load(Ordering::SeqCst);
+    let cases: [(&str, SocketAddr, &str, &dyn Fn() -> usize); 4] = [
+        ("http1", plain.address(), "", &|| plain.connections()),
+        ("http1", in_front, tls, &|| secure.connections()),
+        ("h2c", plain_h2.address, "", &|| of_h2(&plain_h2)),
+        ("h2", secure_h2.address, tls, &|| of_h2(&secure_h2)),
+    ];
+    for (protocol, address, tls, connections) in cases {
+        let app = format!(
+            "[upstreams.app]\nendpoints = [\"{address}\"]\nprotocol = \"{protocol}\"\n{tls}\
+             [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+        );
+        let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
+        let gateway = Gateway::try_start_with(&(app.clone() + &version("0")), write).unwrap();
+        // All on one connection of the client: the next of its requests is read when the last has given back what it used.
+        let mut client = Client::connect(gateway.http());
+        let mut ask = |target: &str| client.exchange(request("GET", target, &[], b"")).unwrap();
+        for round in 1..4 {
+            assert_eq!(ask("/").status, 200, "{protocol} {tls}");
+            assert_eq!(connections(), 1, "{protocol} {tls}, reload {round}");
+            // Another route first, and then another policy of the upstream itself.
+            let timeouts = if round < 3 { "" } else { "timeouts = { read = \"9s\" }\n" };
+            let changed = app.replace("[routes.all]", &format!("{timeouts}[routes.all]"));
+            gateway.reload_with(&(changed + &version(&round.to_string()))).unwrap();
+            assert_eq!(ask("/version").text(), round.to_string());
+        }
+        assert_eq!((ask("/").status, connections()), (200, 1), "{protocol} {tls}");
+    }
 }
 
 #[test]

@@ -286,6 +286,31 @@ fn an_endpoint_whose_breaker_is_open_is_passed_over() {
 }
 
 #[test]
+fn who_takes_requests_is_found_among_any_number_of_open_breakers() {
+    let origins = Origin::start_many(20);
+    let all: Vec<&Origin> = origins.iter().collect();
+    let breaker = "balance = \"least_requests\"\nretry = { attempts = 1 }\n\
+                   breaker = { scope = \"endpoint\", consecutive_failures = 1, open_for = \"1h\" }";
+    let gateway = Gateway::start(&everything_to(&all, breaker));
+    let (good, bad) = origins.split_first().unwrap();
+    bad.iter().for_each(|origin| origin.answer(Answer::Status(500)));
+    let open = |origin: &Origin| gateway.endpoint(origin.address())["breaker"]["state"] == "open";
+    // Whoever has nothing to do is asked first: the good one has, for as long as this is under way.
+    good.answer(Answer::BlackHole);
+    let mut held = Vec::new();
+    eventually("all others have failed", SOON, || {
+        let mut client = Client::connect(gateway.http());
+        client.send(request("GET", "/", &[], b""));
+        held.push(client);
+        bad.iter().all(open)
+    });
+    good.answer(Answer::Echo);
+    for _ in 0..5 {
+        assert_eq!(get(gateway.http(), "/").status, 200);
+    }
+}
+
+#[test]
 fn a_breaker_of_a_route_has_its_own_counts_and_its_own_answer() {
     let origin = Origin::start("a");
     let toml = everything_to(&[&origin], "")

@@ -1,9 +1,9 @@
 //! Signed requests and client certificates, over real connections.
 
 use crate::support::raw::{Client, request, send};
-use crate::support::redis::Redis;
+use crate::support::redis::{Redis, User};
 use crate::support::redis_many::Cluster;
-use crate::support::tls::Authority;
+use crate::support::tls::{Authority, TlsClient};
 use crate::support::{Gateway, Origin, SOON, eventually, exclusive, upstream};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use aws_lc_rs::{digest, hmac};
@@ -96,6 +96,24 @@ fn start_with(origin: &Origin, pair: &Ed25519KeyPair, more: &str, table: &str) -
 }
 
 const OK: (u16, String) = (200, String::new());
+
+/// What a mirror gets is as the upstream gets it.
+#[test]
+fn a_body_that_was_not_signed_reaches_no_mirror() {
+    let (origin, copies) = (Origin::start("a"), Origin::start("b"));
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let gateway =
+        start_with(&origin, &pair, &upstream("other", &[&copies], ""), "} }]\nmirror = { upstream = \"other\" }\n# [{ {");
+    let asked = |nonce: &str, sent: &[u8]| {
+        let headers = headers(&Key::Secret, "POST", "/a", Some(b"the body"), nonce, now());
+        ask(&gateway, "POST", "/a", &headers, sent)
+    };
+    assert_eq!(asked("1", b"THE BODY"), (400, "digest_mismatch".to_owned()));
+    assert_eq!(asked("2", b"the body"), OK);
+    let result = |result: &str| gateway.metric("gatewright_mirror_requests_total", &[("route", "all"), ("result", result)]);
+    eventually("what was signed is copied", SOON, || result("answered") == 1.0);
+    assert_eq!((copies.count(), copies.last().body.as_slice(), result("body")), (1, &b"the body"[..], 1.0));
+}
 
 #[test]
 fn only_what_was_signed_reaches_the_upstream_and_only_once() {
@@ -217,7 +235,8 @@ fn without_redis_a_gateway_that_may_decides_by_what_it_has_seen_itself() {
 #[test]
 fn signatures_count_once_at_all_gateways_of_a_cluster() {
     let _alone = exclusive();
-    let (origin, mut cluster) = (Origin::start("a"), Cluster::start());
+    let user = User::documented("signatures", "");
+    let (origin, mut cluster) = (Origin::start("a"), Cluster::start_as(Some(user)));
     let gateways = sharing(&origin, &cluster.config(), "closed");
     count_once(&gateways, "first");
     let lost = cluster.master_of(0);
@@ -291,6 +310,48 @@ fn a_client_certificate_is_its_consumers_and_no_header_is_one() {
     assert_eq!(status(authority.trusting().with_certificate(&other), "/known"), (401, challenge));
     assert_eq!(status(authority.trusting().with_certificate(&other), "/any"), (200, None));
     assert_eq!(origin.last().header("x-consumer-name"), None, "a stranger is no consumer");
-    let line = gateway.logged("the stranger", |line| line["consumer"] == "other.partner.example");
+    let line = gateway.logged("the stranger", |line| line["subject"] == "other.partner.example");
+    assert!(line["consumer"].is_null(), "{line}");
     assert!(line["credential"].as_str().is_some_and(|id| id.starts_with("mtls:")), "{line}");
+}
+
+/// A connection may outlive the certificate that it was opened with, and so may a session that is resumed.
+#[test]
+fn a_certificate_that_expires_counts_no_more_on_a_connection_that_is_open() {
+    let origin = Origin::start("a");
+    let (authority, partners) = (Authority::new(), Authority::new());
+    let toml = format!(
+        "[listeners.https]\naddress = \"127.0.0.1:0\"\n\
+         tls = {{ certificates = [{{ cert = \"a.pem\", key = \"a.key\" }}], client_ca = \"ca.pem\" }}\n{}\
+         [routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\nfilters = [{{ mtls = {{ anyone_by = \"dns\" }} }}]\n",
+        upstream("app", &[&origin], "")
+    );
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        authority.issue(&["localhost"]).write(directory, "a");
+        std::fs::write(directory.join("ca.pem"), &partners.pem).unwrap();
+    })
+    .unwrap();
+    let ask = |client: &mut TlsClient| client.exchange(request("GET", "/any", &[], b"")).map(|response| response.status);
+    // However slow the machine is: where the time was over before the first answer, there is twice as much for the next.
+    let opened = [3, 6, 12, 24, 48].into_iter().find_map(|seconds| {
+        let ends = SystemTime::now() + Duration::from_secs(seconds);
+        let own = partners.sign(&["orders.partner.example"], |params| {
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+            params.not_after = ends.into();
+        });
+        let tls = authority.trusting().with_certificate(&own);
+        let mut client = tls.connect(gateway.address("https"), "localhost").ok()?;
+        (ask(&mut client).ok()? == 200).then_some((ends, tls, client))
+    });
+    let (ends, tls, mut client) = opened.expect("no request was answered while its certificate was valid");
+    // Certificates end with a whole second, which counts.
+    let (over, before) = (ends + Duration::from_secs(1), origin.count());
+    eventually("the certificate has expired", Duration::from_secs(120), || SystemTime::now() > over);
+    assert_eq!(ask(&mut client).unwrap(), 401);
+    assert!(gateway.metric("gatewright_auth_total", &[("filter", "mtls"), ("outcome", "expired")]) >= 1.0);
+    // A new connection is refused by the handshake, or resumes the session and is as good as the old one.
+    if let Ok(mut again) = tls.connect(gateway.address("https"), "localhost") {
+        assert_ne!(ask(&mut again).ok(), Some(200));
+    }
+    assert_eq!(origin.count(), before, "nothing of it reached the origin");
 }

@@ -228,6 +228,32 @@ fn a_mirror_gets_copies_with_bodies_and_its_answers_are_thrown_away() {
 }
 
 #[test]
+fn a_request_that_is_sent_again_is_copied_once_and_whole() {
+    let origins = Origin::start_many(2);
+    let (dead, _dead) = refusing_port();
+    // One endpoint refuses the connection, so that the first attempt never gets as far as a head; another breaks off after the body.
+    for first in ["refuses", "breaks off"] {
+        let breaks = Origin::start("breaks");
+        breaks.answer(Answer::ResetBefore);
+        let other = if first == "refuses" { dead } else { breaks.address() };
+        let toml = format!(
+            "[upstreams.app]\nendpoints = [\"{other}\", \"{}\"]\nretry = {{ attempts = 2, on = [\"connect\", \"reset\"] }}\n{}\
+             [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\nmirror = {{ upstream = \"other\" }}\n",
+            origins[0].address(),
+            upstream("other", &[&origins[1]], "")
+        );
+        let gateway = Gateway::start(&toml);
+        let before = origins[1].count();
+        // In turn: one of two begins at the endpoint that does not answer.
+        for _ in 0..4 {
+            assert_eq!(send(gateway.http(), "PUT", "/x", &[], b"the body").status, 200, "{first}");
+        }
+        eventually("a copy of each", SOON, || origins[1].count() == before + 4);
+        assert!(origins[1].requests()[before..].iter().all(|copy| copy.body == b"the body"), "{first}");
+    }
+}
+
+#[test]
 fn a_share_of_the_requests_is_mirrored() {
     let origins = Origin::start_many(2);
     let gateway = Gateway::start(&two(&[&origins[0]], &[&origins[1]], "mirror = { upstream = \"other\", share = \"20%\" }"));

@@ -79,9 +79,16 @@ fn a_plain_listener_sends_everything_to_https() {
 
 #[test]
 fn a_pair_that_cannot_be_used_is_refused_and_the_old_one_stays() {
+    for watch in [false, true] {
+        a_pair_is_refused(watch);
+    }
+}
+
+/// By a reload that is asked for, or by what the gateway sees itself.
+fn a_pair_is_refused(watch: bool) {
     let authority = Authority::new();
     let good = authority.issue(&["localhost"]);
-    let toml = listener(ONE, "") + HELLO;
+    let toml = format!("[server]\nwatch = {watch}\n{}{HELLO}", listener(ONE, ""));
     let gateway = Gateway::try_start_with(&toml, |directory| good.write(directory, "a")).unwrap();
     let directory = directory(&gateway);
     let other = authority.issue(&["localhost"]);
@@ -101,18 +108,34 @@ fn a_pair_that_cannot_be_used_is_refused_and_the_old_one_stays() {
         (garbage, "it has no PEM section CERTIFICATE"),
         (keyless, "has no private key that can be used"),
     ] {
-        pair.write(&directory, "a");
-        let said = gateway.reload();
-        assert_eq!(said.code, Some(1), "{why}: {said:?}");
-        let text = said.stdout + &said.stderr;
+        // Only what differs: each file is watched by itself.
+        for (name, text) in [("a.pem", &pair.cert), ("a.key", &pair.key)] {
+            if std::fs::read(directory.join(name)).unwrap() != text.as_bytes() {
+                std::fs::write(directory.join("next"), text).unwrap();
+                std::fs::rename(directory.join("next"), directory.join(name)).unwrap();
+            }
+        }
+        let text = if watch {
+            let last = || gateway.status()["last_reload"].clone();
+            eventually(&format!("refused: {why}"), SOON, || last()["result"] == "refused" && last().to_string().contains(why));
+            last().to_string()
+        } else {
+            let said = gateway.reload();
+            assert_eq!(said.code, Some(1), "{why}: {said:?}");
+            said.stdout + &said.stderr
+        };
         assert!(text.contains(why) && text.contains("gatewright.toml:") && !text.contains("BEGIN"), "{why}: {text}");
         let mut client = authority.trusting().connect(gateway.address("https"), "localhost").unwrap();
         assert_eq!(client.certificate(), good.der(), "{why}");
         assert_eq!(client.exchange(hello("localhost")).unwrap().status, 200);
     }
     other.write(&directory, "a");
-    assert_eq!(gateway.reload().code, Some(0));
-    assert_eq!(authority.trusting().connect(gateway.address("https"), "localhost").unwrap().certificate(), other.der());
+    if !watch {
+        assert_eq!(gateway.reload().code, Some(0));
+    }
+    eventually("the pair that can be used is", SOON, || {
+        authority.trusting().connect(gateway.address("https"), "localhost").unwrap().certificate() == other.der()
+    });
     let ended = Gateway::try_start_with(&toml, |_| {}).err().expect("started without its certificate");
     assert_eq!(ended.code, Some(78), "{ended:?}");
 }
@@ -271,8 +294,65 @@ fn an_ocsp_response_is_stapled_as_it_is_and_checked_to_be_one() {
     };
     let gateway = start(response.to_vec()).unwrap();
     assert_eq!(authority.trusting().stapled(gateway.address("https"), "localhost"), response);
+    drop(gateway);
     let ended = start(b"<html>not found</html>".to_vec()).err().expect("stapled a web page");
     assert!(ended.stderr.contains("is not a successful OCSP response"), "{ended:?}");
+}
+
+/// The file is replaced by a job on the machine every few days; the certificate stays.
+#[test]
+fn a_newer_ocsp_response_is_stapled_after_a_reload_and_by_watching() {
+    for watch in [false, true] {
+        let authority = Authority::new();
+        let certificate = "{ cert = \"a.pem\", key = \"a.key\", ocsp = \"a.ocsp\" }";
+        let response = |mark: u8| [0x30, 0x04, 0x0a, 0x01, 0x00, mark];
+        let toml = format!("[server]\nwatch = {watch}\n{}{HELLO}", listener(certificate, ""));
+        let gateway = Gateway::try_start_with(&toml, |directory| {
+            authority.issue(&["localhost"]).write(directory, "a");
+            std::fs::write(directory.join("a.ocsp"), response(0)).unwrap();
+        })
+        .unwrap();
+        let stapled = || authority.trusting().stapled(gateway.address("https"), "localhost");
+        assert_eq!(stapled(), response(0));
+        let replace = |with: &[u8]| {
+            std::fs::write(directory(&gateway).join("next"), with).unwrap();
+            std::fs::rename(directory(&gateway).join("next"), directory(&gateway).join("a.ocsp")).unwrap();
+            if !watch {
+                gateway.reload();
+            }
+        };
+        for mark in 1..4 {
+            replace(&response(mark));
+            eventually("the new response is stapled", SOON, || stapled() == response(mark));
+        }
+        // What is none leaves the last one where it is.
+        replace(b"<html>not found</html>");
+        eventually("the refusal", SOON, || gateway.status()["last_reload"]["result"] == "refused");
+        assert_eq!(stapled(), response(3));
+    }
+}
+
+#[test]
+fn a_connection_ends_with_the_rules_that_it_was_made_by() {
+    let (authority, old, new) = (Authority::new(), Authority::new(), Authority::new());
+    let toml = listener(ONE, ", client_auth = \"required\", client_ca = \"ca.pem\"") + HELLO;
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        authority.issue(&["localhost"]).write(directory, "a");
+        std::fs::write(directory.join("ca.pem"), &old.pem).unwrap();
+    })
+    .unwrap();
+    let address = gateway.address("https");
+    let mut client = authority.trusting().with_certificate(&old.client("partner")).connect(address, "localhost").unwrap();
+    assert_eq!(client.exchange(hello("localhost")).unwrap().status, 200);
+    // A reload that changes nothing of it changes nothing for it.
+    assert_eq!(gateway.reload().code, Some(0));
+    assert_eq!(client.exchange(hello("localhost")).unwrap().status, 200);
+    std::fs::write(directory(&gateway).join("ca.pem"), &new.pem).unwrap();
+    assert_eq!(gateway.reload().code, Some(0));
+    let refused = client.exchange(hello("localhost")).unwrap();
+    assert_eq!((refused.status, refused.code().as_str(), refused.keep_alive), (421, "misdirected_request", false));
+    let mut client = authority.trusting().with_certificate(&new.client("partner")).connect(address, "localhost").unwrap();
+    assert_eq!(client.exchange(hello("localhost")).unwrap().status, 200);
 }
 
 #[test]

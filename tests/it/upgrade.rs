@@ -1,13 +1,15 @@
 //! The binary is replaced while it serves: nobody notices, and what goes wrong leaves the old process as it was.
 
 use crate::support::admin::Admin;
-use crate::support::gateway::run;
+use crate::support::gateway::{self, run};
 use crate::support::h2::H2Client;
 use crate::support::load::Plan;
 use crate::support::raw::{Client, get, request};
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, eventually_some, everything_to, exclusive, runtime};
 use nix::sys::signal::Signal;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Upgrades in a row under load; `GATEWRIGHT_TEST_UPGRADES` asks for others.
@@ -49,6 +51,11 @@ fn listens(pid: i32, address: SocketAddr) -> bool {
 
 fn pid(gateway: &Gateway) -> i32 {
     gateway.status()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).unwrap()
+}
+
+/// Both processes accept for a moment, until the old one has heard that it is not to any more.
+fn serves(address: SocketAddr, version: &str) {
+    eventually(version, SOON, || get(address, "/version").text() == version);
 }
 
 fn kill(pid: i32, signal: Signal) {
@@ -137,16 +144,67 @@ fn sigusr2_upgrades_to_the_configuration_of_now() {
     kill(before, Signal::SIGUSR2);
     eventually("another process", SOON, || pid(&gateway) != before);
     let successors = Successors::of(&gateway);
-    assert_eq!(get(address, "/version").text(), "two");
+    serves(address, "two");
     assert_eq!(gateway.http(), address);
     // The new one takes reloads, and stops in order.
     let next = successors.pid().unwrap();
     std::mem::forget(successors);
     assert!(gateway.wait_exit(SOON).success());
     gateway.reload_with(&(server() + "threads = 1\n" + &version("three"))).unwrap();
-    assert_eq!(get(address, "/version").text(), "three");
+    serves(address, "three");
     kill(next, Signal::SIGTERM);
     eventually("the port is closed", SOON, || Client::try_connect(address).is_err());
+}
+
+#[test]
+fn who_was_let_in_by_the_admin_listener_is_answered_across_an_upgrade() {
+    let gateway = Gateway::start(&version("one"));
+    let before = pid(&gateway);
+    let Admin::Unix(path) = &gateway.admin else { panic!("the admin listener is no unix socket") };
+    // Accepted before the request for the upgrade is, and silent until the process has been replaced.
+    let mut early = UnixStream::connect(path).unwrap();
+    early.set_read_timeout(Some(SOON)).unwrap();
+    upgrade(&gateway).unwrap();
+    let successors = Successors::of(&gateway);
+    assert_ne!(successors.pid(), Some(before));
+    early.write_all(&request("GET", "/status", &[("connection", "close")], b"")).unwrap();
+    let mut answer = String::new();
+    early.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(&format!("\"pid\": {before}")), "{answer}");
+}
+
+#[test]
+fn an_upgrade_comes_to_its_end_when_whoever_asked_has_gone() {
+    let mut gateway = Gateway::start(&version("one"));
+    let (before, address) = (pid(&gateway), gateway.http());
+    let Admin::Unix(path) = gateway.admin.clone() else { panic!("the admin listener is no unix socket") };
+    let mut asker = UnixStream::connect(path).unwrap();
+    asker.write_all(&request("POST", "/upgrade", &[], b"")).unwrap();
+    eventually("the upgrade has begun", SOON, || gateway.stderr().contains("taking over 1 sockets"));
+    drop(asker);
+    // The new one has the admin socket, and the old one goes.
+    eventually("another process", SOON, || gateway.status()["pid"] != before);
+    let successors = Successors::of(&gateway);
+    assert!(gateway.wait_exit(SOON).success());
+    assert_eq!(get(address, "/version").text(), "one");
+    drop(successors);
+}
+
+#[test]
+fn a_reload_during_an_upgrade_is_taken_by_the_process_that_stays() {
+    let gateway = Gateway::start(&version("one"));
+    let admin = gateway.admin.argument();
+    let upgrading = std::thread::spawn(move || run(&["upgrade", "--admin", &admin]));
+    eventually("the new process has read its configuration", SOON, || {
+        gateway.stderr().matches("gatewright 0.1.0 starts").count() == 2
+    });
+    gateway.write_config(&version("two"));
+    // It waits for the upgrade, in the process that is going.
+    let reloaded = run(&["reload", "--admin", &gateway.admin.argument()]);
+    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    assert_eq!(upgrading.join().unwrap().code, Some(0));
+    let _successors = Successors::of(&gateway);
+    serves(gateway.http(), "two");
 }
 
 #[test]
@@ -163,7 +221,7 @@ fn a_wrong_configuration_is_told_and_changes_nothing() {
     upgrade(&gateway).unwrap();
     let successors = Successors::of(&gateway);
     assert_ne!(successors.pid(), Some(before));
-    assert_eq!(get(gateway.http(), "/version").text(), "two");
+    serves(gateway.http(), "two");
 }
 
 #[test]
@@ -185,7 +243,7 @@ fn a_successor_that_dies_leaves_the_old_process_serving() {
     // Its own binary, so that it can be replaced by one that does not work.
     let directory = tempfile::tempdir().unwrap();
     let binary = directory.path().join("gatewright");
-    std::fs::copy(env!("CARGO_BIN_EXE_gatewright"), &binary).unwrap();
+    std::fs::copy(gateway::binary(), &binary).unwrap();
     let gateway = Gateway::try_start_binary(&binary, &everything_to(&[&origin], "")).unwrap();
     let (address, before) = (gateway.http(), pid(&gateway));
     let load = Load::get(address, "/load");
@@ -207,7 +265,7 @@ fn a_successor_that_dies_leaves_the_old_process_serving() {
     }
     // It dies when it has the sockets: a configuration that takes long to build leaves the time to hit it.
     let number = directory.path().join("number");
-    let real = env!("CARGO_BIN_EXE_gatewright");
+    let real = gateway::binary();
     install(&format!("#!/bin/sh\necho $$ > '{}'\nexec '{real}' \"$@\"\n", number.display()));
     let many: String =
         (0..6_000).map(|n| format!("[routes.r{n}]\nmatch = {{ path = \"/r/{n}\" }}\nupstream = \"app\"\n")).collect();
@@ -256,7 +314,7 @@ fn a_successor_that_dies_on_probation_is_done_without() {
     }
     assert_eq!(gateway.metric("gatewright_upgrades_failed_total", &[]), 1.0);
     gateway.reload_with(&(server() + &version("three"))).unwrap();
-    assert_eq!(get(address, "/version").text(), "three");
+    serves(address, "three");
     assert_eq!(pid(&gateway), before);
 }
 

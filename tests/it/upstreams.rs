@@ -162,6 +162,39 @@ fn silent_endpoint_is_504() {
 }
 
 #[test]
+fn endpoint_that_does_not_read_is_504() {
+    // Takes connections and leaves what is sent where it is.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let _held = std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let toml = "[server]\nmax_body = \"256MiB\"\n".to_owned() + &endpoints(&[address], "timeouts = { write = \"300ms\" }");
+    let gateway = Gateway::start(&toml);
+    let mut client = Client::connect(gateway.http());
+    let started = Instant::now();
+    // More than the buffers of the kernel take on both ways.
+    client.send(request("POST", "/", &[("content-length", "200000000")], b""));
+    for _ in 0..200 {
+        client.send(vec![b'x'; 1_000_000]);
+        if client.closed_or_answered(Duration::from_millis(1)) {
+            break;
+        }
+    }
+    let response = client.response();
+    assert_eq!((response.status, response.code().as_str()), (504, "upstream_timeout"));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn idle_connections_to_an_upstream_are_closed() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], "timeouts = { idle = \"500ms\" }"));
+    assert_eq!(get(gateway.http(), "/").status, 200);
+    eventually("its connection is closed", SOON, || established(origin.address()) == 0);
+    assert_eq!(get(gateway.http(), "/").status, 200);
+    assert_eq!(origin.connections(), 2);
+}
+
+#[test]
 fn request_timeout_of_an_upstream_is_in_total() {
     let origin = Origin::start("a");
     // Each byte comes in time; all of them do not.
@@ -246,4 +279,34 @@ fn listener_and_endpoint_may_be_ipv6() {
     assert!(gateway.http().is_ipv6());
     assert_eq!(get(gateway.http(), "/").text(), "v6");
     gateway.logged("the client's address", |line| line["client"] == "::1");
+}
+
+/// Connections to a port of this machine that are open, by the kernel's table.
+fn established(address: SocketAddr) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = format!(":{:04X}", address.port());
+    let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row.len() > 3 && row[1].ends_with(&port) && row[3] == "01").count()
+}
+
+#[test]
+fn an_upstream_keeps_as_many_idle_connections_as_it_may() {
+    let origin = Origin::start("a");
+    origin.answer(Answer::Delay(Duration::from_millis(500)));
+    let gateway = Gateway::start(&everything_to(&[&origin], "keepalive = { connections = 5 }"));
+    let address = gateway.http();
+    std::thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| assert_eq!(get(address, "/").status, 200));
+        }
+    });
+    assert!(origin.connections() > 20, "{} connections: the burst was none", origin.connections());
+    eventually("all but five are closed", SOON, || established(origin.address()) <= 5);
+    // Those that are kept are used.
+    origin.answer(Answer::Echo);
+    let before = origin.connections();
+    for _ in 0..20 {
+        assert_eq!(get(address, "/").status, 200);
+    }
+    assert!(origin.connections() <= before + 2, "{} new connections", origin.connections() - before);
 }

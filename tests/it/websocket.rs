@@ -8,11 +8,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// An origin that grants every upgrade at once and then echoes what comes; `refuses` has it answer 200.
+/// An origin that grants every upgrade at once and then echoes what comes; `refuses` has it answer 200, as often as it is asked.
 struct Tunnels {
     address: SocketAddr,
     heads: Arc<parking_lot::Mutex<Vec<String>>>,
     early: Arc<AtomicUsize>,
+}
+
+/// The next head, unless the connection ends before.
+fn head(stream: &mut TcpStream) -> Option<String> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).unwrap_or(0) == 0 {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8(head).unwrap())
 }
 
 fn tunnels(refuses: bool, delay: Duration) -> Tunnels {
@@ -24,26 +36,24 @@ fn tunnels(refuses: bool, delay: Duration) -> Tunnels {
         while let Ok((mut stream, _)) = listener.accept() {
             let (seen, bytes) = (seen.clone(), bytes.clone());
             std::thread::spawn(move || {
-                let mut head = Vec::new();
-                let mut byte = [0];
-                while !head.ends_with(b"\r\n\r\n") {
-                    if stream.read(&mut byte).unwrap_or(0) == 0 {
+                loop {
+                    let Some(head) = head(&mut stream) else { return };
+                    seen.lock().push(head);
+                    if !refuses {
+                        break;
+                    }
+                    if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").is_err() {
                         return;
                     }
-                    head.push(byte[0]);
                 }
-                seen.lock().push(String::from_utf8(head).unwrap());
                 if !delay.is_zero() {
                     stream.set_read_timeout(Some(delay)).unwrap();
                     bytes.fetch_add(stream.read(&mut [0; 64]).unwrap_or(0), Ordering::SeqCst);
                     stream.set_read_timeout(None).unwrap();
                 }
-                let answer: &[u8] = if refuses {
-                    b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno"
-                } else {
-                    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n"
-                };
-                let _ = stream.write_all(answer);
+                let _ = stream.write_all(
+                    b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n",
+                );
                 let mut buffer = [0; 4096];
                 while let Ok(read @ 1..) = stream.read(&mut buffer) {
                     if stream.write_all(&buffer[..read]).is_err() {
@@ -230,7 +240,7 @@ fn an_upgrade_that_is_never_answered_is_504() {
 }
 
 #[test]
-fn other_protocols_are_tunnelled_as_well_and_a_refusal_keeps_the_connection() {
+fn other_protocols_are_tunnelled_as_well() {
     let origin = tunnels(false, Duration::ZERO);
     let gateway = gateway(&origin, "");
     let mut stream = TcpStream::connect(gateway.http()).unwrap();
@@ -240,10 +250,27 @@ fn other_protocols_are_tunnelled_as_well_and_a_refusal_keeps_the_connection() {
     echo(&mut stream, b"any bytes at all\0\xff");
     let head = origin.heads.lock()[0].to_ascii_lowercase();
     assert!(head.contains("upgrade: custom/1.0\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
+}
+
+/// What the gateway answers by itself is answered before anything is done for a tunnel.
+#[test]
+fn a_refusal_of_the_gateway_keeps_the_connection_and_one_of_the_upstream_says_that_it_closes() {
+    let respond = "[routes.all]\nmatch = { path = \"/{*rest}\" }\nfilters = [{ respond = { status = 403, body = \"no\" } }]\n";
+    let gateway = Gateway::start(respond);
+    let mut client = Client::connect(gateway.http());
+    for request in [upgrade(), request("GET", "/plain", &[], b""), upgrade()] {
+        let answer = client.exchange(request).unwrap();
+        assert_eq!((answer.status, answer.text().as_str(), answer.keep_alive), (403, "no", true));
+    }
 
     let refusing = tunnels(true, Duration::ZERO);
     let gateway = self::gateway(&refusing, "");
     let mut client = Client::connect(gateway.http());
-    let answer = client.send(upgrade()).response();
-    assert_eq!(answer.text(), "no");
+    let plain = || request("GET", "/plain", &[], b"");
+    assert!(client.exchange(plain()).unwrap().keep_alive);
+    let answer = client.exchange(upgrade()).unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "no"));
+    assert_eq!((answer.header("connection"), client.closes_within(SOON)), (Some("close"), true));
+    assert_eq!(Client::connect(gateway.http()).exchange(plain()).unwrap().text(), "no");
+    assert_eq!(refusing.heads.lock().len(), 3);
 }

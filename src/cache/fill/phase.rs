@@ -7,7 +7,9 @@ use super::super::policy::{Refusal, Terms};
 use super::super::vary::Selecting;
 use crate::rejection::Rejection;
 use pingora::http::ResponseHeader;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What became of the fetch, as far as it is known.
 #[derive(Debug, Clone)]
@@ -50,6 +52,17 @@ pub struct Head {
     pub own: Own,
 }
 
+/// How the upstream was asked, for the record of the request that began the fetch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trip {
+    pub endpoint: Option<SocketAddr>,
+    pub attempts: u32,
+    /// These three are of the last attempt.
+    pub upstream_time: Option<Duration>,
+    pub connect_time: Option<Duration>,
+    pub reused: bool,
+}
+
 /// What the entry will be made of.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -60,6 +73,8 @@ pub struct Stored {
     pub part: Option<(u64, u64, u64)>,
     /// What such a request could be given so far, and what this takes the place of.
     pub replaces: Vec<Arc<Entry>>,
+    /// It came with an `Age`: another cache had it.
+    pub aged: bool,
     /// What it is put together with.
     pub joined: Option<Box<Joined>>,
 }
@@ -73,6 +88,6 @@ pub struct Joined {
 
 impl Stored {
     pub fn new(terms: Terms, received: Received, selecting: Selecting) -> Self {
-        Stored { terms, received, selecting, part: None, replaces: Vec::new(), joined: None }
+        Stored { terms, received, selecting, part: None, replaces: Vec::new(), aged: false, joined: None }
     }
 }

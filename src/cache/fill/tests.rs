@@ -29,6 +29,20 @@ async fn all(mut reader: Reader) -> Result<Vec<u8>, Broken> {
 }
 
 #[tokio::test]
+async fn a_fetch_from_before_a_change_is_joined_by_nobody() {
+    use super::super::purge::Purge;
+    for what in [Purge::invalidation("http://h/"), Purge::tag("any", false)] {
+        let fill = fill(1000);
+        assert!(begin(&fill, None));
+        fill.push(Bytes::from_static(b"ab")).await.unwrap();
+        fill.store.purge(&Purge::invalidation("http://h/other"));
+        assert!(fill.is_open(), "another URL");
+        fill.store.purge(&what);
+        assert!(!fill.is_open(), "{what:?}");
+    }
+}
+
+#[tokio::test]
 async fn everyone_gets_every_byte_whenever_they_come() {
     let fill = fill(1000);
     let early = tokio::spawn(all(fill.read().unwrap()));

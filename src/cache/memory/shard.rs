@@ -4,7 +4,7 @@ use super::super::entry::{Entry, Expired};
 use super::super::key::Key;
 use super::super::purge::Purge;
 use super::super::sketch::Sketch;
-use super::How;
+use super::{Counts, How};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -139,11 +139,12 @@ impl Shard {
         (*self.item(at)?.key.bytes == *bytes).then_some(at)
     }
 
-    pub fn get(&mut self, bytes: &[u8], hash: u64, again: bool, fits: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
-        if !again {
+    pub fn get(&mut self, bytes: &[u8], hash: u64, counts: Counts, fits: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        let at = self.find(bytes, hash);
+        if counts == Counts::Once || (counts == Counts::IfFound && at.is_some()) {
             self.sketch.increment(hash);
         }
-        let at = self.find(bytes, hash)?;
+        let at = at?;
         self.unlink(at);
         self.link(at);
         // An answer that does not say that it varies, where others do, was for requests without preferences (RFC 9111 §4.1).

@@ -68,6 +68,8 @@ pub struct Hub {
     name: String,
     /// One more than the latest purge that this gateway has heard of; 0: none yet.
     known: AtomicU64,
+    /// Something was to be told and there was no room to say what: everything is to be forgotten.
+    owed: AtomicBool,
 }
 
 impl Hub {
@@ -77,7 +79,13 @@ impl Hub {
             up: AtomicBool::new(false),
             name: uuid::Uuid::now_v7().to_string(),
             known: AtomicU64::new(0),
+            owed: AtomicBool::new(false),
         }
+    }
+
+    /// Something could not be told, and not even noted.
+    pub fn owe(&self) {
+        self.owed.store(true, Ordering::Relaxed);
     }
 
     /// Whether purges are heard.
@@ -184,6 +192,12 @@ impl Listener {
     ) -> Result<(), Broken> {
         let mut pulse = tokio::time::interval(CHECK_EVERY);
         loop {
+            if self.shared.hub.owed.swap(false, Ordering::Relaxed) {
+                let everything = Purge::new(What::Everything, false);
+                let told = self.announce(&Announcement { purge: everything, raise: true, answer: None }).await;
+                told.inspect_err(|_| self.shared.hub.owe())?;
+                log::warn!("more was invalidated than could be told one by one: everything is forgotten");
+            }
             if let Some(announcement) = pending {
                 let (id, heard) = self.announce(announcement).await?;
                 if let Some(Announcement { answer: Some(answer), .. }) = pending.take() {

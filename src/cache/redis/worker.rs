@@ -7,14 +7,14 @@ use super::super::entry::Entry;
 use super::super::key::Key;
 use super::super::vary::normalised;
 use super::codec::{self, Bad};
-use super::{Job, PATIENCE, Shared, UrlHash};
+use super::{Job, PATIENCE, ROOM, Shared, UrlHash};
 use crate::redis_link::{Broken, Fault, Link, Redirection, Sent, Server, Servers, Work, text};
 use http::HeaderMap;
 use redis::{Pipeline, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 /// Commands that may be under way at a time, at each server.
@@ -48,6 +48,8 @@ impl Work for Shared {
         jobs: &mut mpsc::Receiver<Sent<Job>>,
     ) -> Result<(), Broken> {
         let places = Arc::new(Semaphore::new(AT_ONCE));
+        // What is to be forgotten does not wait behind what is looked up.
+        let urgent = Arc::new(Semaphore::new(AT_ONCE));
         let failures = Arc::new(AtomicU32::new(0));
         let mut pulse = tokio::time::interval(CHECK_EVERY);
         loop {
@@ -63,7 +65,8 @@ impl Work for Shared {
             tokio::select! {
                 sent = jobs.recv() => {
                     let Some(sent) = sent else { return Ok(()) };
-                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                    let places = if matches!(sent.question, Job::Forget(..)) { &urgent } else { &places };
+                    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
                         self.metrics.dropped.increment();
                         continue;
                     };
@@ -149,9 +152,7 @@ impl Commands {
             },
             Job::Forget(url, answer) => match self.forget(&url).await {
                 Ok(()) => {
-                    if let Some(answer) = answer {
-                        let _ = answer.send(());
-                    }
+                    let _ = answer.send(());
                     false
                 }
                 Err(without) => matches!(without, Without::Broken),
@@ -185,6 +186,19 @@ impl Commands {
         timeout_at(end, reply).await.unwrap_or(Err(Without::Broken))
     }
 
+    /// Waits for room for so many pieces.
+    async fn room(&self, pieces: u32, end: Instant) -> Reply<OwnedSemaphorePermit> {
+        let room = Arc::clone(&self.shared.room).acquire_many_owned(pieces.min(ROOM));
+        match timeout_at(end, room).await {
+            Ok(Ok(room)) => Ok(room),
+            // It says nothing of the server.
+            _ => {
+                self.shared.metrics.dropped.increment();
+                Err(Without::Elsewhere)
+            }
+        }
+    }
+
     async fn generation(&mut self) -> Reply<u64> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("GET").arg(self.shared.name_of("generation"));
@@ -195,6 +209,7 @@ impl Commands {
 
     async fn get(&mut self, url: &UrlHash, key: &Key, request: &HeaderMap, most: u64) -> Reply<Option<Entry>> {
         let end = Instant::now() + self.shared.timeout;
+        let room = self.room(1, end).await?;
         let name = self.shared.url_of('u', url);
         let plain = codec::field(key, "", |_| String::new());
         let shared = Arc::clone(&self.shared);
@@ -235,6 +250,9 @@ impl Commands {
             shared.metrics.corrupt.increment();
             return Ok(None);
         }
+        // The pieces, what they are joined to, what that unpacks to, and a copy of its body.
+        drop(room);
+        let _room = self.room(count.saturating_mul(4), end).await?;
         if count > 1 {
             let mut pipeline = Pipeline::new();
             let command = pipeline.cmd("HMGET").arg(&name);
@@ -261,6 +279,10 @@ impl Commands {
     }
 
     async fn put(&mut self, url: &UrlHash, key: &Key, entry: &Entry, generation: u64) -> Reply<()> {
+        // The body, packed, in pieces, and on its way.
+        let length = entry.body.length / (codec::PIECE as u64) + 1;
+        let pieces = u32::try_from(length.saturating_mul(4)).unwrap_or(ROOM);
+        let _room = self.room(pieces, Instant::now() + PATIENCE).await?;
         let Some(pieces) = codec::encode(key, entry, generation) else { return Ok(()) };
         let name = self.shared.url_of('u', url);
         let plain = codec::field(key, "", |_| String::new());

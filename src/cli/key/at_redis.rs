@@ -29,10 +29,6 @@ impl Redis {
         Ok(text(&self.ask(key, cmd("GET").arg(key))?))
     }
 
-    pub fn exists(&mut self, key: &str) -> Result<bool, Broken> {
-        Ok(self.ask(key, cmd("EXISTS").arg(key))? == Value::Int(1))
-    }
-
     /// Whether there was something to delete.
     pub fn delete(&mut self, key: &str) -> Result<bool, Broken> {
         Ok(self.ask(key, cmd("DEL").arg(key))? == Value::Int(1))

@@ -24,7 +24,7 @@ const ID_MIN: usize = 8;
 /// What a key and its consumer may do; only with --redis
 #[derive(Args, Debug, Default)]
 pub(in crate::cli) struct IssueArgs {
-    /// A role of the consumer, if it is not in the configuration; may repeat
+    /// A role of the consumer, if it is not in the configuration; may repeat, and takes the place of those that it has
     #[arg(long = "role", value_name = "ROLE")]
     roles: Vec<String>,
     /// The tier of the consumer, if it is not in the configuration
@@ -215,9 +215,21 @@ fn issue(consumer: &str, config: &ConfigArgs, args: &IssueArgs, registry: &Regis
     } else {
         let name = store.name("consumer", consumer);
         let redis = store.redis()?;
-        let known = redis.exists(&name)?;
-        if described || !known {
-            let record = ConsumerRecord { roles: args.roles.clone(), tier: args.tier.clone(), ..ConsumerRecord::default() };
+        let known = match redis.get(&name)?.map(|value| serde_json::from_str::<ConsumerRecord>(&value)) {
+            Some(Ok(record)) if !record.enabled => {
+                return fail(format!("consumer `{consumer}` is disabled, as {name} in Redis says: no key of it counts"));
+            }
+            Some(Ok(record)) => Some(record),
+            Some(Err(why)) => return fail(format!("{name} in Redis is not the record of a consumer: {why}")),
+            None => None,
+        };
+        if described || known.is_none() {
+            // What is not said stays as it is.
+            let mut record = known.unwrap_or_default();
+            if !args.roles.is_empty() {
+                record.roles.clone_from(&args.roles);
+            }
+            record.tier = args.tier.clone().or(record.tier);
             let Ok(value) = serde_json::to_string(&record) else { return fail("the record cannot be written") };
             redis.ask(&name, cmd("SET").arg(&name).arg(value))?;
         }
@@ -305,6 +317,12 @@ pub(in crate::cli) fn rotate(key: &str, overlap: Duration, config: &ConfigArgs, 
     end(replace(key, overlap, config, registry))
 }
 
+/// What takes the place of a key: it counts for as long as that was made to, and where nobody knows how long that was, it ends with it.
+fn renewed(old: &KeyRecord, now: u64) -> KeyRecord {
+    let end = |expires: u64| old.issued.map_or(expires, |issued| now.saturating_add(expires.saturating_sub(issued)));
+    KeyRecord { consumer: old.consumer.clone(), issued: Some(now), not_before: None, expires: old.expires.map(end) }
+}
+
 fn replace(old: &str, overlap: Duration, config: &ConfigArgs, registry: &Registry) -> Result<(), Failed> {
     let mut store = Store::open(config, registry)?;
     let found = store.find(old)?;
@@ -323,7 +341,7 @@ fn replace(old: &str, overlap: Duration, config: &ConfigArgs, registry: &Registr
         }
         Known::InRedis(hash, record) => {
             // The new one first: nothing in between leaves the consumer without a key.
-            let next = KeyRecord { consumer: record.consumer.clone(), issued: Some(now()), not_before: None, expires: None };
+            let next = renewed(&record, now());
             store.write(&digest, &next)?;
             let name = store.name("key", &hash);
             let redis = store.redis()?;
@@ -334,9 +352,11 @@ fn replace(old: &str, overlap: Duration, config: &ConfigArgs, registry: &Registr
                 put(redis, &name, &KeyRecord { expires: Some(expires), ..record.clone() })?;
             }
             writeln!(io::stdout(), "{key}")?;
+            let until = next.expires.map(|at| format!(" until {}", shown(SystemTime::UNIX_EPOCH + Duration::from_secs(at))));
             writeln!(
                 io::stderr(),
-                "The key above is shown this once. It counts now, as api_key:{} of `{}`; the old one ends in {}s.",
+                "The key above is shown this once. It counts now{}, as api_key:{} of `{}`; the old one ends in {}s.",
+                until.unwrap_or_default(),
                 digest.short(),
                 printable(&record.consumer),
                 overlap.as_secs()
@@ -344,4 +364,19 @@ fn replace(old: &str, overlap: Duration, config: &ConfigArgs, registry: &Registr
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_the_place_of_a_key_counts_as_long() {
+        let old = |issued, expires| KeyRecord { consumer: "a".to_owned(), issued, not_before: Some(7), expires };
+        let ends = |issued, expires| renewed(&old(issued, expires), 1_000);
+        assert_eq!(ends(Some(100), Some(190)), KeyRecord { issued: Some(1_000), not_before: None, ..old(None, Some(1_090)) });
+        assert_eq!(ends(None, Some(1_200)).expires, Some(1_200), "nobody knows how long it was to be");
+        assert_eq!(ends(Some(100), None).expires, None);
+        assert_eq!(ends(Some(0), Some(u64::MAX)).expires, Some(u64::MAX));
+    }
 }

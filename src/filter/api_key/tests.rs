@@ -86,11 +86,13 @@ async fn a_key_in_the_query_is_taken_out_whatever_comes_of_it() {
 async fn the_key_goes_upstream_only_where_that_is_written() {
     for (table, forwarded) in [("{}", false), ("{ forward = true }", true)] {
         let filter = filter(table);
-        let (mut session, mut ctx) = session("GET /p HTTP/1.1\r\nHost: a\r\nX-Api-Key: good\r\n\r\n", "/p").await;
+        let raw = "GET /p HTTP/1.1\r\nHost: a\r\nX-Api-Key: good\r\nX_API-Key: other\r\n\r\n";
+        let (mut session, mut ctx) = session(raw, "/p").await;
         decide(&filter, &mut session, &mut ctx).await.unwrap();
         let mut head = session.req_header().clone();
         filter.on_upstream_request(&session, &mut head, &mut ctx).unwrap();
         assert_eq!(head.headers.contains_key("x-api-key"), forwarded);
+        assert_eq!(head.headers.contains_key("x_api-key"), forwarded, "services may read it as the other");
     }
 }
 

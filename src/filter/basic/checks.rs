@@ -74,6 +74,18 @@ impl Checks {
         Mark(mark)
     }
 
+    /// What is checked for a name that does not exist: always the same for one name, and nobody can tell beforehand which, so that
+    /// the time that a guess takes is none by which it could be told from a name that exists.
+    pub fn decoy<'a>(&self, username: &str, decoys: &'a [PasswordHash]) -> Option<&'a PasswordHash> {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(b"decoy ");
+        context.update(username.as_bytes());
+        let tag = context.sign();
+        let drawn = tag.as_ref().iter().take(8).fold(0, |drawn: u64, byte| drawn << 8 | u64::from(*byte));
+        let place = drawn.checked_rem(u64::try_from(decoys.len()).ok()?)?;
+        decoys.get(usize::try_from(place).ok()?)
+    }
+
     pub fn is_recent(&self, mark: &Mark, now: Instant, within: Duration) -> bool {
         if within.is_zero() {
             return false;
@@ -109,7 +121,7 @@ impl Checks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consumer::cheap_password;
+    use crate::consumer::{cheap_password, password_with_passes};
 
     fn mark(number: usize) -> Mark {
         let mut mark = [0; 32];
@@ -129,6 +141,21 @@ mod tests {
         assert!(checks.is_recent(&mark(3 * GENERATION_MAX - 1), now, minute) && !checks.is_recent(&mark(0), now, minute));
         assert!(!checks.is_recent(&mark(3 * GENERATION_MAX - 1), now + minute, minute));
         assert!(!checks.is_recent(&mark(3 * GENERATION_MAX - 1), now, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_costs_what_some_name_does_and_always_the_same() {
+        let checks = Checks::with(1, 1).unwrap();
+        let decoys = [1, 2].map(|passes| password_with_passes("a", passes).parse::<PasswordHash>().unwrap());
+        let drawn: Vec<_> = (0..200).map(|n| checks.decoy(&format!("user{n}"), &decoys).unwrap().cost().1).collect();
+        // By chance alone, one in 2^199 runs has only one of them.
+        assert!(drawn.contains(&1) && drawn.contains(&2), "{drawn:?}");
+        let again: Vec<_> = (0..200).map(|n| checks.decoy(&format!("user{n}"), &decoys).unwrap().cost().1).collect();
+        assert_eq!(drawn, again);
+        let other = Checks::with(1, 1).unwrap();
+        let others: Vec<_> = (0..200).map(|n| other.decoy(&format!("user{n}"), &decoys).unwrap().cost().1).collect();
+        assert_ne!(drawn, others, "nobody knows which names cost what");
+        assert!(checks.decoy("user", &[]).is_none());
     }
 
     #[test]
@@ -152,6 +179,30 @@ mod tests {
         drop(held);
         assert_eq!(waiting.await, Ok(true));
         assert_eq!(Arc::clone(&checks).verify(hash, b"b".to_vec()).await, Ok(false));
+    }
+
+    /// The only thread for blocking work is held, so that a check that is made on it cannot have begun. One that were made on the worker
+    /// would be done when it is first polled, and the timer would never have its turn.
+    #[test]
+    fn a_password_is_not_checked_where_requests_are_served() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let checks = Arc::new(Checks::with(2, 2).unwrap());
+            let hash: PasswordHash = cheap_password("a").parse().unwrap();
+            let (release, held) = std::sync::mpsc::channel::<()>();
+            let holder = tokio::task::spawn_blocking(move || held.recv());
+            let mut check = Box::pin(Arc::clone(&checks).verify(hash, b"a".to_vec()));
+            for _ in 0..3 {
+                tokio::select! {
+                    biased;
+                    done = &mut check => panic!("checked on the worker: {done:?}"),
+                    () = tokio::time::sleep(Duration::from_millis(1)) => {}
+                }
+            }
+            release.send(()).unwrap();
+            assert_eq!(check.await, Ok(true));
+            holder.await.unwrap().unwrap();
+        });
     }
 
     fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::clock::{ManualClock, SharedClock};
-use crate::consumer::cheap_password;
+use crate::consumer::{cheap_password, password_with_passes};
 use crate::filter::testing::{build, build_for, consumers, decide, problem, session};
 
 fn filter(clock: &Arc<ManualClock>, table: &str) -> Basic {
@@ -40,6 +40,21 @@ async fn only_the_right_pair_is_a_consumer() {
     for broken in ["Basic", "Basic !", "Basic dTpw=", "Basic dTpwYXNzOndvcmQ= x", "Basic /zpw"] {
         assert_eq!(ask(&filter, &format!("Authorization: {broken}\r\n")).await, Err("credential_invalid"), "{broken}");
     }
+}
+
+/// One user with a dear password must not be told from names that nobody has, nor one with a cheap one.
+#[test]
+fn there_is_a_decoy_for_each_cost_of_the_passwords() {
+    let user = |name: &str, passes| {
+        let hash = password_with_passes("p", passes);
+        format!(
+            "[consumers.{name}]\ncredentials = [{{ basic = {{ username = '{name}', password = {{ argon2 = '{hash}' }} }} }}]\n"
+        )
+    };
+    let all = consumers(&[user("a", 1), user("b", 3), user("c", 1), user("d", 2)].concat());
+    let filter = build_for::<BasicConfig>("{}", &all, &(ManualClock::new() as SharedClock)).unwrap();
+    let costs: Vec<_> = filter.decoys.iter().map(PasswordHash::cost).collect();
+    assert_eq!(costs, [(8, 1, 1), (8, 2, 1), (8, 3, 1)]);
 }
 
 #[tokio::test]

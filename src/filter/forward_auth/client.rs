@@ -1,6 +1,6 @@
 //! The connections with the service: kept, bounded, and given up when it does not answer.
 
-use crate::jwt::{Endpoint, connect};
+use crate::fetch::{Endpoint, HEAD_MAX, connect};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
-/// The longest response head, in bytes.
-const HEAD_MAX: usize = 64 << 10;
 /// The longest body that is read so that its connection can be used again. The body itself means nothing.
 const BODY_MAX: usize = 64 << 10;
 /// Idle connections that are kept, and how long: less than most servers keep theirs.

@@ -2,6 +2,7 @@
 
 use super::super::header_edits::parse_name;
 use super::Problem;
+use crate::fields::remove_alike;
 use crate::jwt::ClaimPath;
 use crate::value::Located;
 use bytes::Bytes;
@@ -49,7 +50,9 @@ impl ClaimHeaders {
     /// Without a claim the header is removed: what a client wrote there must not pass for the issuer's word.
     pub fn apply(&self, head: &mut RequestHeader, claims: Option<&Map<String, Value>>) {
         for header in &self.list {
-            head.remove_header(&header.name);
+            remove_alike(head, &header.name);
+        }
+        for header in &self.list {
             if let Some(value) = claims.and_then(|claims| header.claim.find(claims)).and_then(value) {
                 // Fails only when the map is full (32,768 fields).
                 let _ = head.insert_header(header.spelling.clone(), value);

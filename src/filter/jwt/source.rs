@@ -1,6 +1,8 @@
 //! Where a token may stand in a request, and how it is taken out.
 
 use super::Problem;
+use crate::fields::remove_alike;
+use crate::filter::place::{Place, cookies, remove_cookie, value_of};
 use crate::filter::query::{self, Taken};
 use crate::rejection::Rejection;
 use crate::value::Located;
@@ -78,6 +80,25 @@ impl Sources {
         query::take(session, named, |token| token.as_bytes().to_vec())
     }
 
+    /// Where in the head a token may stand.
+    pub fn places(&self) -> Vec<Place> {
+        let place = |source: &Source| match source {
+            Source::Authorization => Some(Place::Header(header::AUTHORIZATION)),
+            Source::Header(name) => Some(Place::Header(name.clone())),
+            Source::Cookie(name) => Some(Place::Cookie(name.clone())),
+            Source::Query(_) => None,
+        };
+        self.list.iter().filter_map(place).collect()
+    }
+
+    /// Whether what stands in this place of theirs is a token, and not a credential of another kind.
+    pub fn is_token(&self, place: &Place, head: &RequestHeader) -> bool {
+        match place {
+            Place::Header(name) if *name == header::AUTHORIZATION => head.headers.get(name).and_then(bearer).is_some(),
+            _ => true,
+        }
+    }
+
     /// Removes everything that could hold a token.
     pub fn remove(&self, head: &mut RequestHeader) {
         for source in &self.list {
@@ -85,9 +106,7 @@ impl Sources {
                 Source::Authorization => {
                     head.remove_header(&header::AUTHORIZATION);
                 }
-                Source::Header(name) => {
-                    head.remove_header(name);
-                }
+                Source::Header(name) => remove_alike(head, name),
                 Source::Cookie(name) => remove_cookie(head, name),
                 Source::Query(_) => {}
             }
@@ -135,30 +154,5 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
         [] => Some(rest),
         [b' ', ..] => Some(rest.trim_ascii_start()),
         _ => None,
-    }
-}
-
-/// The pairs of all `Cookie` headers; HTTP/2 may split them (RFC 9113 section 8.2.3).
-fn cookies(head: &RequestHeader) -> impl Iterator<Item = &[u8]> {
-    let lines = head.headers.get_all(header::COOKIE).iter();
-    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';')).map(<[u8]>::trim_ascii)
-}
-
-fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let value = pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-    // RFC 6265 section 4.1.1 allows quotes around a value.
-    Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
-}
-
-fn remove_cookie(head: &mut RequestHeader, name: &str) {
-    if !cookies(head).any(|pair| value_of(pair, name).is_some()) {
-        return;
-    }
-    let kept: Vec<&[u8]> = cookies(head).filter(|pair| !pair.is_empty() && value_of(pair, name).is_none()).collect();
-    let line = HeaderValue::from_bytes(&kept.join(&b"; "[..])).ok().filter(|_| !kept.is_empty());
-    head.remove_header(&header::COOKIE);
-    if let Some(line) = line {
-        // Fails only when the map is full, and something has just been removed from it.
-        let _ = head.insert_header(header::COOKIE, line);
     }
 }

@@ -127,11 +127,14 @@ async fn a_token_in_the_query_goes_no_further() {
 async fn upstreams_get_claims_from_us_alone_and_the_token_where_it_is_wanted() {
     let world = world();
     let headers = "headers = { X-User = 'sub', x-roles = 'roles', x-none = 'absent', x-org = 'org.id' }";
-    let filter =
-        build(&world, &format!("{{ issuer = 'main', forward = false, token = ['authorization', 'cookie:t'], {headers} }}"));
+    let filter = build(
+        &world,
+        &format!("{{ issuer = 'main', forward = false, token = ['authorization', 'cookie:t', 'header:x-token'], {headers} }}"),
+    );
     let token = hs256().token(&claims_with(json!({ "roles": ["a", "b"], "org": { "id": 7 } })));
     let lines = format!(
-        "Authorization: Bearer {token}\r\nCookie: a=1; b=2\r\nx-user: admin\r\nX-USER: root\r\nx-none: 1\r\nx-roles: admin\r\n"
+        "Authorization: Bearer {token}\r\nCookie: a=1; b=2\r\nx-user: admin\r\nX-USER: root\r\nx-none: 1\r\nx-roles: admin\r\n\
+         x_user: admin\r\nX_None: 1\r\nx_token: {token}x\r\n"
     );
     let (mut session, mut ctx) = session(&head(&lines), "/{*rest}").await;
     assert_eq!(decide(&filter, &mut session, &mut ctx).await, Ok(()));
@@ -143,6 +146,8 @@ async fn upstreams_get_claims_from_us_alone_and_the_token_where_it_is_wanted() {
     assert_eq!(all("x-org"), ["7"]);
     assert!(all("x-none").is_empty() && all("authorization").is_empty());
     assert_eq!(all("cookie"), ["a=1; b=2"]);
+    // CGI, and what came of it, would read them as the ones that we write or remove.
+    assert!(["x_user", "x_none", "x_token"].iter().all(|name| all(name).is_empty()));
 }
 
 #[tokio::test]

@@ -29,7 +29,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
     /// Who is counted: `"address"` (of the client, IPv6 by network), `"consumer"`, `"credential"`, `"header:NAME"`,
-    /// `"claim:NAME"`, `"route"` (everybody together), or a list of these for each combination. Requests that lack it share one count.
+    /// `"claim:NAME"` (written as in `claims` of the issuer: `"claim:realm_access.org"`), `"route"` (everybody together), or a list of
+    /// these for each combination. Requests that lack it share one count.
+    /// By `"consumer"`, who is no consumer (the subject of a token, or of a certificate) is counted by that name together with the
+    /// method and the issuer that vouch for it, and never with the consumer that has the same name.
     /// Headers that hold credentials (`authorization`, `proxy-authorization`, `cookie`, `x-api-key`, `x-auth-token`, `x-access-token`
     /// and those in which a filter of the route looks for one) are counted by their SHA-256: no value of theirs is in Redis or in what
     /// `gatewright limit top` prints.
@@ -51,8 +54,8 @@ pub struct RateLimitConfig {
     #[serde(default)]
     pub cost: BTreeMap<String, Located<u32>>,
     /// The response header in which the upstream says what the request has cost in all, a whole number, such as `"x-cost"`. What
-    /// it is more than `cost` is charged then, as far as the limits have room; what is less is not given back. The header is not passed on.
-    /// Default: none.
+    /// it is more than `cost` is charged then, as far as the limits have room; what is less is not given back. The header is not passed on,
+    /// and not stored: an answer of the cache costs no more than `cost`. Default: none.
     pub cost_header: Option<Located<String>>,
     /// What counts: `"request"`, or `"auth_failure"`: only requests that are refused because their credential does not
     /// count (`credential_invalid`, `credential_duplicate`, `token_invalid`, `token_expired`), or that the upstream answers with 401.

@@ -32,13 +32,16 @@ pub enum Style {
 /// What of it is the same for every response.
 pub struct Told {
     policy: Option<HeaderValue>,
+    /// For each limit, `RateLimit` up to the number that is left.
+    leads: Box<[Box<[u8]>]>,
 }
 
 impl Told {
     pub fn new(limits: &[Limit]) -> Self {
         let list: Vec<String> =
             limits.iter().map(|limit| format!("\"{}\";q={};w={}", limit.name, limit.number, limit.window_seconds())).collect();
-        Told { policy: HeaderValue::try_from(list.join(", ")).ok() }
+        let leads = limits.iter().map(|limit| format!("\"{}\";r=", limit.name).into_bytes().into());
+        Told { policy: HeaderValue::try_from(list.join(", ")).ok(), leads: leads.collect() }
     }
 
     /// A header that cannot be written is left out: the answer itself matters more.
@@ -57,10 +60,12 @@ impl Told {
                 }
                 // Without `std::fmt`, which costs more than the limit itself.
                 let value = value(|out| {
-                    for (number, (limit, standing)) in seen.clone().filter_map(known).enumerate() {
-                        out.put_slice(if number > 0 { b", \"" } else { b"\"" });
-                        out.put_slice(limit.name.as_bytes());
-                        out.put_slice(b"\";r=");
+                    let led = |seen: &'a Seen| self.leads.get(usize::from(seen.limit)).map(|lead| (lead, seen.standing));
+                    for (number, (lead, standing)) in seen.clone().filter_map(led).enumerate() {
+                        if number > 0 {
+                            out.put_slice(b", ");
+                        }
+                        out.put_slice(lead);
                         put_number(out, standing.remaining);
                         out.put_slice(b";t=");
                         put_number(out, seconds(standing.more_in));
@@ -74,10 +79,13 @@ impl Told {
                 // They have room for one limit: the one that is nearest to its end.
                 let tightest = seen.filter_map(known).min_by_key(|(_, standing)| standing.remaining);
                 let Some((limit, standing)) = tightest else { return };
-                let number = |number: u64| HeaderValue::from(number);
-                fields.set(&X_LIMIT, number(limit.number));
-                fields.set(&X_REMAINING, number(standing.remaining));
-                fields.set(&X_RESET, number(seconds(standing.more_in)));
+                for (name, number) in
+                    [(&X_LIMIT, limit.number), (&X_REMAINING, standing.remaining), (&X_RESET, seconds(standing.more_in))]
+                {
+                    if let Some(value) = value(|out| put_number(out, number)) {
+                        fields.set(name, value);
+                    }
+                }
             }
         });
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 /// The most keys that are noted, some 200 bytes each.
-const KEYS_MAX: usize = 100_000;
+pub const KEYS_MAX: usize = 100_000;
 
 pub struct Debts {
     epoch: Instant,
@@ -46,14 +46,15 @@ impl Debts {
         Moment { mono: nanos(self.epoch.elapsed()), wall: nanos(wall) }
     }
 
-    pub fn note(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
+    /// Whether there was room for it.
+    pub fn note(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> bool {
         let now = self.now();
         let mut noted = self.noted.lock();
         let full = noted.len() >= KEYS_MAX;
         // Sets are told apart by where they are: a key of two filters is two debts.
         let id = (Arc::as_ptr(set).addr(), Box::from(key));
         if full && !noted.contains_key(&id) {
-            return;
+            return false;
         }
         let debt = noted
             .entry(id)
@@ -65,6 +66,7 @@ impl Debts {
                 *state = next;
             }
         }
+        true
     }
 
     /// Takes back what was noted at `taken` or a little later.
@@ -103,8 +105,8 @@ mod tests {
         let limit = |per, number| Limit { name: "t".into(), shape: Shape::TokenBucket { per, capacity: number }, number };
         let set = Arc::new(SharedSet::new("route:a", &[limit(1_000_000, 10), limit(3_600_000_000_000, 10)], 0));
         let debts = Debts::default();
-        (0..4).for_each(|_| debts.note(&set, b"k", 1));
-        debts.note(&set, b"other", 3);
+        assert!((0..4).all(|_| debts.note(&set, b"k", 1)));
+        assert!(debts.note(&set, b"other", 3));
         let end = Instant::now() + std::time::Duration::from_millis(2);
         while Instant::now() < end {
             std::thread::yield_now();

@@ -188,6 +188,18 @@ impl Book {
         holding.refused = None;
     }
 
+    /// Spends `cost`, which Redis has refused, of a batch that arrived while it was asked: what was handed out in advance is
+    /// used to Redis, so the last uses of a limit may be missing there only because they are here.
+    pub fn spend_instead(&self, set: &SharedSet, key: &[u8], cost: u64, now: u64) -> Option<(Decision, Option<u64>)> {
+        let id = self.id(set, key);
+        let mut shard = self.shard(id)?.lock();
+        let holding = shard.get_mut(&id)?;
+        holding.batches.retain(|batch| batch.expires > now);
+        let batch = holding.pay(cost)?;
+        self.spent.fetch_add(1, Ordering::Relaxed);
+        Some((Decision::Admitted(holding.standings(now)), batch))
+    }
+
     /// Takes back what was spent of a batch, as long as Redis has not been told that it was.
     pub fn unspend(&self, set: &SharedSet, key: &[u8], batch: u64, cost: u64) {
         let id = self.id(set, key);

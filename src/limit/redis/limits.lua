@@ -3,10 +3,10 @@
 -- KEYS[1]: a hash with one field for each limit, and the field '#' with the leases that are out.
 -- ARGV[1]: 'take'; 'look' (nothing is consumed or written); 'charge' (consume whatever is left, refuse nothing); 'lease'
 -- (take, settle leases, hand out a new one); 'give' (take back what was consumed, because the request was refused after all).
--- ARGV[2]: how many arguments of 'lease' or 'give' follow. Those of 'lease' are: id of the new lease, the most uses of it, its
--- longest life in microseconds, the number of gateways, then for each lease that comes back its id and how many of its uses
--- were spent. That of 'give' is when it was consumed. Then for each limit: field, kind, number, microseconds of its window (or
--- m, h, d, mo), capacity, cost.
+-- ARGV[2]: how many arguments of 'lease' or 'give' follow. Those of 'lease' are: id of the new lease, GATEWAY/NUMBER, the most uses
+-- of it, its longest life in microseconds, the number of gateways, the most uses that this gateway may have out, then for each
+-- lease that comes back its id and how many of its uses were spent. That of 'give' is when it was consumed. Then for each limit:
+-- field, kind, number, microseconds of its window (or m, h, d, mo), capacity, cost.
 -- Returns 1 or 0 (admitted or not), then for each limit: remaining, microseconds until more, microseconds to wait; for 'lease'
 -- also the uses of the new lease and its life in microseconds; then the time in microseconds.
 --
@@ -54,8 +54,8 @@ end
 -- More microseconds than this nobody waits for; what is more could not be told to Redis, or to a gateway.
 local longest = 2 ^ 53
 
--- Uses that are out on leases, and when the last of these expires.
-local held, last = 0, now
+-- Uses that are out on leases, those of them that this gateway has, and when the last expires.
+local held, own, last = 0, 0, now
 
 -- Each limit: used (now), most, add(uses), give(uses, taken), wait(uses), standing() = remaining, microseconds until more, until
 -- idle; state(); ends and began of a calendar window. What is given back is never more than what still counts of it, whatever
@@ -98,9 +98,9 @@ end
 
 local function fixed(stored, number, name)
   local index, ends, began = period(name, now)
-  local used = 0
+  local used, i, c = 0, nil, nil
   if stored then
-    local i, c = string.match(stored, '^(%d+):(%d+)$')
+    i, c = string.match(stored, '^(%d+):(%d+)$')
     i, c = tonumber(i), tonumber(c)
     -- A clock that was set back over one border does not begin a new period: Redis may have failed over to a server that is
     -- behind. One that was set back further had been wrong before.
@@ -110,7 +110,11 @@ local function fixed(stored, number, name)
   local limit = { used = used, most = number, ends = ends, began = began }
   function limit.add(uses) limit.used = limit.used + uses end
   function limit.give(uses, taken)
-    if taken >= began then limit.used = math.max(0, limit.used - uses) end
+    if taken >= began then
+      limit.used = math.max(0, limit.used - uses)
+    elseif i and period(name, taken) == i then
+      c = math.max(0, c - uses)
+    end
   end
   function limit.wait(uses) return limit.used + held + uses > number and ends - now or 0 end
   function limit.standing()
@@ -118,7 +122,11 @@ local function fixed(stored, number, name)
     local left = count > 0 and ends - now or 0
     return math.max(0, number - count), left, left
   end
-  function limit.state() return string.format('%.0f:%.0f', index, limit.used) end
+  -- While nothing counts in this period, what another had is kept: the clock may go back to it.
+  function limit.state()
+    if limit.used == 0 and i and i ~= index then return string.format('%.0f:%.0f', i, c) end
+    return string.format('%.0f:%.0f', index, limit.used)
+  end
   return limit
 end
 
@@ -199,7 +207,8 @@ end
 local leases, changed = {}, false
 if stored[1] then
   local back = {}
-  for i = 7, 2 + extra, 2 do back[ARGV[i]] = tonumber(ARGV[i + 1]) end
+  for i = 8, 2 + extra, 2 do back[ARGV[i]] = tonumber(ARGV[i + 1]) end
+  local gateway = mode == 'lease' and string.match(ARGV[3], '^(.*)/')
   for id, uses, expires in string.gmatch(stored[1], '([^,;]+),(%d+),(%d+);') do
     uses, expires = tonumber(uses), tonumber(expires)
     local spent = back[id]
@@ -216,6 +225,7 @@ if stored[1] then
     else
       leases[#leases + 1] = string.format('%s,%.0f,%.0f;', id, uses, expires)
       held = held + uses
+      if gateway and string.match(id, '^(.*)/') == gateway then own = own + uses end
       last = math.max(last, expires)
     end
   end
@@ -239,7 +249,8 @@ end
 
 local granted, life = 0, 0
 if mode == 'lease' and admitted == 1 then
-  granted, life = tonumber(ARGV[4]), tonumber(ARGV[5])
+  -- Whatever got lost on the way: a gateway that does not know of a lease of its own gets no more beside it.
+  granted, life = math.min(tonumber(ARGV[4]), tonumber(ARGV[7]) - own), tonumber(ARGV[5])
   for _, limit in ipairs(list) do
     -- Near the end each gateway gets no more than its share of what is left, so that none strands what others could use.
     granted = math.min(granted, math.floor((limit.most - limit.used - held) / tonumber(ARGV[6])))

@@ -71,13 +71,13 @@ impl ScriptLink {
         let costs = std::iter::repeat(*cost);
         match what {
             What::Take => self.call(pipeline, shared, "take", &[], set, key, costs),
-            What::Charge => self.call(pipeline, shared, "charge", &[], set, key, costs),
+            What::Charge(_) => self.call(pipeline, shared, "charge", &[], set, key, costs),
             What::Look => self.call(pipeline, shared, "look", &[], set, key, costs),
-            What::Give(at) => self.call(pipeline, shared, "give", &[at.to_string()], set, key, costs),
+            What::Give(at, _) => self.call(pipeline, shared, "give", &[at.to_string()], set, key, costs),
             What::Reset => drop(pipeline.cmd("DEL").arg(set.name(&shared.prefix, key))),
             What::Lease(pending) => {
                 let gateways = shared.gateways.load(Ordering::Relaxed);
-                let extra = lease_arguments(&shared.name, &pending.errand, gateways);
+                let extra = lease_arguments(&shared.name, &pending.errand, gateways, set.lease());
                 self.call(pipeline, shared, "lease", &extra, set, key, costs);
             }
         }
@@ -108,10 +108,12 @@ impl ScriptLink {
     }
 }
 
-/// What the mode `lease` of the script takes besides the limits. `name` makes the ids of this gateway its own.
-pub fn lease_arguments(name: &str, errand: &super::lease::Errand, gateways: u64) -> Vec<String> {
+/// What the mode `lease` of the script takes besides the limits. `name` makes the ids of this gateway its own; `lease` is the most
+/// that it may have out.
+pub fn lease_arguments(name: &str, errand: &super::lease::Errand, gateways: u64, lease: u64) -> Vec<String> {
     let id = |id: u64| format!("{name}/{id}");
-    let mut list = vec![id(errand.id), errand.want.to_string(), (LIFE / 1_000).to_string(), gateways.max(1).to_string()];
+    let numbers = [errand.want, LIFE / 1_000, gateways.max(1), lease].map(|number| number.to_string());
+    let mut list: Vec<String> = std::iter::once(id(errand.id)).chain(numbers).collect();
     for (back, spent) in &errand.back {
         list.push(id(*back));
         list.push(spent.to_string());

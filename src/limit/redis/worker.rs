@@ -1,5 +1,6 @@
 //! What is done with each server: asks in pipelines, counts the gateways, charges what was admitted without it.
 
+use super::debts::Charge;
 use super::script::ScriptLink;
 use super::{Question, Reply, Shared, What, lease, reply};
 use crate::limit::{Decision, Source, Standings};
@@ -114,9 +115,7 @@ impl Shared {
             let mut pipeline = Pipeline::with_capacity(batch.len());
             let mut count = 0_usize;
             for sent in batch.iter_mut() {
-                if let What::Lease(pending) = &mut sent.question.what {
-                    pending.sent = true;
-                }
+                sent.question.what.sent(true);
                 count = count.saturating_add(link.add(&mut pipeline, self, sent));
             }
             let replies = link.send(&pipeline, count).await;
@@ -125,14 +124,17 @@ impl Shared {
             let mut again = Vec::new();
             let mut failed = None;
             for sent in batch.drain(..) {
-                if sent.asking {
-                    let _ = replies.next();
+                let refused = sent.asking && server.refuses_asking(replies.next().as_ref());
+                if refused {
+                    self.metrics.errors.increment();
                 }
                 let Some(reply) = replies.next() else { break };
                 match reply {
                     Value::ServerError(error) => match error.code() {
-                        "NOSCRIPT" | "TRYAGAIN" => again.push(sent),
+                        "NOSCRIPT" | "TRYAGAIN" => again.push(not_done(sent)),
                         _ => match Redirection::of(&error, server.address()) {
+                            // Whoever waits for it decides alone.
+                            Some(_) if refused => drop(not_done(sent)),
                             Some(to) => to.follow(self, not_done(sent)),
                             None => failed = Some(Broken::answered(&error, "")),
                         },
@@ -157,24 +159,36 @@ impl Shared {
     }
 
     /// Tells who asked. `false` if the reply makes no sense.
-    fn answer(&self, mut question: Question, value: &Value) -> bool {
-        let Reply { decision, lease, at } = match (&question.what, value) {
+    pub(super) fn answer(&self, mut question: Question, value: &Value) -> bool {
+        let Reply { mut decision, lease, at } = match (&question.what, value) {
             (What::Reset, Value::Int(_)) => Reply { decision: Decision::Admitted(Standings::new()), lease: (0, 0), at: 0 },
             _ => match reply(&question.set, value) {
                 Some(reply) => reply,
                 None => return false,
             },
         };
+        if let What::Charge(untold) | What::Give(_, untold) = &mut question.what {
+            untold.confirmed = true;
+        }
+        let mut source = Source::Redis(at);
         if let What::Lease(pending) = &mut question.what {
             pending.answered = true;
             let now = self.now();
             self.book.answered(&question.set, &question.key, &pending.errand, &decision, lease, now);
+            let waits = question.answer.as_ref().is_some_and(|answer| !answer.is_closed());
+            if matches!(decision, Decision::Refused { .. })
+                && waits
+                && let Some((admitted, batch)) = self.book.spend_instead(&question.set, &question.key, question.cost, now)
+            {
+                decision = admitted;
+                source = batch.map_or(Source::Nowhere, Source::Lease);
+            }
             self.book.refused(&question.set, &question.key, question.cost, &decision, now);
         }
         if let Some(answer) = question.answer.take() {
             self.metrics.decisions.increment();
             // The request may have given up.
-            let _ = answer.send((decision, Source::Redis(at)));
+            let _ = answer.send((decision, source));
         }
         true
     }
@@ -206,21 +220,47 @@ impl Shared {
     async fn settle(&self, server: &Server<()>, link: &mut ScriptLink) -> Result<(), Broken> {
         let cluster = self.servers.topology.is_cluster();
         let charges = self.debts.collect(|set, key| !cluster || self.servers.has(server, || set.slot(key)));
+        let lost = |count: usize| self.metrics.lost_charges.add(u64::try_from(count).unwrap_or(u64::MAX));
+        let mut left = charges.len();
         for part in charges.chunks(BATCH) {
-            let mut pipeline = Pipeline::with_capacity(part.len());
-            for charge in part {
-                link.charge(&mut pipeline, self, &charge.set, &charge.key, &charge.costs);
-            }
-            link.send(&pipeline, part.len()).await?;
+            // Of those that were under way Redis may have counted some.
+            lost(self.tell(link, part).await.inspect_err(|_| lost(left))?);
+            left = left.saturating_sub(part.len());
         }
         Ok(())
+    }
+
+    /// One round trip; returns how many of the charges were refused.
+    async fn tell(&self, link: &mut ScriptLink, charges: &[Charge]) -> Result<usize, Broken> {
+        let mut charges: Vec<&Charge> = charges.iter().collect();
+        let mut refused = 0_usize;
+        // Twice: Redis may have lost the script.
+        for _ in 0..2 {
+            let mut pipeline = Pipeline::with_capacity(charges.len());
+            for charge in &charges {
+                link.charge(&mut pipeline, self, &charge.set, &charge.key, &charge.costs);
+            }
+            let replies = link.send(&pipeline, charges.len()).await?;
+            let mut again = Vec::new();
+            for (charge, reply) in charges.into_iter().zip(replies) {
+                match reply {
+                    Value::ServerError(error) if error.code() == "NOSCRIPT" => again.push(charge),
+                    Value::ServerError(_) => refused = refused.saturating_add(1),
+                    _ => {}
+                }
+            }
+            charges = again;
+            if charges.is_empty() {
+                break;
+            }
+            link.load().await?;
+        }
+        Ok(refused.saturating_add(charges.len()))
     }
 }
 
 /// What another server is to be asked was not done here, and is not lost by being sent again.
 fn not_done(mut sent: Sent<Question>) -> Sent<Question> {
-    if let What::Lease(pending) = &mut sent.question.what {
-        pending.sent = false;
-    }
+    sent.question.what.sent(false);
     sent
 }

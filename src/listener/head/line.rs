@@ -8,16 +8,8 @@ use crate::http1::line::control;
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     pub version: Version,
-    /// For a target in absolute form.
-    pub authority: Option<Authority>,
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Authority {
-    /// From where to where it goes in the head.
-    pub range: (usize, usize),
-    /// Of its scheme.
-    pub default_port: u16,
+    /// From where to where the host of a target in absolute form goes in the head.
+    pub authority: Option<(usize, usize)>,
 }
 
 const METHOD_MAX: usize = 32;
@@ -111,11 +103,11 @@ fn check_path_and_query(target: &[u8]) -> Result<(), Malformed> {
 }
 
 /// RFC 9112 §3.2.2, for the two schemes that name something this gateway serves.
-fn absolute(target: &[u8], start: usize) -> Result<Authority, Malformed> {
+fn absolute(target: &[u8], start: usize) -> Result<(usize, usize), Malformed> {
     let scheme = |scheme: &[u8]| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
-    let (skip, default_port) = match () {
-        () if scheme(b"http://") => (7, 80),
-        () if scheme(b"https://") => (8, 443),
+    let skip = match () {
+        () if scheme(b"http://") => 7,
+        () if scheme(b"https://") => 8,
         () => return Err(Malformed::Target),
     };
     let after = target.get(skip..).unwrap_or_default();
@@ -127,5 +119,5 @@ fn absolute(target: &[u8], start: usize) -> Result<Authority, Malformed> {
         _ => return Err(Malformed::Target),
     }
     let from = start.saturating_add(skip);
-    Ok(Authority { range: (from, from.saturating_add(end)), default_port })
+    Ok((from, from.saturating_add(end)))
 }

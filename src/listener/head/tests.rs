@@ -94,6 +94,8 @@ fn every_malformed_head_is_refused_for_its_reason() {
         let bound = matches!(problem, Malformed::UriTooLong | Malformed::HeadersTooLarge | Malformed::TooManyHeaders);
         // Not in the head but after it; the transport finds it.
         let bound = bound || *problem == Malformed::EarlyUpgradeBytes;
+        // HTTP/1 trims values; over HTTP/2 frames.rs has them.
+        let bound = bound || *problem == Malformed::PaddedValue;
         assert!(bound || reasons.contains(problem.name()), "no head in the corpus is refused for {problem}");
     }
 }

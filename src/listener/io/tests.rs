@@ -14,9 +14,9 @@ fn watched() -> (UnixStream, EdgeIo<UnixStream>, Arc<Found>) {
     (client, EdgeIo::new(server, digest, None, BOUNDS, faults.clone()), faults)
 }
 
-/// The last fault that was reported.
+/// The last fault that was reported, the date of the next head, the trailers of its answer, and those of the request.
 #[derive(Default)]
-struct Found(AtomicU8);
+struct Found(AtomicU8, parking_lot::Mutex<Option<Date>>, parking_lot::Mutex<Vec<u8>>, parking_lot::Mutex<Vec<u8>>);
 
 impl Faults for Found {
     fn report(&self, fault: Fault) {
@@ -25,6 +25,18 @@ impl Faults for Found {
 
     fn upgrade_deadline(&self) -> Option<Instant> {
         None
+    }
+
+    fn date(&self) -> Option<Date> {
+        self.1.lock().take()
+    }
+
+    fn trailers(&self) -> Vec<u8> {
+        std::mem::take(&mut self.2.lock())
+    }
+
+    fn asked_trailers(&self, section: &[u8]) {
+        self.3.lock().extend_from_slice(section);
     }
 }
 
@@ -208,6 +220,8 @@ async fn nothing_comes_through_between_an_upgrade_and_its_101() {
 #[tokio::test]
 async fn a_tunnel_is_open_both_ways_and_ends_when_both_are_silent() {
     let (mut client, mut io, faults) = watched();
+    let tunnel = Tolerance { pause: Duration::from_secs(2), ..TOLERANCE };
+    io.set_bounds(IoBounds { tunnel, ..BOUNDS });
     client.write_all(UPGRADE).await.unwrap();
     head(&mut io).await;
     io.write_all(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").await.unwrap();
@@ -218,7 +232,7 @@ async fn a_tunnel_is_open_both_ways_and_ends_when_both_are_silent() {
     // One direction is enough to keep it open.
     for _ in 0..10 {
         io.write_all(b"frame").await.unwrap();
-        let silent = tokio::time::timeout(Duration::from_millis(50), io.read(&mut buffer)).await;
+        let silent = tokio::time::timeout(Duration::from_millis(250), io.read(&mut buffer)).await;
         assert!(silent.is_err(), "{silent:?}");
     }
     let ended = tokio::time::timeout(SOON, io.read(&mut buffer)).await.unwrap();
@@ -256,4 +270,67 @@ async fn a_chunked_body_with_two_readings_is_a_fault() {
     client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5;\nx\r\nhello\r\n").await.unwrap();
     head(&mut io).await;
     assert!(io.read(&mut [0; 64]).await.is_err() && found.is(Fault::BadChunk));
+}
+
+#[tokio::test]
+async fn a_head_keeps_the_date_that_it_came_with() {
+    let (mut client, mut io, found) = watched();
+    let head = "HTTP/1.1 200 OK\r\nDate: Sat, 28 Nov 2026 18:00:00 GMT\r\na: b\r\n\r\n";
+    let body = head.replace("200", "201");
+    let mut bytes = [0; 256];
+    for date in [Some(*b"Sun, 06 Nov 1994 08:49:37 GMT"), None] {
+        *found.1.lock() = date;
+        let want = head.replace(
+            "Sat, 28 Nov 2026 18:00:00 GMT",
+            date.as_ref().map_or("Sat, 28 Nov 2026 18:00:00 GMT", |date| std::str::from_utf8(date).unwrap()),
+        );
+        io.write_all(b"HTTP/1.1 103 X\r\n\r\n").await.unwrap();
+        io.write_all(head.as_bytes()).await.unwrap();
+        // A body is none of it, whatever it looks like.
+        io.write_all(body.as_bytes()).await.unwrap();
+        io.flush().await.unwrap();
+        let length = client.read(&mut bytes).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&bytes[..length]), format!("HTTP/1.1 103 X\r\n\r\n{want}{body}"));
+    }
+}
+
+#[tokio::test]
+async fn trailers_take_the_place_of_the_last_chunk_and_of_nothing_that_looks_like_it() {
+    let (mut client, mut io, found) = watched();
+    *found.2.lock() = b"x-sum: 1\r\n".to_vec();
+    for part in ["HTTP/1.1 200 OK\r\n\r\n", "5\r\n", "0\r\n\r\n", "\r\n", "3\r\n", "5\r\n", "\r\n", "0\r\n\r\n"] {
+        io.write_all(part.as_bytes()).await.unwrap();
+    }
+    // And of the next answer, which has none.
+    for part in ["HTTP/1.1 200 OK\r\n\r\n", "0\r\n\r\n"] {
+        io.write_all(part.as_bytes()).await.unwrap();
+    }
+    io.flush().await.unwrap();
+    drop(io);
+    let mut all = String::new();
+    client.read_to_string(&mut all).await.unwrap();
+    assert_eq!(
+        all,
+        "HTTP/1.1 200 OK\r\n\r\n5\r\n0\r\n\r\n\r\n3\r\n5\r\n\r\n0\r\nx-sum: 1\r\n\r\n\
+         HTTP/1.1 200 OK\r\n\r\n0\r\n\r\n"
+    );
+}
+
+/// An HTTP/2 connection that idles owns nothing here: the `h2` crate has buffers of its own.
+#[tokio::test]
+async fn streams_hold_no_buffer_once_what_was_there_is_read_and_sent() {
+    let (mut client, mut io) = pair();
+    client.write_all(&[PREFACE, b"frames"].concat()).await.unwrap();
+    assert!(io.wait().await.unwrap());
+    assert!(io.starts_with_preface(SOON).await.unwrap());
+    io.open_streams();
+    let mut seen = [0; 30];
+    io.read_exact(&mut seen).await.unwrap();
+    assert_eq!((seen.strip_prefix(PREFACE), io.read.capacity()), (Some(&b"frames"[..]), 0));
+    io.write_all(b"settings").await.unwrap();
+    assert!(io.write.capacity() > 0);
+    io.flush().await.unwrap();
+    assert_eq!(io.write.capacity(), 0);
+    client.read_exact(&mut seen[..8]).await.unwrap();
+    assert_eq!(&seen[..8], b"settings");
 }

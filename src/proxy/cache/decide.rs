@@ -33,7 +33,7 @@ pub fn decide(entry: &Entry, control: &RequestControl, policy: &Policy, now: Ins
     match entry.freshness(now) {
         Ok(left) => match control.min_fresh {
             Some(least) if left < seconds(least) => Use::Validate,
-            _ if early(left, terms.lifetime, policy.early_refresh) => Use::Early,
+            _ if early(left, window(terms.lifetime, policy)) => Use::Early,
             _ => Use::Fresh,
         },
         Err(_) if control.min_fresh.is_some() => Use::Validate,
@@ -47,21 +47,29 @@ pub fn decide(entry: &Entry, control: &RequestControl, policy: &Policy, now: Ins
 }
 
 /// Whether a stale response may stand in for an upstream that fails (RFC 5861 §4).
-pub fn on_error(entry: &Entry, now: Instant) -> bool {
+pub fn on_error(entry: &Entry, control: &RequestControl, now: Instant) -> bool {
     let terms = &entry.terms;
-    let window = match entry.freshness(now) {
+    // Of its own request a client may say something else than the origin did.
+    let most = control.stale_if_error.map_or(terms.stale_if_error, |most| Duration::from_secs(most.into()));
+    let within = match entry.freshness(now) {
         Ok(_) => true,
-        Err(by) => by < terms.stale_if_error,
+        Err(by) => by < most,
     };
-    window && !terms.must_revalidate && !terms.no_cache && !terms.stale_if_error.is_zero() && entry.expired() != Expired::Invalid
+    within && !terms.must_revalidate && !terms.no_cache && !most.is_zero() && entry.expired() != Expired::Invalid
 }
 
-/// Within the last `share` of the lifetime, the likelier the nearer the end.
-fn early(left: Duration, lifetime: Duration, share: f64) -> bool {
-    if share <= 0.0 {
-        return false;
-    }
-    let window = lifetime.mul_f64(share);
+/// Whether it may be time to fetch it anew in the background.
+pub fn is_near_end(entry: &Entry, policy: &Policy, now: Instant) -> bool {
+    entry.freshness(now).is_ok_and(|left| left < window(entry.terms.lifetime, policy))
+}
+
+/// How long before its end a stored response may be fetched anew. Zero: not before.
+fn window(lifetime: Duration, policy: &Policy) -> Duration {
+    lifetime.mul_f64(policy.early_refresh)
+}
+
+/// Within that time, the likelier the nearer the end.
+fn early(left: Duration, window: Duration) -> bool {
     left < window && fastrand::f64() > left.as_secs_f64() / window.as_secs_f64()
 }
 
@@ -107,8 +115,14 @@ mod tests {
         assert_eq!(used(&aged(69, window), plain), Use::WhileRevalidating);
         assert_eq!(used(&aged(70, window), plain), Use::Validate);
         let now = Instant::now();
-        assert!(on_error(&aged(79, window), now) && !on_error(&aged(81, window), now));
-        assert!(!on_error(&aged(79, Terms { must_revalidate: true, ..window }), now));
-        assert!(!on_error(&aged(79, terms(60)), now), "nobody allowed it");
+        let on_error = |entry: &Entry, control: RequestControl| on_error(entry, &control, now);
+        assert!(on_error(&aged(79, window), plain) && !on_error(&aged(81, window), plain));
+        let strict = Terms { must_revalidate: true, ..window };
+        assert!(!on_error(&aged(79, strict), plain));
+        assert!(!on_error(&aged(79, terms(60)), plain), "nobody allowed it");
+        let asked = |most| RequestControl { stale_if_error: Some(most), ..plain };
+        assert!(on_error(&aged(79, terms(60)), asked(20)) && !on_error(&aged(81, terms(60)), asked(20)));
+        assert!(!on_error(&aged(79, window), asked(10)) && !on_error(&aged(79, window), asked(0)));
+        assert!(!on_error(&aged(79, strict), asked(100)), "the origin has forbidden it");
     }
 }

@@ -4,7 +4,7 @@
 //! client side is a channel; what comes out of it is read here only when the answer is not stored, because stored answers reach
 //! their readers through the store.
 
-use super::super::Ctx;
+use super::super::{Ctx, attempt};
 use super::note::asked;
 use super::{Role, part, validate};
 use crate::cache::Cache;
@@ -16,7 +16,7 @@ use crate::cache::storage::{STORAGE, Ticket};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::cache::CacheKey;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::HttpTask;
@@ -84,8 +84,8 @@ impl Drop for Landing {
 }
 
 /// Starts a fetch for the request of this session. `false`: it could not be started.
-pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bool {
-    let (Some(spawner), Some(route)) = (&session.subrequest_spawner, &ctx.route) else { return false };
+pub fn start(session: &mut Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bool {
+    let Some(route) = &ctx.route else { return false };
     let flight = plan.flight.hash;
     let landing = Landing { cache: Arc::clone(cache), fill: Arc::clone(&plan.fill), flight: plan.flight };
     let head = session.req_header().clone();
@@ -102,7 +102,13 @@ pub fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -> bo
     let timeout = route.timeout;
     let tier = plan.ask_tier.then(|| (session.req_header().headers.clone(), Arc::clone(ctx.gateway.clock())));
     let context = SubrequestCtx::builder().user_ctx(Box::new(Some(Box::new(seed)))).build();
-    let (prepared, handle) = spawner.create_subrequest(session.as_ref(), context);
+    // A subrequest is made from the bytes of a head of HTTP/1. Pingora writes that of HTTP/2 as one that it refuses to read; what
+    // the fetch is made to be, in `adopt`, is what the request was.
+    let version = session.req_header().version;
+    session.req_header_mut().set_version(Version::HTTP_11);
+    let created = session.subrequest_spawner.as_ref().map(|spawner| spawner.create_subrequest(session.as_ref(), context));
+    session.req_header_mut().set_version(version);
+    let Some((prepared, handle)) = created else { return false };
     tokio::spawn(async move {
         let landing = landing;
         if let Some((headers, clock)) = tier
@@ -142,7 +148,8 @@ async fn pump(mut tasks: mpsc::Receiver<HttpTask>, fill: &Arc<Fill>) -> bool {
     let mut stream = None;
     while let Some(task) = tasks.recv().await {
         match task {
-            HttpTask::Header(head, _) if head.status.is_informational() && head.status != 101 => fill.interim(*head),
+            // Passed on where it came, see `interim`.
+            HttpTask::Header(head, _) if head.status.is_informational() && head.status != 101 => {}
             HttpTask::Header(head, end) => {
                 // Stored, validated or failed: whoever waits has been told.
                 if fill.is_waiting() {
@@ -265,10 +272,27 @@ pub fn head_of_fetch(session: &Session, head: &mut RequestHeader, ctx: &Ctx) -> 
 
 /// Keeps a 304: Pingora merges five fields of it, and RFC 9111 §3.2 wants all.
 pub fn not_modified(head: &ResponseHeader, ctx: &mut Ctx) {
+    if !head.status.is_informational() {
+        note_trip(ctx);
+    }
     if head.status == StatusCode::NOT_MODIFIED
         && let Some(fetch) = ctx.fetch_mut()
     {
         fetch.not_modified = Some(Box::new(head.clone()));
+    }
+}
+
+/// The request that has begun the fetch is to know how it went.
+fn note_trip(ctx: &Ctx) {
+    if let Some(fetch) = ctx.fetch() {
+        fetch.fill.note_trip(ctx.attempt.trip());
+    }
+}
+
+/// An interim response goes to the client whose request it is, before what the final one is known to be.
+pub fn interim(head: &ResponseHeader, ctx: &mut Ctx) {
+    if let Some(fetch) = ctx.fetch_mut().filter(|_| head.status != 101) {
+        fetch.fill.interim(head.clone());
     }
 }
 
@@ -279,8 +303,13 @@ pub(super) fn millis(received: &crate::cache::freshness::Received) -> u64 {
 }
 
 /// A fetch that failed tells those who wait. `false`: it is not one.
-pub fn settle_failure(ctx: &Ctx, rejection: Option<Rejection>) -> bool {
+pub fn settle_failure(ctx: &mut Ctx, rejection: Option<Rejection>) -> bool {
+    note_trip(ctx);
+    let instead = attempt::instead(ctx);
     let Some(fetch) = ctx.fetch() else { return false };
+    if let Some(answer) = instead {
+        fetch.fill.answer_instead(answer);
+    }
     let rejection = rejection.unwrap_or_else(|| Rejection::new(&rejection::UPSTREAM_RESET));
     fetch.fill.settle(Phase::Failed(rejection));
     true

@@ -7,7 +7,6 @@ use crate::cache::fill::{Phase, Stored};
 use crate::cache::freshen::{self, Freshened, freshened};
 use crate::cache::freshness::Received;
 use crate::cache::policy::Refusal;
-use crate::cache::vary::Selecting;
 use crate::proxy::Ctx;
 use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
@@ -21,7 +20,7 @@ pub fn answered(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) {
     let request = &session.req_header().headers;
     let status = head.status.as_u16();
     let shown = shown(fetch, request, head, if status == 304 { 200 } else { status }, &received);
-    if shown.outcome.is_err() {
+    if shown.outcome.is_err() && status < 500 {
         fetch.cache.flights.note_unshared(fetch.flight, millis(&received));
     }
     if status == 304 {
@@ -43,7 +42,7 @@ pub fn shown(
     let mut fields = Vec::new();
     let judged = fetch.fill.policy.judge(status, &head.headers, fetch.asked, received, &mut fields);
     let outcome = judged.and_then(|terms| {
-        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
+        let selecting = fetch.fill.policy.selecting(&head.headers, request)?;
         Ok(Stored::new(terms, *received, selecting))
     });
     let mut header = head.clone();

@@ -6,11 +6,11 @@ use super::note::received;
 use super::{part, validate};
 use crate::cache::entry::{self, Entry};
 use crate::cache::fill::{Head, Phase, Stored};
+use crate::cache::flight;
 use crate::cache::freshen;
 use crate::cache::freshness::Received;
 use crate::cache::policy::Refusal;
-use crate::cache::vary::Selecting;
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use pingora::cache::{CacheMeta, NoCacheReason, RespCacheable};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -58,10 +58,11 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
     if displaces(status, why) {
         displace(fetch, &before);
     }
-    // Where something is stored, what is worth more than an error is decided by those who wait. Room there may be for the next.
-    if (status < 500 || fetch.validate().is_empty()) && why != Refusal::NoRoom {
+    // An error says nothing of the answers to come: those who wait for this one go on alone, and whoever comes later does not have to.
+    // Room there may be for the next.
+    if status < 500 && why != Refusal::NoRoom {
         // A part says nothing of the whole.
-        let what = if matches!(status, 206 | 416) { fetch.flight } else { fetch.fill.key.hash };
+        let what = if matches!(status, 206 | 416) { fetch.flight } else { flight::crowd(&fetch.fill.key, request) };
         fetch.cache.flights.note_unshared(what, millis(&received));
     }
     uncacheable(why.as_str())
@@ -73,8 +74,9 @@ fn new(fetch: &Fetch, request: &HeaderMap, head: &ResponseHeader, before: &[Arc<
     let mut fields = Vec::new();
     let judged = fetch.fill.policy.judge(status, &head.headers, fetch.asked, received, &mut fields);
     let outcome = judged.and_then(|terms| {
-        let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary)?;
-        let stored = Stored::new(terms, *received, selecting);
+        let selecting = fetch.fill.policy.selecting(&head.headers, request)?;
+        let aged = head.headers.contains_key(header::AGE);
+        let stored = Stored { aged, ..Stored::new(terms, *received, selecting) };
         if status != 206 {
             return Ok(stored);
         }
@@ -86,11 +88,11 @@ fn new(fetch: &Fetch, request: &HeaderMap, head: &ResponseHeader, before: &[Arc<
         let good = |known: &Arc<Entry>| known.is_complete() && known.freshness(received.at).is_ok();
         if before.iter().any(good) { Err(Refusal::Status) } else { Ok(Stored { part, ..stored }) }
     });
-    let header = match &outcome {
-        Ok(_) => entry::stored_head(head, &fields, received),
-        Err(_) => head.clone(),
+    let (header, own) = match &outcome {
+        Ok(_) => (entry::stored_head(head, &fields, received), freshen::own(&head.headers, &fields)),
+        Err(_) => (head.clone(), freshen::Own::new()),
     };
-    Head { header, outcome, length: None, kept: false, own: freshen::own(&head.headers, &fields) }
+    Head { header, outcome, length: None, kept: false, own }
 }
 
 /// The stored answers that such a request could be given.

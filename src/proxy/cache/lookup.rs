@@ -11,18 +11,22 @@ use crate::cache::Cache;
 use crate::cache::control::RequestControl;
 use crate::cache::entry::{Body, Entry, Expired};
 use crate::cache::fill::Fill;
-use crate::cache::flight::{Joined, Name};
+use crate::cache::flight::{self, Joined, Name};
 use crate::cache::freshen::Own;
 use crate::cache::key::{self, Key, Place};
+use crate::cache::memory::Counts;
 use crate::cache::policy::Policy;
 use crate::cache::range::{self, Wanted};
+use crate::cache::url;
 use crate::compress;
 use crate::rejection::{self, Rejection};
 use crate::respond;
-use crate::snapshot::Choice;
+use crate::snapshot::{Choice, Route};
 use crate::telemetry::metrics::{Bypass, CacheResult};
+use bytes::Bytes;
 use http::{HeaderMap, Method, header};
 use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -35,11 +39,12 @@ thread_local! {
     static SCRATCH: RefCell<(Vec<u8>, String)> = const { RefCell::new((Vec::new(), String::new())) };
 }
 
-/// What a look-up gives.
-pub(super) struct Found {
-    pub(super) entry: Option<Arc<Entry>>,
-    hash: u64,
-    base_hash: u64,
+/// What goes out of a stored response.
+pub struct Served {
+    pub head: ResponseHeader,
+    pub body: Vec<Bytes>,
+    /// What it is of. The bytes are in the store's bound for as long as this is held.
+    pub entry: Arc<Entry>,
 }
 
 /// Answers from the cache, or through it; or leaves the request to go upstream as any other.
@@ -50,18 +55,22 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     };
     if let Some(route) = ctx.route.clone() {
         target::draw(session, ctx, &route);
+        if let Some(connection) = ctx.connection.as_ref().filter(|_| route.direct_hits) {
+            connection.expect_hit();
+        }
     }
     let control = RequestControl::of(&session.req_header().headers);
     if let Some(why) = bypass(session, &control) {
         policy.metrics.bypassed(why);
+        ctx.cached = Some(CacheResult::Bypass);
         ctx.cache = Some(Box::new(Role::Past(why)));
         return Ok(Outcome::Forward);
     }
-    let found = look_up(session, ctx, &cache, &policy, false);
+    let found = look_up(session.req_header(), ctx, &cache, &policy, Counts::Once);
     let now = ctx.gateway.clock().now();
     let (mut stale, mut part) = (None, None);
     let mut why = Forwarded::UriMiss;
-    if let Some(entry) = found.entry.clone() {
+    if let Some(entry) = found {
         let usable = entry.is_complete() || covers(&entry, &session.req_header().headers);
         let decision = if usable { decide::decide(&entry, &control, &policy, now) } else { Use::Validate };
         if decision != Use::Validate {
@@ -71,12 +80,13 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
                 _ => CacheResult::Hit,
             };
             if matches!(decision, Use::Early | Use::WhileRevalidating) && entry.is_complete() {
-                let key = owned(session, ctx, &cache, &policy, &found);
+                let key = owned(session, ctx, &cache, &policy);
                 refresh(session, ctx, &cache, &policy, key);
                 said.detail = (decision == Use::WhileRevalidating).then_some("stale_while_revalidate");
             }
             policy.metrics.answered(result);
-            let entry = coded(session, ctx, &cache, &policy, &found, entry).await;
+            ctx.cached = Some(result);
+            let entry = coded(session, ctx, &cache, &policy, entry).await;
             let bytes = serve::entry(session, ctx, &entry, &Own::new(), said).await?;
             policy.metrics.bytes.add(bytes);
             return Ok(Outcome::Answered);
@@ -94,38 +104,65 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     }
     if control.only_if_cached {
         policy.metrics.answered(CacheResult::Miss);
+        ctx.cached = Some(CacheResult::Miss);
         respond::reject(session, ctx, Rejection::new(&rejection::NOT_CACHED)).await?;
         return Ok(Outcome::Answered);
     }
-    let key = owned(session, ctx, &cache, &policy, &found);
+    let key = owned(session, ctx, &cache, &policy);
     let others = cache.memory.variants(&key);
     if why == Forwarded::UriMiss && !others.is_empty() {
         why = Forwarded::VaryMiss;
     }
-    if stale.is_none() && cache.flights.is_unshared(key.hash, millis(&received(ctx))) {
+    let crowd = flight::crowd(&key, &session.req_header().headers);
+    if stale.is_none() && cache.flights.is_unshared(crowd, millis(&received(ctx))) {
         policy.metrics.bypassed(Bypass::Unshared);
-        ctx.cache = Some(Box::new(Role::Unshared(key.hash)));
+        ctx.cached = Some(CacheResult::Bypass);
+        ctx.cache = Some(Box::new(Role::Unshared(crowd)));
         return Ok(Outcome::Forward);
     }
     let ask_tier = policy.redis && stale.is_none() && control == RequestControl::default();
     Miss { cache, policy, key, others, stale, part, why, control, ask_tier }.answer(session, ctx).await
 }
 
+/// The answer to a request whose head says all of it, if a fresh and whole response is in memory that is to be sent as it is. Then it
+/// is counted; whatever else there is to do is for [`answer`].
+pub fn direct_hit(request: &RequestHeader, ctx: &mut Ctx, route: &Route) -> Option<Served> {
+    let (cache, policy) = (ctx.snapshot.cache.clone()?, route.cache.as_ref()?);
+    let control = RequestControl::of(&request.headers);
+    if bypass_by_head(request, &control).is_some() {
+        return None;
+    }
+    let entry = look_up(request, ctx, &cache, policy, Counts::IfFound).filter(|entry| entry.is_complete())?;
+    let now = ctx.gateway.clock().now();
+    if decide::decide(&entry, &control, policy, now) != Use::Fresh || decide::is_near_end(&entry, policy, now) {
+        return None;
+    }
+    let (head, body) = serve::of_entry(request, ctx, &entry, &Own::new(), Status::hit(&entry, now)).ok()?;
+    policy.metrics.answered(CacheResult::Hit);
+    policy.metrics.direct_hits.increment();
+    ctx.cached = Some(CacheResult::Hit);
+    Some(Served { head, body, entry })
+}
+
 fn bypass(session: &mut Session, control: &RequestControl) -> Option<Bypass> {
-    let head = session.req_header();
+    if let Some(why) = bypass_by_head(session.req_header(), control) {
+        return Some(why);
+    }
+    if session.is_upgrade_req() {
+        return Some(Bypass::Upgrade);
+    }
+    (!session.is_body_empty()).then_some(Bypass::Body)
+}
+
+fn bypass_by_head(head: &RequestHeader, control: &RequestControl) -> Option<Bypass> {
     if !matches!(head.method, Method::GET | Method::HEAD) {
         return Some(Bypass::Method);
     }
     if control.no_store {
         return Some(Bypass::Request);
     }
-    if head.headers.contains_key(header::IF_MATCH) || head.headers.contains_key(header::IF_UNMODIFIED_SINCE) {
-        return Some(Bypass::Precondition);
-    }
-    if session.is_upgrade_req() {
-        return Some(Bypass::Upgrade);
-    }
-    (!session.is_body_empty()).then_some(Bypass::Body)
+    let precondition = head.headers.contains_key(header::IF_MATCH) || head.headers.contains_key(header::IF_UNMODIFIED_SINCE);
+    precondition.then_some(Bypass::Precondition)
 }
 
 /// A part of a split has entries of its own: whoever asks for the canary, or is kept away from it, gets what that means. What
@@ -138,31 +175,29 @@ fn place<'a>(ctx: &'a Ctx, policy: &'a Policy) -> Place<'a> {
     Place { route: &policy.route, part: part.unwrap_or_default(), public: policy.public }
 }
 
-/// `again`: a request that has looked before.
-pub(super) fn look_up(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, again: bool) -> Found {
-    let head = session.req_header();
-    SCRATCH.with_borrow_mut(|(bytes, url)| {
-        key::url(&ctx.request, &head.uri, url);
+pub fn look_up(head: &RequestHeader, ctx: &Ctx, cache: &Cache, policy: &Policy, counts: Counts) -> Option<Arc<Entry>> {
+    SCRATCH.with_borrow_mut(|(bytes, base)| {
+        url::base_of_request(&ctx.request, &head.uri, base);
         key::write(&policy.key, place(ctx, policy), &ctx.request, &head.uri, &head.headers, bytes);
         let hasher = &cache.memory.hasher;
-        let (hash, base_hash) = (hasher.hash(bytes), hasher.hash(key::base(url).as_bytes()));
-        Found { entry: cache.memory.get(bytes, hash, base_hash, &head.headers, again), hash, base_hash }
+        let (hash, base_hash) = (hasher.hash(bytes), hasher.hash(base.as_bytes()));
+        cache.memory.get(bytes, hash, base_hash, &head.headers, counts)
     })
 }
 
-/// The key as a thing of its own. Nothing it is made of has changed since the look-up.
-fn owned(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, found: &Found) -> Arc<Key> {
+/// The key as a thing of its own. Nothing it is made of changes after the look-up.
+pub(super) fn owned(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy) -> Arc<Key> {
     let head = session.req_header();
     SCRATCH.with_borrow_mut(|(bytes, url)| {
-        key::url(&ctx.request, &head.uri, url);
+        url::of_request(&ctx.request, &head.uri, &policy.key, url);
         key::write(&policy.key, place(ctx, policy), &ctx.request, &head.uri, &head.headers, bytes);
-        let url_hash = cache.memory.hasher.hash(url.as_bytes());
-        let Found { hash, base_hash, .. } = *found;
+        let hasher = &cache.memory.hasher;
         Arc::new(Key {
             bytes: bytes.as_slice().into(),
-            hash,
-            url_hash,
-            base_hash,
+            hash: hasher.hash(bytes),
+            url_hash: hasher.hash(url.as_bytes()),
+            // Nothing of a query's rules stands before it.
+            base_hash: hasher.hash(url::base(url).as_bytes()),
             url: url.as_str().into(),
             route: Arc::clone(&policy.route),
         })
@@ -170,18 +205,18 @@ fn owned(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, found: &F
 }
 
 /// The entry in the coding that the client likes best. Made once, and kept beside the plain one under the same bound.
-async fn coded(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, found: &Found, entry: Arc<Entry>) -> Arc<Entry> {
+async fn coded(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, entry: Arc<Entry>) -> Arc<Entry> {
     let head = session.req_header();
     let wanted = ctx.compression().filter(|_| entry.is_complete());
     let Some(coding) = wanted.and_then(|compression| compression.would_choose(&head.method, &head.headers, &entry.head)) else {
         return entry;
     };
-    let plain = owned(session, ctx, cache, policy, found);
+    let plain = owned(session, ctx, cache, policy);
     let bytes: Box<[u8]> = plain.bytes.iter().copied().chain(coding.as_str().bytes()).collect();
     let hash = cache.memory.hasher.hash(&bytes);
     // Before the look at the entry: a purge in between is seen by one of the two.
     let epoch = cache.memory.epoch();
-    let known = cache.memory.get(&bytes, hash, plain.base_hash, &head.headers, false);
+    let known = cache.memory.get(&bytes, hash, plain.base_hash, &head.headers, Counts::Once);
     if let Some(known) = known.filter(|known| known.received.at == entry.received.at && known.expired() == entry.expired()) {
         return known;
     }
@@ -193,7 +228,7 @@ async fn coded(session: &Session, ctx: &Ctx, cache: &Cache, policy: &Policy, fou
     let mut kept = entry.head.clone();
     let mut whole = entry.body.clone();
     // What does not gain by it is remembered as it is.
-    if length < entry.body.length / 100 * 95 {
+    if length.saturating_mul(100) < entry.body.length.saturating_mul(95) {
         if let Some(compression) = ctx.compression() {
             compression.mark(&mut kept);
         }
@@ -225,7 +260,7 @@ fn covers(entry: &Entry, request: &HeaderMap) -> bool {
 }
 
 /// Fetches anew in the background, unless somebody does already.
-fn refresh(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy>, key: Arc<Key>) {
+fn refresh(session: &mut Session, ctx: &Ctx, cache: &Arc<Cache>, policy: &Arc<Policy>, key: Arc<Key>) {
     let headers = &session.req_header().headers;
     let flight = Name::whole(&key, None, headers, &cache.memory.hasher);
     let make = || Fill::new(Arc::clone(&key), Arc::clone(policy), Arc::clone(&cache.memory), cache.redis.as_ref());

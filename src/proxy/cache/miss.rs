@@ -1,6 +1,6 @@
 //! A request that needs the upstream: fetched together with everyone who asks for the same, and waited for only so long.
 
-use super::super::Ctx;
+use super::super::{Ctx, attempt};
 use super::decide::{self, Use};
 use super::fetch::{self, Ask, Plan, millis};
 use super::lookup::look_up;
@@ -12,15 +12,16 @@ use crate::cache::Cache;
 use crate::cache::control::RequestControl;
 use crate::cache::entry::Entry;
 use crate::cache::fill::{Fill, Phase, Reader};
-use crate::cache::flight::{Joined, Name};
+use crate::cache::flight::{self, Joined, Name};
 use crate::cache::freshen::Own;
 use crate::cache::key::Key;
+use crate::cache::memory::Counts;
 use crate::cache::policy::{Policy, Refusal};
 use crate::cache::vary::Selecting;
 use crate::rejection::{self, Rejection};
 use crate::respond;
 use crate::telemetry::metrics::{Bypass, CacheResult};
-use http::{Method, Version, header};
+use http::{Method, header};
 use pingora::Result;
 use pingora::proxy::Session;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ enum Turn {
     Whole,
     /// It has waited for others as long as it may.
     Late,
+    /// What others were answered is not for it, and another of the kind is not to be waited for.
+    Alone,
 }
 
 /// The fetch that a request takes part in.
@@ -63,7 +66,7 @@ struct Joining {
 }
 
 /// Starts a fetch; one that cannot be started has failed.
-pub(super) fn start(session: &Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) {
+pub(super) fn start(session: &mut Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) {
     let fill = Arc::clone(&plan.fill);
     let flight = plan.flight.clone();
     if !fetch::start(session, ctx, cache, plan) {
@@ -109,6 +112,7 @@ impl Miss {
             match self.follow(session, ctx, &joining, reader, patience, turn, &mut selecting).await? {
                 Turn::Answered => return Ok(Outcome::Answered),
                 Turn::Late => break,
+                Turn::Alone => return Ok(self.past(Role::Past(Bypass::Unshared), Bypass::Unshared, ctx)),
                 Turn::Whole => {
                     validate.clear();
                     self.part = None;
@@ -118,7 +122,7 @@ impl Miss {
             if self.look_again(session, ctx).await? {
                 return Ok(Outcome::Answered);
             }
-            for hash in [self.key.hash, flight.hash] {
+            for hash in [flight::crowd(&self.key, &session.req_header().headers), flight.hash] {
                 if self.is_unshared(hash, ctx) {
                     return Ok(self.past(Role::Unshared(hash), Bypass::Unshared, ctx));
                 }
@@ -134,6 +138,7 @@ impl Miss {
 
     fn past(&self, role: Role, why: Bypass, ctx: &mut Ctx) -> Outcome {
         self.policy.metrics.bypassed(why);
+        ctx.cached = Some(CacheResult::Bypass);
         ctx.cache = Some(Box::new(role));
         Outcome::Forward
     }
@@ -169,7 +174,8 @@ impl Miss {
 
     /// What another's fetch has brought since, if it will do for this request.
     fn stored(&self, session: &Session, ctx: &Ctx) -> Option<Arc<Entry>> {
-        let entry = look_up(session, ctx, &self.cache, &self.policy, true).entry.filter(|entry| entry.is_complete())?;
+        let entry =
+            look_up(session.req_header(), ctx, &self.cache, &self.policy, Counts::Not).filter(|entry| entry.is_complete())?;
         let decision = decide::decide(&entry, &self.control, &self.policy, ctx.gateway.clock().now());
         (decision != Use::Validate).then_some(entry)
     }
@@ -193,6 +199,7 @@ impl Miss {
         result: CacheResult,
     ) -> Result<Turn> {
         self.policy.metrics.answered(result);
+        ctx.cached = Some(result);
         let bytes = serve::entry(session, ctx, entry, own, said).await?;
         self.policy.metrics.bytes.add(bytes);
         Ok(Turn::Answered)
@@ -212,9 +219,7 @@ impl Miss {
             };
             match tokio::time::timeout(wait, fill.wait(|fill| fill.decided(*leads))).await {
                 Ok(Phase::Waiting) => {
-                    // RFC 9110 §15.2: clients of HTTP/1.0 do not know interim responses.
-                    let knows = session.req_header().version != Version::HTTP_10;
-                    for head in fill.take_interim().into_iter().filter(|_| knows) {
+                    for head in fill.take_interim() {
                         session.write_response_header(Box::new(head), false).await?;
                     }
                 }
@@ -238,6 +243,9 @@ impl Miss {
     ) -> Result<Turn> {
         let Some(phase) = self.decided(session, ctx, joining, patience).await? else { return Ok(Turn::Late) };
         let leads = joining.leads;
+        if leads {
+            ctx.attempt.fetched = Some(Box::new(joining.fill.trip()));
+        }
         let now = ctx.gateway.clock().now();
         let result = if leads { CacheResult::Miss } else { CacheResult::Collapsed };
         let mut said = Status { forwarded: Some(self.why), collapsed: !leads, ..Status::default() };
@@ -264,9 +272,12 @@ impl Miss {
                         return Ok(Turn::Again);
                     }
                     Err(why) if leads => said.detail = Some(why.as_str()),
+                    // An upstream that fails is not asked by one after the other.
+                    Err(_) if status >= 500 => return Ok(Turn::Alone),
                     Err(_) => return Ok(Turn::Again),
                 }
                 self.policy.metrics.answered(result);
+                ctx.cached = Some(result);
                 serve::stream(session, ctx, &head, reader, said).await?;
                 Ok(Turn::Answered)
             }
@@ -300,6 +311,7 @@ impl Miss {
                     return Ok(Turn::Again);
                 }
                 self.policy.metrics.answered(result);
+                ctx.cached = Some(result);
                 let mut answer = head.header.clone();
                 for (name, value) in head.own.iter().filter(|_| leads) {
                     answer.append_header(name.clone(), value.clone())?;
@@ -319,7 +331,12 @@ impl Miss {
                     return Ok(Turn::Again);
                 }
                 self.policy.metrics.answered(result);
-                respond::reject(session, ctx, rejection).await?;
+                ctx.cached = Some(result);
+                ctx.cache = Some(Box::new(Role::Failed(said)));
+                match joining.fill.instead() {
+                    Some(answer) => attempt::refuse_with(session, ctx, rejection, answer).await?,
+                    None => respond::reject(session, ctx, rejection).await?,
+                }
                 Ok(Turn::Answered)
             }
         }
@@ -333,7 +350,7 @@ impl Miss {
         now: Instant,
         status: Option<u16>,
     ) -> Result<Option<Turn>> {
-        let Some(entry) = self.stale.clone().filter(|entry| decide::on_error(entry, now)) else { return Ok(None) };
+        let Some(entry) = self.stale.clone().filter(|entry| decide::on_error(entry, &self.control, now)) else { return Ok(None) };
         let said = Status {
             forwarded: Some(self.why),
             upstream: status,

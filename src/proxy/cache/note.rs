@@ -1,15 +1,17 @@
 //! What the cache says about itself (`Cache-Status`, RFC 9211), and what it learns from answers that go past it.
 
 use super::super::Ctx;
-use super::Role;
+use super::{Role, post};
 use crate::cache::Cache;
 use crate::cache::entry::Entry;
 use crate::cache::freshness::Received;
-use crate::cache::key;
+use crate::cache::key::KeyRules;
 use crate::cache::policy::Asked;
+use crate::cache::url;
+use crate::telemetry::metrics::Bypass;
 use arrayvec::ArrayString;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -26,6 +28,8 @@ pub enum Forwarded {
     Method,
     Bypass,
     Partial,
+    /// It did not: the gateway answers for itself.
+    Not,
 }
 
 impl Forwarded {
@@ -38,6 +42,7 @@ impl Forwarded {
             Forwarded::Method => "method",
             Forwarded::Bypass => "bypass",
             Forwarded::Partial => "partial",
+            Forwarded::Not => "",
         }
     }
 }
@@ -66,6 +71,7 @@ impl Status {
         let _ = text.write_str("gatewright");
         let _ = match self.forwarded {
             None => text.write_str("; hit"),
+            Some(Forwarded::Not) => Ok(()),
             Some(why) => write!(text, "; fwd={}", why.as_str()),
         };
         if let Some(status) = self.upstream {
@@ -103,7 +109,7 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
     let status = head.status.as_u16();
     let unsafe_method = !matches!(session.req_header().method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE);
     if unsafe_method && (200..400).contains(&status) {
-        invalidate(&cache, ctx, &session.req_header().uri, &head.headers);
+        invalidate(&cache, ctx, session.req_header(), &head.headers);
     }
     let Some(role) = ctx.cache.take() else { return };
     let mut said = Status { forwarded: Some(Forwarded::Bypass), ..Status::default() };
@@ -113,10 +119,14 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
             return;
         }
         Role::Past(why) => {
-            said.forwarded =
-                Some(if why == crate::telemetry::metrics::Bypass::Method { Forwarded::Method } else { Forwarded::Bypass });
-            said.detail = Some(why.as_str());
+            (said.forwarded, said.detail) = (Some(past(why)), Some(why.as_str()));
+            if let Some(fill) = post::kept(session, ctx, &cache, head) {
+                (said.stored, said.detail) = (true, None);
+                ctx.cache = Some(Box::new(Role::Kept(fill)));
+            }
         }
+        Role::Kept(_) => {}
+        Role::Failed(failed) => said = failed,
         Role::Unshared(hash) => {
             said.forwarded = Some(Forwarded::UriMiss);
             let asked = asked(ctx, &session.req_header().headers);
@@ -128,6 +138,25 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
         }
     }
     said.write(head);
+}
+
+fn past(why: Bypass) -> Forwarded {
+    if why == Bypass::Method { Forwarded::Method } else { Forwarded::Bypass }
+}
+
+/// What the cache of the route has done for a request that the gateway answers itself; the detail is why it does.
+pub fn made_here(head: &mut ResponseHeader, ctx: &Ctx) {
+    if !ctx.has_cache() {
+        return;
+    }
+    let forwarded = |why| Status { forwarded: Some(why), ..Status::default() };
+    let said = match ctx.cache.as_deref() {
+        None | Some(Role::Fetch(_) | Role::Kept(_)) => forwarded(Forwarded::Not),
+        Some(Role::Past(why)) => forwarded(past(*why)),
+        Some(Role::Unshared(_)) => forwarded(Forwarded::UriMiss),
+        Some(Role::Failed(said)) => *said,
+    };
+    Status { detail: Some(ctx.rejection.as_ref().map_or("local", |rejection| rejection.code.code)), ..said }.write(head);
 }
 
 pub fn asked(ctx: &Ctx, headers: &HeaderMap) -> Asked {
@@ -144,15 +173,13 @@ pub fn received(ctx: &Ctx) -> Received {
 }
 
 /// RFC 9111 §4.4: the URL of the request, and those of the same origin that the answer names.
-fn invalidate(cache: &Cache, ctx: &Ctx, uri: &Uri, headers: &HeaderMap) {
-    let mut url = String::new();
-    key::url(&ctx.request, uri, &mut url);
-    let mut count = cache.invalidate(&url);
-    for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let Some(target) = headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
-        if let Some(other) = resolve(&url, ctx, target)
-            && other != url
-        {
+fn invalidate(cache: &Cache, ctx: &Ctx, head: &RequestHeader, headers: &HeaderMap) {
+    let mut target = String::new();
+    url::of_request(&ctx.request, &head.uri, &KeyRules::default(), &mut target);
+    let mut count = cache.invalidate(&target);
+    let named = [header::LOCATION, header::CONTENT_LOCATION];
+    for reference in named.iter().filter_map(|name| headers.get(name)?.to_str().ok()) {
+        if let Some(other) = url::of_reference(reference, &ctx.request, &head.uri, port(head)).filter(|other| *other != target) {
             count = count.saturating_add(cache.invalidate(&other));
         }
     }
@@ -161,30 +188,11 @@ fn invalidate(cache: &Cache, ctx: &Ctx, uri: &Uri, headers: &HeaderMap) {
     }
 }
 
-/// A reference against the URL of the request, in the form of keys; `None` if it is of another origin.
-fn resolve(url: &str, ctx: &Ctx, reference: &str) -> Option<String> {
-    let reference = reference.split('#').next().unwrap_or_default();
-    let own = |scheme: &str, rest: &str| {
-        let (authority, path) = rest.split_at_checked(rest.find(['/', '?']).unwrap_or(rest.len()))?;
-        let mut host = ArrayString::new();
-        crate::canonical::canonical_host(authority.as_bytes(), &mut host).ok()?;
-        let same = scheme.eq_ignore_ascii_case(ctx.request.scheme.as_str()) && *host == *ctx.request.host;
-        same.then(|| format!("{}://{host}{}{path}", ctx.request.scheme.as_str(), if path.starts_with('/') { "" } else { "/" }))
+/// The port that the client asked for, where it named one.
+pub fn port(head: &RequestHeader) -> Option<u16> {
+    let host = match head.uri.authority() {
+        Some(authority) => authority.as_str().as_bytes(),
+        None => head.headers.get(header::HOST)?.as_bytes(),
     };
-    if let Some((scheme, rest)) = reference.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?'])) {
-        return own(scheme, rest);
-    }
-    if let Some(rest) = reference.strip_prefix("//") {
-        return own(ctx.request.scheme.as_str(), rest);
-    }
-    let origin = format!("{}://{}", ctx.request.scheme.as_str(), ctx.request.host);
-    if reference.starts_with('/') {
-        return Some(format!("{origin}{reference}"));
-    }
-    let path = url.split('?').next()?;
-    if reference.starts_with('?') {
-        return Some(format!("{path}{reference}"));
-    }
-    let directory = path.get(..=path.rfind('/')?)?;
-    (!reference.is_empty() && !reference.starts_with('.')).then(|| format!("{directory}{reference}"))
+    crate::canonical::canonical_host(host, &mut ArrayString::new()).ok()?
 }

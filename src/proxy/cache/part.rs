@@ -9,9 +9,7 @@ use crate::cache::entry::Entry;
 use crate::cache::fill::{Head, Joined, Stored};
 use crate::cache::freshen::{Freshened, freshened};
 use crate::cache::freshness::Received;
-use crate::cache::policy::Refusal;
 use crate::cache::range;
-use crate::cache::vary::Selecting;
 use http::{HeaderMap, HeaderValue, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -57,7 +55,7 @@ pub fn completed(fetch: &Fetch, part: &Entry, head: &ResponseHeader, request: &H
     let Freshened { head: mut header, own, terms } = freshened(&fetch.fill.policy, part, head, fetch.asked, received);
     header.insert_header(header::CONTENT_LENGTH, HeaderValue::from(part.body.total)).ok()?;
     let outcome = terms.and_then(|terms| {
-        let selecting = Selecting::of(&header.headers, request).map_err(|_| Refusal::Vary)?;
+        let selecting = fetch.fill.policy.selecting(&header.headers, request)?;
         Ok(Stored::new(terms, *received, selecting))
     });
     Some(Head { header, outcome, length: Some(part.body.total), kept: false, own })

@@ -1,6 +1,6 @@
 //! Answers that come from the cache, or through it.
 
-use super::super::Ctx;
+use super::super::{Ctx, trailers};
 use super::note::Status;
 use crate::cache::conditional;
 use crate::cache::entry::{Body, Entry};
@@ -10,7 +10,7 @@ use crate::cache::range::{self, Wanted};
 use crate::compress;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use std::fmt::Write;
@@ -22,9 +22,20 @@ const OF_THE_BODY: [http::HeaderName; 5] =
 /// Answers with a stored response, or as much of it as is asked for, with the fields that are this client's `own`. Returns the bytes
 /// that came from the cache.
 pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, own: &Own, said: Status) -> Result<u64> {
+    let (head, pieces) = of_entry(session.req_header(), ctx, stored, own, said)?;
+    send(session, ctx, head, pieces).await
+}
+
+/// The head and the body of that answer.
+pub fn of_entry(
+    request: &RequestHeader,
+    ctx: &Ctx,
+    stored: &Entry,
+    own: &Own,
+    said: Status,
+) -> Result<(ResponseHeader, Vec<Bytes>)> {
     let now = ctx.gateway.clock().now();
     let mut head = stored.head.clone();
-    let request = session.req_header();
     let ok = head.status == StatusCode::OK;
     head.insert_header(header::AGE, HeaderValue::from(stored.age(now).as_secs()))?;
     for (name, value) in own {
@@ -35,7 +46,8 @@ pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, own: &O
     }
     if ok && conditional::not_modified(&request.headers, &head.headers) {
         said.write(&mut head);
-        return not_modified(session, ctx, head).await;
+        without_body(&mut head)?;
+        return Ok((head, Vec::new()));
     }
     let wanted = match request.headers.get(header::RANGE) {
         Some(range) if ok && request.method == Method::GET && conditional::range_applies(&request.headers, &head.headers) => {
@@ -44,20 +56,14 @@ pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, own: &O
         _ => Wanted::Whole,
     };
     said.write(&mut head);
-    let to_head = request.method == Method::HEAD;
-    match wanted {
-        Wanted::Whole => {
-            let pieces = if to_head { Vec::new() } else { stored.body.pieces.to_vec() };
-            send(session, ctx, head, pieces).await
-        }
+    let pieces = match wanted {
+        Wanted::Whole if request.method == Method::HEAD => Vec::new(),
+        Wanted::Whole => stored.body.pieces.to_vec(),
         Wanted::One(start, end) => {
             part(&mut head, start, end, stored.body.total)?;
-            send(session, ctx, head, stored.body.slices(start, end).collect()).await
+            stored.body.slices(start, end).collect()
         }
-        Wanted::Many(ranges) => {
-            let pieces = multipart(&mut head, &stored.body, &ranges)?;
-            send(session, ctx, head, pieces).await
-        }
+        Wanted::Many(ranges) => multipart(&mut head, &stored.body, &ranges)?,
         Wanted::None => {
             for name in OF_THE_BODY {
                 head.remove_header(&name);
@@ -65,18 +71,23 @@ pub async fn entry(session: &mut Session, ctx: &mut Ctx, stored: &Entry, own: &O
             head.set_status(StatusCode::RANGE_NOT_SATISFIABLE)?;
             head.insert_header(header::CONTENT_RANGE, format!("bytes */{}", stored.body.total))?;
             head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
-            send(session, ctx, head, Vec::new()).await
+            Vec::new()
         }
-    }
+    };
+    Ok((head, pieces))
 }
 
 /// A response without a body that is one of somebody else's: 304.
 pub async fn not_modified(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader) -> Result<u64> {
+    without_body(&mut head)?;
+    send(session, ctx, head, Vec::new()).await
+}
+
+fn without_body(head: &mut ResponseHeader) -> Result<()> {
     for name in OF_THE_BODY {
         head.remove_header(&name);
     }
-    head.set_status(StatusCode::NOT_MODIFIED)?;
-    send(session, ctx, head, Vec::new()).await
+    head.set_status(StatusCode::NOT_MODIFIED)
 }
 
 fn part(head: &mut ResponseHeader, start: u64, end: u64, total: u64) -> Result<()> {
@@ -144,9 +155,9 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
     let to_head = request.method == Method::HEAD;
     let stored = of.outcome.as_ref().ok().filter(|stored| stored.part.is_none());
     if let Ok(stored) = &of.outcome
-        && stored.terms.initial_age.as_secs() > 0
+        && (stored.aged || said.collapsed)
     {
-        // It was taken off because it changes; on the way through it is as it came.
+        // What another cache had is as old as it said, and older by the way here; what was fetched for another is not new either.
         head.insert_header(header::AGE, HeaderValue::from(stored.terms.initial_age.as_secs()))?;
     }
     if stored.is_some() && status == StatusCode::OK && conditional::not_modified(&request.headers, &head.headers) {
@@ -213,7 +224,12 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
     }
     match reader.trailers() {
         Some(trailers) if session.as_downstream().is_http2() => trail(session, trailers).await,
-        _ => session.write_response_body(None, true).await,
+        trailers => {
+            if let Some(trailers) = trailers {
+                trailers::give(session, &trailers, ctx);
+            }
+            session.write_response_body(None, true).await
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use super::fetch::{Ask, Fetch, millis};
 use crate::cache::conditional::{is_strong, weakly_equal};
 use crate::cache::entry::{self, Entry};
 use crate::cache::fill::{Confirmed, Phase};
+use crate::cache::flight;
 use crate::cache::freshen::{Freshened, freshened};
 use crate::cache::freshness::Received;
-use crate::cache::policy::{Refusal, Terms};
-use crate::cache::vary::Selecting;
+use crate::cache::policy::Terms;
 use http::{HeaderMap, HeaderValue, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -105,7 +105,7 @@ fn confirm(fetch: &Fetch, known: &Arc<Entry>, request: &HeaderMap, update: &Resp
     let fill = &fetch.fill;
     let Freshened { head, own, terms } = freshened(&fill.policy, known, update, fetch.asked, received);
     // For this request from now on, whichever it was stored for; that other one it is left to.
-    let selecting = Selecting::of(&head.headers, request).map_err(|_| Refusal::Vary);
+    let selecting = fill.policy.selecting(&head.headers, request);
     let selected = known.selecting.matches(request);
     let tags = entry::tags(&head.headers);
     let entry = |terms, selecting, tags| Arc::new(Entry::new(head, known.body.clone(), terms, *received, selecting, tags));
@@ -124,7 +124,7 @@ fn confirm(fetch: &Fetch, known: &Arc<Entry>, request: &HeaderMap, update: &Resp
             if selected {
                 fetch.cache.memory.remove(&fill.key, known);
             }
-            fetch.cache.flights.note_unshared(fill.key.hash, millis(received));
+            fetch.cache.flights.note_unshared(flight::crowd(&fill.key, request), millis(received));
             let once = Terms { no_cache: true, ..known.terms };
             Confirmed { entry: entry(once, known.selecting.clone(), Box::default()), own, shared: false }
         }
@@ -135,6 +135,7 @@ fn confirm(fetch: &Fetch, known: &Arc<Entry>, request: &HeaderMap, update: &Resp
 mod tests {
     use super::*;
     use crate::cache::entry::tests::entry;
+    use crate::cache::vary::Selecting;
     use http::HeaderName;
 
     fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {

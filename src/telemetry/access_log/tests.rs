@@ -21,6 +21,7 @@ fn full<'a>(bytes: &'a [u8], text: &'a str) -> AccessRecord<'a> {
         upstream: Some(text),
         endpoint: Some("[fe80::1]:3001".parse().unwrap()),
         consumer: Some(text),
+        subject: Some(text),
         credential: Some(text),
         status: Some(502),
         rejection: Some(text),
@@ -32,6 +33,7 @@ fn full<'a>(bytes: &'a [u8], text: &'a str) -> AccessRecord<'a> {
         connect_time: Some(Duration::from_millis(3)),
         attempts: 2,
         reused: Some(false),
+        cache: Some("miss"),
         user_agent: Some(bytes),
     }
 }
@@ -71,6 +73,7 @@ fn a_line_reads_back_as_the_request() {
     assert_eq!(fields["upstream_time"], 0.0);
     assert_eq!(fields["connect_time"], 0.003);
     assert_eq!(fields["reused"], false);
+    assert_eq!(fields["cache"], "miss");
 }
 
 #[test]

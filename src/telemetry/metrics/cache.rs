@@ -41,6 +41,12 @@ pub enum Bypass {
 
 const BYPASSES: [&str; 7] = ["method", "body", "upgrade", "request", "precondition", "unshared", "wait"];
 
+impl CacheResult {
+    pub fn as_str(self) -> &'static str {
+        RESULTS.get(self as usize).copied().unwrap_or_default()
+    }
+}
+
 impl Bypass {
     pub fn as_str(self) -> &'static str {
         BYPASSES.get(self as usize).copied().unwrap_or_default()
@@ -54,6 +60,8 @@ pub struct CacheMetrics {
     refusals: [Counter; Refusal::ALL.len()],
     /// Body bytes that came from the cache.
     pub bytes: Counter,
+    /// Hits that no session was made for.
+    pub direct_hits: Counter,
     /// Fetches in the background of answers that were stale, or would be soon.
     pub refreshes: Counter,
     pub invalidations: Counter,

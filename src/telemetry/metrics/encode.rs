@@ -250,10 +250,14 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
         family.sample(&["down"], redis.outages.get());
         page.family(&t::REDIS_DECISIONS).sample(&[], redis.decisions.get());
         page.family(&t::REDIS_LEASED).sample(&[], sample.redis_leased);
+        page.family(&t::REDIS_GATEWAYS).sample(&[], sample.redis_gateways);
         page.family(&t::REDIS_HELD).sample(&[], sample.redis_held);
         page.family(&t::REDIS_PIPELINES).sample(&[], redis.pipelines.get());
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
+        let mut family = page.family(&t::REDIS_LOST);
+        family.sample(&["charge"], redis.lost_charges.get());
+        family.sample(&["return"], redis.lost_returns.get());
     }
 }
 
@@ -288,6 +292,7 @@ fn cache(page: &mut Page, sample: &CacheSample) {
     }
     each(page, &t::CACHE_STORED, routes, |metrics| metrics.stored.get());
     each(page, &t::CACHE_BYTES, routes, |metrics| metrics.bytes.get());
+    each(page, &t::CACHE_DIRECT, routes, |metrics| metrics.direct_hits.get());
     each(page, &t::CACHE_REFRESHES, routes, |metrics| metrics.refreshes.get());
     each(page, &t::CACHE_INVALIDATIONS, routes, |metrics| metrics.invalidations.get());
     if let Some(memory) = &sample.memory {
@@ -325,6 +330,7 @@ fn listeners(page: &mut Page, listeners: &[(String, Arc<ListenerMetrics>)]) {
     by_reason(page, &t::CONNECTIONS_REFUSED, listeners, |metrics| &metrics.refused);
     by_reason(page, &t::MALFORMED, listeners, |metrics| &metrics.malformed);
     by_reason(page, &t::CONNECTIONS_CUT, listeners, |metrics| &metrics.cut);
+    by_reason(page, &t::CONNECTIONS_CLOSED, listeners, |metrics| &metrics.closed);
 }
 
 /// Reasons that have counted nothing are left out.

@@ -28,6 +28,10 @@ pub struct RedisMetrics {
     pub fallbacks: Counter,
     /// Answers that were errors, or that made no sense.
     pub errors: Counter,
+    /// Charges that it was not told of, or has not confirmed.
+    pub lost_charges: Counter,
+    /// Uses of refused requests that it was not told to give back, or has not confirmed.
+    pub lost_returns: Counter,
 }
 
 impl RedisMetrics {
@@ -53,6 +57,8 @@ pub struct LimitsSample {
     /// Keys forgotten early, decisions in a shared bucket, bytes of the table.
     pub local: Option<(u64, u64, u64)>,
     pub redis: Option<Arc<RedisMetrics>>,
+    /// Gateways that share it, as last known.
+    pub redis_gateways: u64,
     /// Uses held on leases.
     pub redis_held: u64,
     /// Decisions by leases.

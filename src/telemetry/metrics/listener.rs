@@ -38,20 +38,28 @@ pub struct ListenerMetrics {
     pub malformed: Reasons,
     /// Connections ended in the middle of something because of how the client behaved.
     pub cut: Reasons,
+    /// Connections that the gateway closed while no request was under way on them.
+    pub closed: Reasons,
+}
+
+/// The names of the reasons for each of the counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReasonNames {
+    pub refused: &'static [&'static str],
+    pub malformed: &'static [&'static str],
+    pub cut: &'static [&'static str],
+    pub closed: &'static [&'static str],
 }
 
 impl ListenerMetrics {
-    pub fn new(
-        refusals: &'static [&'static str],
-        malformations: &'static [&'static str],
-        faults: &'static [&'static str],
-    ) -> Self {
+    pub fn new(names: ReasonNames) -> Self {
         ListenerMetrics {
             accepted: Counter::default(),
             active: Gauge::default(),
-            refused: Reasons::new(refusals),
-            malformed: Reasons::new(malformations),
-            cut: Reasons::new(faults),
+            refused: Reasons::new(names.refused),
+            malformed: Reasons::new(names.malformed),
+            cut: Reasons::new(names.cut),
+            closed: Reasons::new(names.closed),
         }
     }
 
@@ -76,7 +84,7 @@ mod tests {
 
     #[test]
     fn reasons_count_under_their_names_and_unknown_ones_as_other() {
-        let metrics = ListenerMetrics::new(&["cap", "tls"], &[], &[]);
+        let metrics = ListenerMetrics::new(ReasonNames { refused: &["cap", "tls"], ..ReasonNames::default() });
         metrics.refused.count(1);
         metrics.refused.count(2);
         metrics.refused.count(usize::MAX);
@@ -87,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_open_until_its_guard_falls() {
-        let metrics = ListenerMetrics::new(&[], &[], &[]);
+        let metrics = ListenerMetrics::new(ReasonNames::default());
         let guard = metrics.accept();
         assert_eq!((metrics.accepted(), metrics.active()), (1, 1));
         drop(guard);

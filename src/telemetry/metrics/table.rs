@@ -145,6 +145,8 @@ metrics! {
         "Decisions about limits that Redis made";
     REDIS_LEASED = Counter "gatewright_redis_leased_total" []
         "Decisions made by leases, without a round trip to Redis";
+    REDIS_GATEWAYS = Gauge "gatewright_redis_gateways" []
+        "Gateways that share Redis, this one included, as last known: while Redis is away each admits its share";
     REDIS_HELD = Gauge "gatewright_redis_lease_uses" []
         "Uses that this gateway holds on leases and has not spent";
     REDIS_PIPELINES = Counter "gatewright_redis_pipelines_total" []
@@ -153,6 +155,8 @@ metrics! {
         "Decisions made as on_error says because Redis was away or did not answer in time";
     REDIS_ERRORS = Counter "gatewright_redis_errors_total" []
         "Errors that Redis answered with, and connections that broke";
+    REDIS_LOST = Counter "gatewright_redis_lost_total" ["what"]
+        "What Redis was to be told afterwards and has not confirmed: charges of keys, which it may then let have more (charge), and uses of refused requests, which may stay counted (return)";
     CACHE_REQUESTS = Counter "gatewright_cache_requests_total" ["route", "result"]
         "Requests to a route with a cache, by what it did: hit, stale, revalidated, miss, collapsed (waited for the fetch of another) or bypass";
     CACHE_BYPASS = Counter "gatewright_cache_bypass_total" ["route", "reason"]
@@ -163,6 +167,8 @@ metrics! {
         "Answers that were taken in to be stored";
     CACHE_BYTES = Counter "gatewright_cache_served_bytes_total" ["route"]
         "Bytes of bodies that were answered from the cache";
+    CACHE_DIRECT = Counter "gatewright_cache_direct_hits_total" ["route"]
+        "Hits that were answered before a session was made for them: none on routes with filters, a split or compression";
     CACHE_REFRESHES = Counter "gatewright_cache_refreshes_total" ["route"]
         "Fetches in the background of answers that were stale or about to be";
     CACHE_INVALIDATIONS = Counter "gatewright_cache_invalidations_total" ["route"]
@@ -174,7 +180,7 @@ metrics! {
     CACHE_EVICTED = Counter "gatewright_cache_evicted_total" ["reason"]
         "Stored answers that went to make room (room), and new ones that were not worth what they would have pushed out (admission)";
     CACHE_REDIS = Counter "gatewright_cache_redis_total" ["result"]
-        "What came of the cache's use of Redis: hit and miss of look-ups, failure (away or too slow), stored, dropped (queue full), corrupt";
+        "What came of the cache's use of Redis: hit and miss of look-ups, failure (away or too slow), stored, dropped (no room for it), corrupt";
     CACHE_REDIS_TIME = Counter "gatewright_cache_redis_seconds_total" []
         "Time that look-ups in Redis took, of hits and misses together; divided by their number it is the latency of the tier";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
@@ -187,6 +193,8 @@ metrics! {
         "Requests that were not valid or not unambiguous HTTP";
     CONNECTIONS_CUT = Counter "gatewright_listener_connections_cut_total" ["listener", "reason"]
         "Connections that were ended in the middle of something because the client was too slow or spoke out of turn";
+    CONNECTIONS_CLOSED = Counter "gatewright_listener_connections_closed_total" ["listener", "reason"]
+        "Connections that the gateway closed between two requests: idle for too long, after their last_request, silent from the start, or because it was leaving";
     CERTIFICATE_EXPIRY = Gauge "gatewright_tls_certificate_expiry_timestamp_seconds" ["listener", "certificate"]
         "When the certificate of the listener expires, in Unix time, by the path of its file; the days left are this less time(), over 86400";
     RELOADS = Counter "gatewright_config_reloads_total" ["result"]

@@ -105,7 +105,7 @@ impl Balance {
             Balance::Sticky(sticky) => {
                 check_cookie(&sticky.cookie, d);
                 if let Some(age) = &sticky.max_age {
-                    crate::upstream::config::within(age, Duration::from_secs(1), Duration::from_secs(400 * 86_400), d);
+                    age.within(Duration::from_secs(1)..=Duration::from_secs(400 * 86_400), d);
                 }
             }
             _ => {}

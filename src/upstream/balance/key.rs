@@ -88,12 +88,13 @@ impl Facts<'_> {
 
 /// The value of the first cookie of this name (RFC 6265 §5.4), without the quotes that some clients put around it.
 pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(';')).find_map(|pair| {
-        let (key, value) = pair.split_once('=')?;
-        let value = value.trim();
-        let bare = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-        (key.trim() == name && !bare.is_empty()).then_some(bare)
+    // Not as text before the one is found: another may hold bytes beyond ASCII.
+    let lines = headers.get_all(header::COOKIE).iter().map(|line| line.as_bytes());
+    lines.flat_map(|line| line.split(|byte| *byte == b';')).find_map(|pair| {
+        let at = memchr::memchr(b'=', pair)?;
+        let (key, value) = (pair.get(..at)?.trim_ascii(), pair.get(at.checked_add(1)?..)?.trim_ascii());
+        let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        if key == name.as_bytes() && !bare.is_empty() { std::str::from_utf8(bare).ok() } else { None }
     })
 }
 
@@ -105,6 +106,19 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cookie_is_found_beside_others_of_any_bytes() {
+        let of = |line: &[u8]| {
+            let value = http::HeaderValue::from_bytes(line).unwrap();
+            let headers = HeaderMap::from_iter([(header::COOKIE, value)]);
+            cookie(&headers, "u").map(ToOwned::to_owned)
+        };
+        assert_eq!(of("name=Zo\u{eb}; u = \"7\" ; v=8".as_bytes()).as_deref(), Some("7"));
+        assert_eq!(of(b"name=Zo\xeb;u=7").as_deref(), Some("7"));
+        assert_eq!(of(b"u=\xeb"), None, "not as text");
+        assert_eq!((of(b"u="), of(b"xu=1; u"), of(b"")), (None, None, None));
+    }
 
     fn headers(list: &[(&'static str, &'static str)]) -> HeaderMap {
         list.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()

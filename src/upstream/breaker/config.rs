@@ -2,7 +2,6 @@
 
 use super::Tuning;
 use crate::diagnostic::Diagnostics;
-use crate::upstream::config::within;
 use crate::value::{Duration, Located, Percent};
 use schemars::JsonSchema;
 use std::ops::RangeInclusive;
@@ -101,8 +100,8 @@ impl Default for BreakerConfig {
 impl BreakerConfig {
     /// Reports what decoding cannot see.
     pub fn check(&self, d: &mut Diagnostics) {
-        within(&self.window, Duration::from_secs(1), Duration::from_secs(600), d);
-        within(&self.open_for, Duration::from_millis(10), Duration::from_secs(3_600), d);
+        self.window.within(Duration::from_secs(1)..=Duration::from_secs(600), d);
+        self.open_for.within(Duration::from_millis(10)..=Duration::from_secs(3_600), d);
         number("min_requests", &self.min_requests, 1..=1_000_000, d);
         if let Some(count) = &self.consecutive_failures {
             number("consecutive_failures", count, 1..=1_000_000, d);
@@ -115,7 +114,7 @@ impl BreakerConfig {
         }
         match (&self.slow, &self.slow_rate) {
             (Some(slow), _) => {
-                within(slow, Duration::from_millis(1), Duration::from_secs(3_600), d);
+                slow.within(Duration::from_millis(1)..=Duration::from_secs(3_600), d);
             }
             (None, Some(rate)) => {
                 d.error(rate.span.clone(), "`slow_rate` has no meaning without `slow`")

@@ -125,6 +125,22 @@ fn one_failed_probe_opens_it_again_for_the_whole_time() {
 }
 
 #[test]
+fn it_closes_also_where_a_reload_asks_for_more_probes_than_are_left() {
+    let mut bench = opened();
+    assert!(bench.call(false), "one of three");
+    let tuning = Tuning { probes: 5, ..(*bench.breaker.tuning).clone() };
+    bench.breaker = Breaker::new(Arc::new(tuning), Arc::clone(bench.breaker.state()));
+    assert!(bench.call(false) && bench.call(false));
+    assert_eq!(bench.state(), State::HalfOpen, "three of five");
+    assert!(!bench.call(false) && !bench.breaker.would_admit(bench.now), "none is left");
+    for _ in 0..2 {
+        bench.now += 30 * SECOND;
+        assert!(bench.breaker.would_admit(bench.now) && bench.call(false), "one more in each `open_for`");
+    }
+    assert_eq!(bench.state(), State::Closed);
+}
+
+#[test]
 fn a_probe_whose_client_leaves_makes_room_for_another() {
     let bench = opened();
     for _ in 0..10 {

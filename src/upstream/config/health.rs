@@ -1,6 +1,6 @@
 //! `health`: how endpoints are asked whether they work.
 
-use super::{one_second, within};
+use super::one_second;
 use crate::diagnostic::{Diagnostics, Span};
 use crate::value::{Duration, Located};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -38,9 +38,8 @@ pub struct HealthConfig {
     #[serde(default = "health_interval")]
     pub interval: Located<Duration>,
     /// The longest that one check may take in total: connect, request and response. Must be shorter than `interval`. Default
-    /// `"1s"`.
-    #[serde(default = "one_second")]
-    pub timeout: Located<Duration>,
+    /// `"1s"`, or half of `interval` where that is shorter.
+    pub timeout: Option<Located<Duration>>,
     /// How many checks in a row must pass before an unhealthy endpoint is healthy again. 1 to 100, default 2.
     #[serde(default = "rise")]
     pub rise: Located<u8>,
@@ -119,6 +118,12 @@ impl JsonSchema for StatusRange {
 }
 
 impl HealthConfig {
+    /// As it is written, or what fits the interval.
+    pub fn timeout(&self) -> Duration {
+        let fits = || one_second().value.min(Duration(self.interval.get() / 2));
+        self.timeout.as_ref().map_or_else(fits, |timeout| timeout.value)
+    }
+
     /// What is asked over HTTP or gRPC.
     fn check_question(&self, d: &mut Diagnostics) {
         if let Some(path) = &self.path {
@@ -171,18 +176,33 @@ impl HealthConfig {
             }
             _ => self.check_question(d),
         }
-        let interval_ok = within(&self.interval, Duration::from_millis(10), Duration::from_secs(3_600), d);
-        let timeout_ok = within(&self.timeout, Duration::from_millis(1), Duration::from_secs(3_600), d);
-        if interval_ok && timeout_ok && *self.timeout >= *self.interval {
-            let at = self.timeout.span.clone().or_else(|| self.interval.span.clone());
-            let (timeout, interval) = (self.timeout.value, self.interval.value);
-            d.error(at, format!("a health check may take {timeout} but runs every {interval}"))
-                .label("`timeout` must be shorter than `interval`");
+        let interval_ok = self.interval.within(Duration::from_millis(10)..=Duration::from_secs(3_600), d);
+        if let Some(timeout) = &self.timeout
+            && timeout.within(Duration::from_millis(1)..=Duration::from_secs(3_600), d)
+            && interval_ok
+            && timeout.value >= self.interval.value
+        {
+            let message = format!("a health check may take {} but runs every {}", timeout.value, self.interval.value);
+            d.error(timeout.span.clone(), message).label("`timeout` must be shorter than `interval`");
         }
         for (key, count) in [("rise", &self.rise), ("fall", &self.fall)] {
             if !(1..=100).contains(&count.value) {
                 d.error(count.span.clone(), format!("`{key}` is {}", count.value)).label("must be from 1 to 100");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timeout_fits_the_interval_unless_it_is_written() {
+        let timeout = |text: &str| toml::from_str::<HealthConfig>(text).unwrap().timeout();
+        assert_eq!(timeout("tcp = true"), Duration::from_secs(1));
+        assert_eq!(timeout("tcp = true\ninterval = \"1s\""), Duration::from_millis(500));
+        assert_eq!(timeout("tcp = true\ninterval = \"2s\""), Duration::from_secs(1));
+        assert_eq!(timeout("tcp = true\ninterval = \"1s\"\ntimeout = \"900ms\""), Duration::from_millis(900));
     }
 }

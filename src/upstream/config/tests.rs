@@ -71,8 +71,8 @@ fn impossible_values_are_all_reported_where_they_stand() {
             "a health check may take 1s but runs every 1s @ \"1s\"",
             "`rise` is 0 @ 0",
             "`fall` is 101 @ 101",
-            "`0s` is too short @ \"0s\"",
-            "`10ms` is too short @ \"10ms\"",
+            "`0s` is not possible here @ \"0s\"",
+            "`10ms` is not possible here @ \"10ms\"",
             "`attempts` is 11 @ 11",
         ]
     );

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::http1::corpus::rows;
+use crate::http1::trailers::Trailers;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 struct Script {
     pieces: VecDeque<Vec<u8>>,
     ends: bool,
+    /// Takes nothing after the first write.
+    deaf: bool,
     /// What was written, one entry a call.
     written: Arc<parking_lot::Mutex<Vec<Vec<u8>>>>,
 }
@@ -35,6 +38,9 @@ impl AsyncRead for Script {
 
 impl AsyncWrite for Script {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.deaf && !self.written.lock().is_empty() {
+            return Poll::Pending;
+        }
         self.written.lock().push(data.to_vec());
         Poll::Ready(Ok(data.len()))
     }
@@ -51,7 +57,7 @@ impl AsyncWrite for Script {
 struct Counts(Arc<AtomicUsize>, Arc<AtomicUsize>);
 
 impl Home<Script> for Counts {
-    fn take_back(&mut self, _: Script) {
+    fn take_back(&mut self, _: Line<Script>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
     fn spoke_unasked(&self) {
@@ -69,9 +75,18 @@ fn script(pieces: &[&[u8]]) -> Script {
     Script { pieces: pieces.iter().map(|piece| piece.to_vec()).collect(), ..Script::default() }
 }
 
+/// How long a write may take, and what is waited for in vain.
+const SOON: Duration = Duration::from_millis(20);
+
 async fn asked(script: Script, request: &[u8]) -> (Exchange<Script, Counts>, Counts) {
     let counts = Counts::default();
-    let mut exchange = Exchange::new(script, counts.clone(), request.starts_with(b"GET /upgrade"));
+    let mut exchange = Exchange::new(
+        Line::new(script),
+        counts.clone(),
+        Patience { read: None, write: Some(SOON) },
+        request.starts_with(b"GET /upgrade"),
+        Passing::default(),
+    );
     exchange.write_all(request).await.unwrap();
     exchange.flush().await.unwrap();
     (exchange, counts)
@@ -104,6 +119,29 @@ async fn an_answer_passes_unchanged_in_any_pieces_and_any_room() {
             assert_eq!(read_on(&mut exchange, room).unwrap(), bytes, "pieces of {size}, room for {room}");
         }
     }
+}
+
+/// Writes a part of a body that is too large to be collected, and gives up.
+async fn write_in_vain(exchange: &mut Exchange<Script, Counts>) {
+    let late = exchange.write(&[b'x'; 20_000]).await.unwrap_err();
+    assert_eq!(named(late, ErrorType::WriteError), ErrorType::WriteTimedout);
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_taken_has_no_answer_but_one_that_came_early() {
+    let deaf = |pieces: &[&[u8]]| Script { deaf: true, ..script(pieces) };
+    let post = b"POST / HTTP/1.1\r\ncontent-length: 20000\r\n\r\n";
+    let (mut exchange, _) = asked(deaf(&[]), post).await;
+    assert!(matches!(read_on(&mut exchange, 9), Ok(none) if none.is_empty()), "as long as nothing is given up");
+    write_in_vain(&mut exchange).await;
+    let mut byte = [0];
+    let read = exchange.read(&mut byte).await;
+    assert_eq!(named(read.unwrap_err(), ErrorType::ReadError), ErrorType::WriteTimedout);
+
+    let early: &[&[u8]] = &[b"HTTP/1.1 413 X\r\ncontent-length: 2\r\n\r\n", b"no"];
+    let (mut exchange, _) = asked(deaf(early), post).await;
+    write_in_vain(&mut exchange).await;
+    assert_eq!(read_on(&mut exchange, 4096).unwrap(), early.concat());
 }
 
 #[tokio::test]
@@ -208,4 +246,94 @@ fn the_reason_is_found_in_what_pingora_makes_of_it() {
     let other = Error::because(pingora::ErrorType::ReadError, "x", io::Error::from(io::ErrorKind::ConnectionReset));
     assert_eq!(malformed(&other), None);
     assert_eq!(malformed(&Error::new(pingora::ErrorType::ReadError)), None);
+}
+
+/// The error of a read, as Pingora would pass it on, with the name that it has then.
+fn named(error: io::Error, pingora: ErrorType) -> ErrorType {
+    let mut error = Error::because(pingora, "of Pingora", error);
+    name_late(&mut error);
+    error.etype().clone()
+}
+
+#[tokio::test]
+async fn a_silent_endpoint_is_waited_for_so_long_and_not_longer() {
+    let patience = Patience { read: Some(SOON), write: None };
+    // The beginning of a head is not yet an answer.
+    for pieces in [&[][..], &[&b"HTTP/1.1 200 OK\r\nX-A"[..]][..]] {
+        let mut exchange = Exchange::new(Line::new(script(pieces)), Counts::default(), patience, false, Passing::default());
+        exchange.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let begun = Instant::now();
+        let late = exchange.read(&mut [0; 100]).await.unwrap_err();
+        assert!(begun.elapsed() >= SOON);
+        assert_eq!(named(late, ErrorType::ReadError), ErrorType::ReadTimedout);
+    }
+    // What has come ends the wait, and a next one begins.
+    let mut exchange = Exchange::new(
+        Line::new(script(&[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"])),
+        Counts::default(),
+        patience,
+        false,
+        Passing::default(),
+    );
+    exchange.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert!(exchange.read(&mut [0; 100]).await.unwrap() > 0);
+    let begun = Instant::now();
+    let late = exchange.read(&mut [0; 100]).await.unwrap_err();
+    assert!(begun.elapsed() >= SOON);
+    assert_eq!(named(late, ErrorType::ReadError), ErrorType::ReadTimedout);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_takes_nothing_is_waited_for_so_long_and_not_longer() {
+    let (ours, theirs) = tokio::io::duplex(10);
+    let patience = Patience { read: None, write: Some(SOON) };
+    let mut exchange = Exchange::new(Line::new(ours), (), patience, false, Passing::default());
+    let begun = Instant::now();
+    // What is left of it is kept for the flush.
+    exchange.write_all(b"GET /that-does-not-fit HTTP/1.1\r\n\r\n").await.unwrap();
+    let late = exchange.flush().await.unwrap_err();
+    assert!(begun.elapsed() >= SOON);
+    assert_eq!(named(late, ErrorType::WriteError), ErrorType::WriteTimedout);
+    drop(theirs);
+}
+
+#[test]
+fn other_errors_keep_their_name() {
+    let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+    assert_eq!(named(reset, ErrorType::ReadError), ErrorType::ReadError);
+    // The kernel's own, of a connection whose packets nobody acknowledges.
+    assert_eq!(named(io::ErrorKind::TimedOut.into(), ErrorType::ReadError), ErrorType::ReadError);
+}
+
+#[tokio::test]
+async fn trailers_are_left_for_the_client_that_wants_them() {
+    let answer: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nx-sum: 1\r\nage: 2\r\n\r\n";
+    for size in [1, 5, 40, answer.len()] {
+        let pieces: Vec<_> = answer.chunks(size).collect();
+        let trailers = Arc::new(Trailers::default());
+        let passing = Passing { answer: Some(trailers.clone()), ..Passing::default() };
+        let mut exchange = Exchange::new(Line::new(script(&pieces)), Counts::default(), Patience::default(), false, passing);
+        exchange.write_all(GET).await.unwrap();
+        exchange.flush().await.unwrap();
+        assert_eq!(read_on(&mut exchange, 64).unwrap(), answer);
+        assert_eq!(trailers.take(), b"x-sum: 1\r\n", "in pieces of {size}");
+    }
+}
+
+#[tokio::test]
+async fn a_chunked_request_ends_with_its_trailers_each_time_that_it_is_sent() {
+    let trailers = Arc::new(Trailers::default());
+    trailers.keep_section(b"x-sum: 1\r\n");
+    let head = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\nx-last: 0\r\n\r\n";
+    for _ in 0..2 {
+        let (transport, passing) = (script(&[]), Passing { request: Some(trailers.clone()), ..Passing::default() });
+        let written = transport.written.clone();
+        let mut exchange = Exchange::new(Line::new(transport), Counts::default(), Patience::default(), false, passing);
+        for part in [head, "5\r\n", "0\r\n\r\n", "\r\n", "0\r\n\r\n"] {
+            exchange.write_all(part.as_bytes()).await.unwrap();
+        }
+        exchange.flush().await.unwrap();
+        let all = String::from_utf8(written.lock().concat()).unwrap();
+        assert_eq!(all, format!("{head}5\r\n0\r\n\r\n\r\n0\r\nx-sum: 1\r\n\r\n"));
+    }
 }

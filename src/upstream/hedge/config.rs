@@ -2,7 +2,6 @@
 
 use super::After;
 use crate::diagnostic::Diagnostics;
-use crate::upstream::config::within;
 use crate::value::{Duration, Located, Percent};
 use schemars::JsonSchema;
 
@@ -31,7 +30,7 @@ impl HedgeConfig {
                 .help("remove one of the two; balance = { hash = ... } may move a request where that helps");
         }
         if let Some(after) = &self.after {
-            within(after, Duration::from_millis(1), Duration::from_secs(3_600), d);
+            after.within(Duration::from_millis(1)..=Duration::from_secs(3_600), d);
         }
         match (&self.after, &self.percentile) {
             (Some(_), Some(share)) => {

@@ -3,6 +3,7 @@
 use super::Hedge;
 use super::leg::{Accounts, Board, Leg};
 use super::wire::{self, Out};
+use crate::http1::trailers::Passing;
 use crate::upstream::breaker::State;
 use crate::upstream::endpoint::{InFlight, Tried};
 use crate::upstream::exchanger::{Answer, Event, Failed, Request};
@@ -181,7 +182,7 @@ impl Course {
         }
         plan.state.sent.increment();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
-        let peer = endpoint.http_peer(left, now);
+        let peer = endpoint.http_peer(left, now, Passing::default());
         self.board.add(1, Leg::new(Arc::clone(&endpoint), permit, now));
         Some(self.runner(1, endpoint.begin(), peer, place))
     }

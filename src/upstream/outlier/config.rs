@@ -3,7 +3,6 @@
 use super::Tuning;
 use crate::diagnostic::Diagnostics;
 use crate::upstream::breaker::number;
-use crate::upstream::config::within;
 use crate::value::{Duration, Located, Percent};
 use schemars::JsonSchema;
 
@@ -68,10 +67,10 @@ impl OutlierConfig {
     pub fn check(&self, d: &mut Diagnostics) {
         number("consecutive_errors", &self.consecutive_errors, 0..=1_000_000, d);
         number("min_requests", &self.min_requests, 1..=1_000_000, d);
-        within(&self.window, Duration::from_secs(1), Duration::from_secs(600), d);
-        let eject = within(&self.eject_for, Duration::from_millis(10), Duration::from_secs(3_600), d);
+        self.window.within(Duration::from_secs(1)..=Duration::from_secs(600), d);
+        let eject = self.eject_for.within(Duration::from_millis(10)..=Duration::from_secs(3_600), d);
         if let Some(most) = self.eject_for_max.as_ref().filter(|_| eject) {
-            within(most, self.eject_for.value, Duration::from_secs(86_400), d);
+            most.within(self.eject_for.value..=Duration::from_secs(86_400), d);
         }
         if let Some(rate) = self.error_rate.as_ref().filter(|rate| rate.parts_per_million == 0) {
             d.error(rate.span.clone(), "an endpoint that is ejected at 0% takes no traffic").label("must be above 0%");
@@ -86,7 +85,7 @@ impl OutlierConfig {
             (None, None) => {}
         }
         if let Some(least) = &self.latency_min {
-            within(least, Duration::from_millis(0), Duration::from_secs(3_600), d);
+            least.within(Duration::from_millis(0)..=Duration::from_secs(3_600), d);
         }
     }
 

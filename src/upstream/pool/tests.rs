@@ -12,14 +12,14 @@ fn pool(state: &StatePool, key: &str) -> Arc<Pool> {
 }
 
 /// Our end, and the endpoint's.
-async fn pair(listener: &TcpListener) -> (Link, TcpStream) {
+async fn pair(listener: &TcpListener) -> (Line<Link>, TcpStream) {
     let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (theirs, _) = listener.accept().await.unwrap();
-    (Link::Plain(ours), theirs)
+    (Line::new(Link::Plain(ours)), theirs)
 }
 
-fn port(link: &Link) -> u16 {
-    let Link::Plain(stream) = link else { panic!("no TLS here") };
+fn port(line: &Line<Link>) -> u16 {
+    let Link::Plain(stream) = &line.transport else { panic!("no TLS here") };
     stream.local_addr().map(|address: SocketAddr| address.port()).unwrap()
 }
 

@@ -4,7 +4,7 @@ use super::RetryPolicy;
 use crate::diagnostic::Diagnostics;
 use crate::upstream::breaker::number;
 use crate::upstream::budget::Allowance;
-use crate::upstream::config::{ATTEMPTS_MAX, StatusRange, within};
+use crate::upstream::config::{ATTEMPTS_MAX, StatusRange};
 use crate::value::{Duration, Located, Percent};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer};
@@ -170,8 +170,8 @@ impl RetryConfig {
             d.error(extra.span.clone(), "at most 32 things can be retried on").label("one too many");
         }
         let BackoffConfig { base, max } = &self.backoff;
-        if within(base, Duration::from_millis(0), Duration::from_secs(60), d)
-            && within(max, Duration::from_millis(0), Duration::from_secs(60), d)
+        if base.within(Duration::from_millis(0)..=Duration::from_secs(60), d)
+            && max.within(Duration::from_millis(0)..=Duration::from_secs(60), d)
             && **max < **base
         {
             let at = max.span.clone().or_else(|| base.span.clone());

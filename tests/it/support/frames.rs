@@ -103,6 +103,14 @@ impl Frames {
         Frames { stream, buffer: Vec::new() }
     }
 
+    /// The other end of a connection: an origin's. The client's preface has been read.
+    pub fn accepted(mut stream: TcpStream) -> std::io::Result<Frames> {
+        stream.set_nodelay(true)?;
+        let mut preface = [0; PREFACE.len()];
+        stream.read_exact(&mut preface)?;
+        Ok(Frames { stream, buffer: Vec::new() })
+    }
+
     /// Whether the gateway took the bytes.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()

@@ -11,11 +11,18 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The binary under test.
-const GATEWRIGHT: &str = env!("CARGO_BIN_EXE_gatewright");
+/// The gateway under test: as it was built with the tests, or another build of the same source (`GATEWRIGHT_BINARY`).
+pub fn binary() -> &'static str {
+    static BINARY: OnceLock<String> = OnceLock::new();
+    BINARY.get_or_init(|| match std::env::var("GATEWRIGHT_BINARY") {
+        Ok(path) => std::fs::canonicalize(&path).unwrap_or_else(|e| panic!("{path}: {e}")).display().to_string(),
+        Err(_) => env!("CARGO_BIN_EXE_gatewright").to_owned(),
+    })
+}
 
 /// How a run of the binary ended.
 #[derive(Debug, Clone)]
@@ -29,7 +36,7 @@ pub struct Ended {
 /// Runs the binary to its end; panics when that takes longer than 60 s.
 #[track_caller]
 pub fn run(arguments: &[&str]) -> Ended {
-    let mut child = command(GATEWRIGHT.as_ref(), arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command(binary().as_ref(), arguments).stdout(Stdio::piped()).spawn().unwrap();
     let stdout = collect(child.stdout.take().unwrap());
     let stderr = collect(child.stderr.take().unwrap());
     let status = wait(&mut child, Duration::from_secs(60));
@@ -61,7 +68,7 @@ impl Gateway {
 
     /// Lets `prepare` write more files into the directory of the config before the start.
     pub fn try_start_with(toml: &str, prepare: impl FnOnce(&Path)) -> Result<Gateway, Ended> {
-        Gateway::launch(command(GATEWRIGHT.as_ref(), &[]), toml, prepare)
+        Gateway::launch(command(binary().as_ref(), &[]), toml, prepare)
     }
 
     /// The same for another program that is a gateway, such as one with filters of its own.
@@ -72,7 +79,7 @@ impl Gateway {
     /// Starts it with variables in its environment.
     #[track_caller]
     pub fn start_with_environment(toml: &str, environment: &[(&str, &str)]) -> Gateway {
-        let mut command = command(GATEWRIGHT.as_ref(), &[]);
+        let mut command = command(binary().as_ref(), &[]);
         command.envs(environment.iter().copied());
         Gateway::launch(command, toml, |_| {}).unwrap_or_else(|ended| panic!("did not start: {ended:?}"))
     }

@@ -48,7 +48,9 @@ pub struct H2Client {
 impl H2Client {
     /// By prior knowledge, without TLS.
     pub async fn plain(address: SocketAddr) -> H2Client {
-        H2Client::over(TcpStream::connect(address).await.unwrap()).await
+        let socket = TcpStream::connect(address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        H2Client::over(socket).await
     }
 
     /// Panics if the server does not agree to HTTP/2.
@@ -70,7 +72,10 @@ impl H2Client {
         let mut sender = self.sender.clone().ready().await?;
         let (response, mut body) = sender.send_request(request, pieces.is_empty())?;
         for (at, piece) in pieces.iter().enumerate() {
-            body.send_data(Bytes::copy_from_slice(piece), at + 1 == pieces.len())?;
+            // Who has answered already may have ended the stream, and the answer tells why.
+            if body.send_data(Bytes::copy_from_slice(piece), at + 1 == pieces.len()).is_err() {
+                break;
+            }
         }
         answer(response.await?).await
     }
@@ -112,6 +117,8 @@ pub fn grpc(method: &str) -> Request<()> {
 pub struct Seen {
     pub connections: AtomicUsize,
     pub requests: Mutex<Vec<http::request::Parts>>,
+    /// Those of requests that had some.
+    pub trailers: Mutex<Vec<HeaderMap>>,
 }
 
 /// An origin that speaks HTTP/2 only. `/test.Echo/Fail` answers with trailers only, everything else with the body as it
@@ -201,14 +208,15 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin>(stream: T, seen: Arc<Seen>, fi
             }
             continue;
         }
+        let seen = seen.clone();
         // The other end may go at any time; then there is nobody to tell.
         tokio::spawn(async move {
-            let _ = echo(body, respond, fails).await;
+            let _ = echo(body, respond, fails, &seen).await;
         });
     }
 }
 
-async fn echo(mut body: RecvStream, mut respond: server::SendResponse<Bytes>, fails: bool) -> Result<(), h2::Error> {
+async fn echo(mut body: RecvStream, mut respond: server::SendResponse<Bytes>, fails: bool, seen: &Seen) -> Result<(), h2::Error> {
     let head = Response::builder().header("content-type", "application/grpc");
     if fails {
         let head = head.header("grpc-status", "5").header("grpc-message", "nothing there").body(()).unwrap();
@@ -223,6 +231,8 @@ async fn echo(mut body: RecvStream, mut respond: server::SendResponse<Bytes>, fa
         count += usize::from(!piece.is_empty());
         out.send_data(piece, false)?;
     }
+    let sent = body.trailers().await?;
+    seen.trailers.lock().extend(sent);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", "0".parse().unwrap());
     trailers.insert("x-count", count.to_string().parse().unwrap());

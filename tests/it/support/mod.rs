@@ -33,7 +33,7 @@ pub use load::Load;
 pub use origin::{Answer, Origin, Script};
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Runtime;
 
 /// Long enough for anything that should happen "soon" on a loaded two-core machine.
@@ -42,6 +42,35 @@ pub const SOON: Duration = Duration::from_secs(15);
 /// Whether what is only large is done in its full size: with `GATEWRIGHT_FULL=1`.
 pub fn full() -> bool {
     std::env::var_os("GATEWRIGHT_FULL").is_some_and(|value| value == "1")
+}
+
+/// What chance begins with in tests of generated requests: another each time, or what `GATEWRIGHT_TEST_SEED` says.
+pub fn seed() -> u64 {
+    std::env::var("GATEWRIGHT_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..))
+}
+
+/// Adds a line to the file that `GATEWRIGHT_RESULTS` names, if it does: what a test has measured, as JSON, with the build that it
+/// measured.
+pub fn record(test: &str, result: serde_json::Value) {
+    use std::io::Write;
+    let Some(path) = std::env::var_os("GATEWRIGHT_RESULTS") else { return };
+    let usual = if cfg!(debug_assertions) { "without optimisation" } else { "optimised" };
+    let build = std::env::var("GATEWRIGHT_BINARY").unwrap_or(usual.to_owned());
+    let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let version = gatewright::VERSION;
+    let line = serde_json::json!({ "test": test, "unix_time": at, "version": version, "build": build, "result": result });
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    writeln!(file, "{line}").unwrap();
+}
+
+/// How long things took, in microseconds, for [`record`].
+pub fn spread(times: &[Duration]) -> serde_json::Value {
+    let mut micros: Vec<u128> = times.iter().map(Duration::as_micros).collect();
+    micros.sort_unstable();
+    let at = |share: f64| micros.get(((micros.len() as f64 * share) as usize).min(micros.len().saturating_sub(1))).copied();
+    serde_json::json!({
+        "count": micros.len(), "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999), "max": micros.last(),
+    })
 }
 
 /// Polls `condition` every 10 ms until it holds; panics with `what` when `deadline` has passed.

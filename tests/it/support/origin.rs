@@ -80,6 +80,8 @@ pub struct Recorded {
     pub head: Vec<u8>,
     /// The content, without chunk framing.
     pub body: Vec<u8>,
+    /// The lines between the last chunk and the empty one, byte for byte.
+    pub trailers: String,
     /// When its head was complete.
     pub at: SystemTime,
 }

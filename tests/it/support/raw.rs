@@ -160,3 +160,11 @@ pub fn refusing_port() -> (SocketAddr, tokio::net::TcpSocket) {
     socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     (socket.local_addr().unwrap(), socket)
 }
+
+/// A loopback port for a listener to come: nobody gets it by chance while the returned guard lives, and who asks for it may have it.
+pub fn reserved_port() -> (SocketAddr, tokio::net::TcpSocket) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    (socket.local_addr().unwrap(), socket)
+}

@@ -13,6 +13,40 @@ pub fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// A user with the rights that docs/redis.md gives it.
+pub struct User {
+    name: String,
+    rights: Vec<String>,
+}
+
+impl User {
+    pub const PASSWORD: &str = "hunter2";
+
+    /// `more` is added to what is written there, or takes from it.
+    #[track_caller]
+    pub fn documented(name: &str, more: &str) -> User {
+        let begin = format!("ACL SETUSER {name} on >PASSWORD ");
+        let lines = include_str!("../../../docs/redis.md").lines();
+        let rights = lines.filter_map(|line| line.trim().strip_prefix(&begin)).next().expect("documented");
+        User { name: name.to_owned(), rights: rights.split(' ').chain(more.split_whitespace()).map(str::to_owned).collect() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For the command line of a server, which has the user after a restart too.
+    pub fn option(&self) -> Vec<String> {
+        let begin = ["--user", &self.name, "on", &format!(">{}", User::PASSWORD)].map(str::to_owned);
+        begin.into_iter().chain(self.rights.iter().cloned()).collect()
+    }
+
+    /// Where it logs in.
+    pub fn at(&self, redis: &Redis) -> String {
+        redis.url().replace("redis://", &format!("redis://{}:{}@", self.name, User::PASSWORD))
+    }
+}
+
 /// Killed when dropped.
 pub struct Redis {
     child: Option<Child>,
@@ -31,6 +65,12 @@ impl Redis {
     #[track_caller]
     pub fn start_with(options: &[&str]) -> Redis {
         Redis::start_picking(|| options.iter().map(|option| (*option).to_owned()).collect())
+    }
+
+    /// With a user besides the one of the tests, who may do everything.
+    #[track_caller]
+    pub fn start_with_user(user: &User) -> Redis {
+        Redis::start_picking(|| user.option())
     }
 
     /// With options that are made anew if it ends at once, because somebody else had a port of them in the meantime.

@@ -2,7 +2,7 @@
 //!
 //! Time-outs are short, so that a failover takes two or three seconds.
 
-use super::redis::{Redis, free_port};
+use super::redis::{Redis, User, free_port};
 use super::{SOON, eventually, eventually_some};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -41,28 +41,46 @@ pub struct Sentinels {
     pub servers: [Redis; 2],
     sentinels: Vec<Redis>,
     master: usize,
+    /// Who logs in at the servers, and who at the sentinels.
+    users: Option<[User; 2]>,
 }
 
 impl Sentinels {
     #[track_caller]
     pub fn start() -> Sentinels {
-        let master = Redis::start_with(&["--repl-diskless-sync-delay", "0"]);
+        Sentinels::start_as(None)
+    }
+
+    /// The configuration logs in as these at the servers and at the sentinels.
+    #[track_caller]
+    pub fn start_as(users: Option<[User; 2]>) -> Sentinels {
+        let [at_servers, at_sentinels] = users.as_ref().map(|users| users.each_ref().map(User::option)).unwrap_or_default();
+        let server = |more: &[&str]| {
+            let options = [&["--repl-diskless-sync-delay", "0"], more].concat().into_iter().map(str::to_owned);
+            let options: Vec<String> = options.chain(at_servers.clone()).collect();
+            Redis::start_picking(|| options.clone())
+        };
+        let master = server(&[]);
         let port = master.address().port().to_string();
-        let replica = Redis::start_with(&["--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", &port]);
+        let replica = server(&["--replicaof", "127.0.0.1", &port]);
         eventually("the replica has joined", SOON, || is(&replica, "replication", "master_link_status:up"));
-        let sentinels: Vec<_> = (0..3).map(|_| sentinel(&port)).collect();
+        let sentinels: Vec<_> = (0..3).map(|_| sentinel(&port, &at_sentinels)).collect();
         let known = |redis: &Redis| {
             let info = text(redis, &["INFO", "sentinel"]).unwrap_or_default();
             info.contains("slaves=1,sentinels=3")
         };
         eventually("the sentinels know each other", SOON, || sentinels.iter().all(known));
-        Sentinels { servers: [master, replica], sentinels, master: 0 }
+        Sentinels { servers: [master, replica], sentinels, master: 0, users }
     }
 
     /// The lines of `[redis]`.
     pub fn config(&self) -> String {
-        let list: Vec<_> = self.sentinels.iter().map(|redis| format!("\"{}\"", redis.url())).collect();
-        format!("[redis]\nsentinel = {{ master = \"main\", addresses = [{}] }}\n", list.join(", "))
+        let at = |redis: &Redis| self.users.as_ref().map_or_else(|| redis.url(), |[_, user]| user.at(redis));
+        let list: Vec<_> = self.sentinels.iter().map(|redis| format!("\"{}\"", at(redis))).collect();
+        let login =
+            self.users.as_ref().map(|[user, _]| format!(", username = \"{}\", password = \"{}\"", user.name(), User::PASSWORD));
+        let login = login.unwrap_or_default();
+        format!("[redis]\nsentinel = {{ master = \"main\", addresses = [{}]{login} }}\n", list.join(", "))
     }
 
     pub fn master(&mut self) -> &mut Redis {
@@ -92,7 +110,7 @@ impl Sentinels {
     }
 }
 
-fn sentinel(master: &str) -> Redis {
+fn sentinel(master: &str, user: &[String]) -> Redis {
     let directory = tempfile::tempdir().unwrap().keep();
     let file = directory.join("sentinel.conf");
     let text = format!(
@@ -100,18 +118,27 @@ fn sentinel(master: &str) -> Redis {
          sentinel failover-timeout main 3000\nsentinel parallel-syncs main 1\n"
     );
     std::fs::write(&file, text).unwrap();
-    Redis::start_config(&file, &["--sentinel"])
+    let user: Vec<&str> = user.iter().map(String::as_str).collect();
+    Redis::start_config(&file, &[&["--sentinel"], &user[..]].concat())
 }
 
 /// Three masters and three replicas.
 pub struct Cluster {
     pub servers: Vec<Redis>,
+    /// Who logs in.
+    user: Option<User>,
 }
 
 impl Cluster {
     #[track_caller]
     pub fn start() -> Cluster {
-        let servers: Vec<Redis> = (0..6).map(|_| member()).collect();
+        Cluster::start_as(None)
+    }
+
+    /// The configuration logs in as this user, whom every server has.
+    #[track_caller]
+    pub fn start_as(user: Option<User>) -> Cluster {
+        let servers: Vec<Redis> = (0..6).map(|_| member(user.as_ref())).collect();
         let addresses: Vec<String> = servers.iter().map(|redis| redis.address().to_string()).collect();
         let made = Command::new("redis-cli")
             .args(["--cluster", "create"])
@@ -121,7 +148,7 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
-        let cluster = Cluster { servers };
+        let cluster = Cluster { servers, user };
         cluster.settled();
         cluster
     }
@@ -143,7 +170,8 @@ impl Cluster {
 
     /// The lines of `[redis]`.
     pub fn config(&self) -> String {
-        let seeds: Vec<_> = self.servers.iter().take(3).map(|redis| format!("\"{}\"", redis.url())).collect();
+        let at = |redis: &Redis| self.user.as_ref().map_or_else(|| redis.url(), |user| user.at(redis));
+        let seeds: Vec<_> = self.servers.iter().take(3).map(|redis| format!("\"{}\"", at(redis))).collect();
         format!("[redis]\ncluster = [{}]\n", seeds.join(", "))
     }
 
@@ -206,7 +234,7 @@ impl Cluster {
     }
 }
 
-fn member() -> Redis {
+fn member(user: Option<&User>) -> Redis {
     Redis::start_picking(|| {
         let bus = free_port().port().to_string();
         let options = [
@@ -217,6 +245,7 @@ fn member() -> Redis {
             ["--cluster-replica-validity-factor", "0"],
             ["--cluster-require-full-coverage", "no"],
         ];
-        options.as_flattened().iter().map(|option| (*option).to_owned()).collect()
+        let options = options.as_flattened().iter().map(|option| (*option).to_owned());
+        options.chain(user.map(User::option).unwrap_or_default()).collect()
     })
 }

@@ -107,6 +107,24 @@ fn an_idle_key_gives_back_what_it_holds_and_is_forgotten() {
     assert!(book.shards.iter().all(|shard| shard.lock().is_empty()));
 }
 
+/// A batch that is on its way may carry the last uses of the limit: Redis then refuses who asks behind it.
+#[test]
+fn what_redis_refuses_is_paid_by_a_batch_that_came_meanwhile() {
+    let set = set(4);
+    let book = with(&set, 2);
+    let (_, refill) = here(&book, &set, SECOND);
+    let refill = refill.unwrap();
+    here(&book, &set, SECOND);
+    let behind = ask(&book, &set, SECOND);
+    assert_eq!(behind.want, 0);
+    book.answered(&set, b"k", &refill, &admitted(0), (1, LIFE), SECOND);
+    let refused = Decision::Refused { standings: Standings::new(), limit: 0, wait: SECOND };
+    book.answered(&set, b"k", &behind, &refused, (0, 0), SECOND);
+    let (decision, batch) = book.spend_instead(&set, b"k", 1, SECOND).unwrap();
+    assert!(matches!(decision, Decision::Admitted(_)) && batch == Some(refill.id));
+    assert!(book.spend_instead(&set, b"k", 1, SECOND).is_none(), "it was one");
+}
+
 #[test]
 fn a_use_can_be_taken_back_until_redis_has_been_told_of_it() {
     let set = set(20);

@@ -5,7 +5,7 @@ use crate::cache::policy::Refusal;
 use crate::cache::redis::RedisTier;
 use crate::redis_link::Access;
 use crate::rejection;
-use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample};
+use crate::telemetry::metrics::{BreakerSample, EjectionSample, OverloadSample, ReasonNames};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -36,11 +36,17 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
     upstream.connect_failures.increment();
     upstream.retries.add(3);
     upstream.malformed.count(0);
-    let listener = Arc::new(ListenerMetrics::new(&["too_many_connections"], &["bad_header"], &["slow_body"]));
+    let listener = Arc::new(ListenerMetrics::new(ReasonNames {
+        refused: &["too_many_connections"],
+        malformed: &["bad_header"],
+        cut: &["slow_body"],
+        closed: &["idle"],
+    }));
     drop(listener.accept());
     listener.refused.count(0);
     listener.malformed.count(0);
     listener.cut.count(0);
+    listener.closed.count(0);
     let endpoint = EndpointSample {
         upstream: "orders".into(),
         endpoint: "[::1]:3001".into(),
@@ -91,6 +97,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
             redis_leased: 8,
+            redis_gateways: 2,
             redis_held: 9,
             shield_refused: Some(4),
             listener_shields: vec![("http".into(), 5)],

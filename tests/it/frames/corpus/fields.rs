@@ -261,6 +261,11 @@ pub fn names_and_values(corpus: &mut Corpus) {
         fields.extend((0..5).map(|crumb| (b"cookie".to_vec(), format!("c{crumb}=1").into_bytes())));
         headers(END_STREAM | END_HEADERS, &block(&fields))
     });
+    for (name, value) in
+        [("before", " v"), ("after", "v "), ("a tab before", "\tv"), ("a tab after", "v\t"), ("nothing else", " ")]
+    {
+        corpus.fields(format!("white space around a value: {name}"), Refused, &[(b"x-a", value.as_bytes())]);
+    }
     corpus.add("101 fields", Refused, |n| {
         let mut fields = usual(n, "GET");
         fields.extend((0..101).map(|field| (format!("x-{field}").into_bytes(), b"1".to_vec())));

@@ -45,12 +45,12 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
             }
         };
         let Some(head) = head else { return Ok(End::Close) };
-        let request = Recorded { body: Vec::new(), head, at: SystemTime::now() };
+        let request = Recorded { body: Vec::new(), trailers: String::new(), head, at: SystemTime::now() };
         if request.header("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
             stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
-        let body = read_body(stream, &mut buffer, &request).await?;
-        let request = Recorded { body, ..request };
+        let (body, trailers) = read_body(stream, &mut buffer, &request).await?;
+        let request = Recorded { body, trailers, ..request };
         served += 1;
 
         let line = request.request_line();
@@ -160,26 +160,39 @@ async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<O
     }
 }
 
-async fn read_body(stream: &mut TcpStream, buffer: &mut Vec<u8>, request: &Recorded) -> io::Result<Vec<u8>> {
+/// The content, and the trailers behind it.
+async fn read_body(stream: &mut TcpStream, buffer: &mut Vec<u8>, request: &Recorded) -> io::Result<(Vec<u8>, String)> {
     let length = request.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
     if request.header("transfer-encoding").is_none() {
         fill(stream, buffer, length).await?;
-        return Ok(buffer.drain(..length).collect());
+        return Ok((buffer.drain(..length).collect(), String::new()));
     }
     let mut body = Vec::new();
     loop {
-        let line = loop {
-            match find(buffer, b"\r\n") {
-                Some(end) => break buffer.drain(..end + 2).collect::<Vec<u8>>(),
-                None => fill(stream, buffer, buffer.len() + 1).await?,
-            }
-        };
+        let line = read_line(stream, buffer).await?;
         let size = String::from_utf8_lossy(&line).trim().split(';').next().and_then(|s| usize::from_str_radix(s, 16).ok());
         let size = size.ok_or_else(|| io::Error::other("bad chunk size"))?;
+        if size == 0 {
+            break;
+        }
         fill(stream, buffer, size + 2).await?;
         body.extend(buffer.drain(..size + 2).take(size));
-        if size == 0 {
-            return Ok(body);
+    }
+    let mut trailers = Vec::new();
+    loop {
+        match read_line(stream, buffer).await? {
+            line if line == b"\r\n" => return Ok((body, String::from_utf8_lossy(&trailers).into_owned())),
+            line => trailers.extend_from_slice(&line),
+        }
+    }
+}
+
+/// The next line, with its break.
+async fn read_line(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Vec<u8>> {
+    loop {
+        match find(buffer, b"\r\n") {
+            Some(end) => return Ok(buffer.drain(..end + 2).collect()),
+            None => fill(stream, buffer, buffer.len() + 1).await?,
         }
     }
 }

@@ -1,0 +1,68 @@
+//! What Redis is told while nobody waits: whatever becomes of it, it is owed or counted as lost.
+
+use super::*;
+use crate::limit::{Limit, Shape};
+use redis::Value;
+
+fn store() -> (RedisStore, Arc<SharedSet>) {
+    let shape = Shape::TokenBucket { per: 3_600_000_000_000, capacity: 10 };
+    let set = SharedSet::new("route:a", &[Limit { name: "t".into(), shape, number: 10 }], 0);
+    (RedisStore::new(Access::nowhere(), 1), Arc::new(set))
+}
+
+/// What is owed of all keys, and what was lost: charges and uses given back.
+fn books(store: &RedisStore) -> (Vec<u64>, u64, u64) {
+    let owed = store.shared.debts.collect(|_, _| true).iter().map(|charge| charge.costs[0]).collect();
+    (owed, store.metrics().lost_charges.get(), store.metrics().lost_returns.get())
+}
+
+fn charge(store: &RedisStore, set: &Arc<SharedSet>) -> Question {
+    let key: Arc<[u8]> = b"k".as_slice().into();
+    let what = What::Charge(store.shared.untold(Some((Arc::clone(set), Arc::clone(&key), 3))));
+    Question { set: Arc::clone(set), key, cost: 3, what, answer: None }
+}
+
+#[test]
+fn a_charge_that_finds_no_room_is_owed_and_a_return_is_counted_as_lost() {
+    let (store, set) = store();
+    store.charge(&set, b"k", 3);
+    assert_eq!(books(&store), (vec![3], 0, 0), "away");
+    store.shared.servers.only_full();
+    store.charge(&set, b"k", 4);
+    assert_eq!(books(&store), (vec![4], 0, 0), "full");
+    store.give(&set, b"k", 1, 2);
+    assert_eq!(books(&store), (vec![], 0, 1));
+}
+
+#[test]
+fn what_was_sent_is_lost_until_it_is_confirmed() {
+    let (store, set) = store();
+    let mut sent = charge(&store, &set);
+    sent.what.sent(true);
+    drop(sent);
+    assert_eq!(books(&store), (vec![], 1, 0), "Redis may have counted it");
+    let mut sent = charge(&store, &set);
+    sent.what.sent(true);
+    sent.what.sent(false);
+    drop(sent);
+    assert_eq!(books(&store), (vec![3], 1, 0), "it was refused, and not sent anew");
+    let reply = Value::Array([1, 7, 0, 0, 77].map(Value::Int).to_vec());
+    for what in [charge(&store, &set).what, What::Give(1, store.shared.untold(None))] {
+        let mut sent = Question { set: Arc::clone(&set), key: b"k".as_slice().into(), cost: 3, what, answer: None };
+        sent.what.sent(true);
+        assert!(store.shared.answer(sent, &reply));
+        assert_eq!(books(&store), (vec![], 1, 0), "it was confirmed");
+    }
+}
+
+#[test]
+fn keys_beyond_the_bound_of_debts_are_counted_as_lost() {
+    let (store, set) = store();
+    for key in 0..debts::KEYS_MAX {
+        store.owe(&set, &key.to_be_bytes(), 1);
+    }
+    store.owe(&set, &7_usize.to_be_bytes(), 1);
+    assert_eq!(store.metrics().lost_charges.get(), 0);
+    store.owe(&set, b"one more", 1);
+    assert_eq!(store.metrics().lost_charges.get(), 1);
+}

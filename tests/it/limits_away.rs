@@ -1,0 +1,118 @@
+//! Redis away, seen from outside: how many gateways share a limit then, and how long requests wait for it at most.
+
+use crate::support::raw::{Client, request};
+use crate::support::redis::Redis;
+use crate::support::{Gateway, SOON, eventually, exclusive};
+use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+fn config(redis: &Redis, more: &str) -> String {
+    format!(
+        "[redis]\nurl = \"{}\"\n{more}\n[routes.a]\nmatch = {{ path = \"/a\" }}\nfilters = [{{ rate_limit = {{ by = 'header:x-key', \
+         limits = [{{ rate = '60/1h' }}], store = 'redis', on_error = 'local' }} }}, {{ respond = {{ body = \"hello\" }} }}]\n\
+         [routes.free]\nmatch = {{ path = \"/free\" }}\nfilters = [{{ respond = {{ body = \"hello\" }} }}]\n",
+        redis.url()
+    )
+}
+
+fn wait_redis(gateway: &Gateway, up: bool) {
+    eventually(&format!("redis up = {up}"), SOON, || gateway.metric("gatewright_redis_up", &[]) == f64::from(u8::from(up)));
+}
+
+fn counts_gateways(gateway: &Gateway, count: f64) {
+    let limit = Duration::from_secs(30);
+    eventually(&format!("{count} gateways are known"), limit, || gateway.metric("gatewright_redis_gateways", &[]) == count);
+}
+
+fn admitted(gateway: &Gateway, key: &str, count: usize) -> usize {
+    let mut client = Client::connect(gateway.http());
+    let statuses: Vec<u16> =
+        (0..count).map(|_| client.exchange(request("GET", "/a", &[("x-key", key)], b"")).unwrap().status).collect();
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
+    statuses.iter().filter(|status| **status == 200).count()
+}
+
+/// Nobody has written how many gateways there are: they count each other, and forget those that are gone.
+#[test]
+fn the_share_of_a_gateway_follows_how_many_there_are() {
+    let mut redis = Redis::start();
+    let config = config(&redis, "timeout = \"500ms\"");
+    let (first, second) = (Gateway::start(&config), Gateway::start(&config));
+    for gateway in [&first, &second] {
+        wait_redis(gateway, true);
+        counts_gateways(gateway, 2.0);
+    }
+    redis.kill();
+    wait_redis(&first, false);
+    assert_eq!(admitted(&first, "two", 80), 30, "the half of 60");
+    // The first of three learns of the third.
+    redis.restart();
+    let third = Gateway::start(&config);
+    counts_gateways(&first, 3.0);
+    redis.kill();
+    wait_redis(&first, false);
+    assert_eq!(admitted(&first, "three", 80), 20, "a third of 60");
+    // Killed, so that they take no leave.
+    redis.restart();
+    wait_redis(&first, true);
+    drop((second, third));
+    counts_gateways(&first, 1.0);
+    redis.kill();
+    wait_redis(&first, false);
+    assert_eq!(admitted(&first, "one", 80), 60, "all of it");
+}
+
+/// Requests that are all sent just after Redis has stopped: how long the slowest of them took, and the slowest of as many that ask
+/// for nothing limited.
+fn slowest(address: SocketAddr, stop: impl FnOnce()) -> (Duration, Duration) {
+    const CLIENTS: usize = 24;
+    let (ready, go) = (Barrier::new(CLIENTS + 1), Barrier::new(CLIENTS + 1));
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let (ready, go) = (&ready, &go);
+                scope.spawn(move || {
+                    let mut client = Client::connect(address);
+                    let path = if number % 2 == 0 { "/a" } else { "/free" };
+                    let key = format!("k{number}");
+                    let mut ask = || client.exchange(request("GET", path, &[("x-key", &key)], b"")).unwrap().status;
+                    assert_eq!(ask(), 200);
+                    ready.wait();
+                    go.wait();
+                    let begun = Instant::now();
+                    assert_eq!(ask(), 200, "nobody gets an error");
+                    (number % 2 == 0, begun.elapsed())
+                })
+            })
+            .collect();
+        ready.wait();
+        stop();
+        go.wait();
+        let took: Vec<(bool, Duration)> = asking.into_iter().map(|asking| asking.join().unwrap()).collect();
+        let of = |limited: bool| took.iter().filter(|(kind, _)| *kind == limited).map(|(_, took)| *took).max().unwrap();
+        (of(true), of(false))
+    })
+}
+
+/// Before anything is known of it: the first requests after Redis has stopped wait for it as long as they may, and no longer.
+#[test]
+fn the_first_requests_without_redis_wait_no_longer_than_they_may() {
+    let _alone = exclusive();
+    for timeout in [20, 150, 400].map(Duration::from_millis) {
+        let redis = Redis::start();
+        let gateway = Gateway::start(&config(&redis, &format!("timeout = \"{}ms\"", timeout.as_millis())));
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            wait_redis(&gateway, true);
+            let (limited, free) = slowest(gateway.http(), || redis.freeze());
+            println!("timeout {timeout:?}: {limited:?} with a limit, {free:?} without");
+            assert!(limited >= timeout * 9 / 10, "nobody has waited for Redis: {limited:?} of {timeout:?}");
+            // What the machine takes for as many requests is not the wait for Redis.
+            best = best.min(limited.saturating_sub(free));
+            wait_redis(&gateway, false);
+            redis.thaw();
+        }
+        assert!(best <= timeout + Duration::from_millis(30), "{best:?} with {timeout:?}");
+    }
+}
