@@ -12,6 +12,7 @@ mod deadline;
 mod h2;
 pub mod head;
 mod io;
+mod linger;
 mod pace;
 mod patience;
 pub mod proxy_protocol;

@@ -11,6 +11,7 @@
 
 use super::date::{self, Date};
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
+use super::linger::{self, Linger};
 use super::patience::{Patience, Tolerance};
 use super::transport::Transport;
 use crate::http1::chunks::ChunkScanner;
@@ -38,9 +39,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 const READ_CHUNK: usize = 4 << 10;
 /// RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long, and for how many bytes, a connection that is closed early goes on reading.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1 << 20;
 
 thread_local! {
     /// One read buffer for each worker: what a connection that turned out to have nothing to read gave back.
@@ -123,6 +121,8 @@ pub struct EdgeIo<T> {
     chunks: ChunkScanner,
     write: WriteBuffer,
     ending: Ending,
+    /// Our side is closed, and the client has not been heard to the end.
+    linger: Option<Linger>,
     digest: Arc<SocketDigest>,
     tls: Option<Arc<TlsFacts>>,
     bounds: IoBounds,
@@ -152,6 +152,7 @@ impl<T: Transport> EdgeIo<T> {
             chunks: ChunkScanner::new(),
             write: WriteBuffer::new(),
             ending: Ending::new(),
+            linger: None,
             digest: Arc::new(digest),
             tls,
             bounds,
@@ -315,24 +316,11 @@ impl<T: Transport> EdgeIo<T> {
         let close = async {
             self.transport.write_all(answer).await?;
             self.transport.shutdown().await?;
-            self.linger().await
+            let mut linger = Linger::new();
+            poll_fn(|cx| linger.poll(&mut self.transport, cx)).await
         };
         // The client's problem from here on: an error or a timeout only means that it will not read the answer.
-        let _ = pingora_timeout::timeout(LINGER, close).await;
-    }
-
-    /// Our side is closed; what still comes in is read and dropped for a moment. To close at once would make the kernel
-    /// send a reset, which can overtake the answer that the client has not read yet.
-    async fn linger(&mut self) -> io::Result<()> {
-        let mut scratch = [0_u8; 4096];
-        let mut dropped = 0_usize;
-        while dropped < LINGER_BYTES {
-            match self.transport.read(&mut scratch).await? {
-                0 => break,
-                n => dropped = dropped.saturating_add(n),
-            }
-        }
-        Ok(())
+        let _ = pingora_timeout::timeout(linger::TIME, close).await;
     }
 
     fn wrote(&mut self, bytes: usize) {
@@ -540,20 +528,24 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_drain(cx))?;
-        Pin::new(&mut this.transport).poll_shutdown(cx)
+        if this.linger.is_none() {
+            ready!(this.poll_drain(cx))?;
+            ready!(Pin::new(&mut this.transport).poll_shutdown(cx))?;
+            // Else the request was answered before it had arrived in full, or cannot be told from one that was.
+            if matches!(this.remaining, Remaining::Exactly(0) | Remaining::Tunnel | Remaining::Streams) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        this.linger.get_or_insert_with(Linger::new).poll(&mut this.transport, cx)
     }
 }
 
 #[async_trait]
 impl<T: Transport> Shutdown for EdgeIo<T> {
     async fn shutdown(&mut self) {
-        // An error here is the client's connection being gone, which is what was asked for.
+        // An error here is the client's connection being gone, which is what was asked for. Pingora's HTTP/1 session does not
+        // come by here: it shuts down what it writes to, so that the lingering is in `poll_shutdown`.
         let _ = AsyncWriteExt::shutdown(self).await;
-        if !matches!(self.remaining, Remaining::Exactly(0) | Remaining::Tunnel) {
-            // The request was answered before it had arrived in full, or cannot be told from one that was.
-            let _ = pingora_timeout::timeout(LINGER, self.linger()).await;
-        }
     }
 }
 

@@ -71,6 +71,27 @@ fn body_larger_than_the_bound_is_413_by_counting() {
     assert_eq!(origin.count(), 1, "the origin has seen a whole request");
 }
 
+/// A socket that is closed with unread bytes in it sends a reset, which takes the answer with it.
+#[test]
+fn an_early_answer_reaches_a_client_that_is_still_sending() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&("[server]\nmax_body = \"1KiB\"\n".to_owned() + &everything_to(&[&origin], "")));
+    for framing in ["content-length: 1000000", "transfer-encoding: chunked"] {
+        let mut client = TcpStream::connect(gateway.http()).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
+        let chunk = format!("{:x}\r\n{}\r\n", 10_000, "x".repeat(10_000));
+        write!(client, "POST / HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n{chunk}").unwrap();
+        // The answer is here, and nobody has read it yet.
+        assert_eq!(client.peek(&mut [0]).unwrap(), 1, "{framing}");
+        for piece in 0..40 {
+            client.write_all(chunk.as_bytes()).unwrap_or_else(|e| panic!("{framing}, piece {piece}: {e}"));
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap_or_else(|e| panic!("{framing}: {e}"));
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"), "{framing}: {answer}");
+    }
+}
+
 #[test]
 fn route_has_its_own_body_bound() {
     let origin = Origin::start("a");
