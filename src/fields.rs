@@ -22,6 +22,13 @@ pub fn framing_is_clear(headers: &HeaderMap) -> bool {
     codings.next().is_none_or(plain) && codings.next().is_none()
 }
 
+/// Cookies as one line (RFC 9113 §8.2.3). `None` if there are none, or if they are no value of a field, which parts of values
+/// always are.
+pub fn one_cookie_line<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Option<HeaderValue> {
+    let parts: Vec<&[u8]> = parts.collect();
+    (!parts.is_empty()).then(|| HeaderValue::from_bytes(&parts.join(&b"; "[..])).ok())?
+}
+
 /// What may hold fields.
 pub trait Fields {
     fn map(&self) -> &HeaderMap;

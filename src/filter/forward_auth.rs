@@ -7,7 +7,7 @@ use super::header_edits::parse_name;
 use super::place::Place;
 use super::{BuildContext, Filter, FilterConfig, Flow, Phases, Problem, Step};
 use crate::fetch::{Endpoint, tls};
-use crate::fields::remove_alike;
+use crate::fields::{one_cookie_line, remove_alike};
 use crate::identity::Identity;
 use crate::rejection::{self, LocalResponse, Rejection};
 use crate::request::RequestCtx;
@@ -328,12 +328,12 @@ impl ForwardAuth {
         let mut headers = HeaderMap::with_capacity(self.headers.len().saturating_add(8));
         for name in &self.headers {
             let mut lines = head.headers.get_all(name).iter();
-            let (Some(first), more) = (lines.next(), lines) else { continue };
-            let mut value = first.clone();
-            // Only of `Cookie` there is more than one line, and they are one list (RFC 9113 section 8.2.3).
-            for line in more {
-                value = HeaderValue::from_bytes(&[value.as_bytes(), line.as_bytes()].join(&b"; "[..])).ok()?;
-            }
+            let Some(first) = lines.next() else { continue };
+            // Only of `Cookie` there is more than one line.
+            let value = match lines.next() {
+                None => first.clone(),
+                Some(_) => one_cookie_line(head.headers.get_all(name).iter().map(HeaderValue::as_bytes))?,
+            };
             headers.insert(name, value);
         }
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());

@@ -1,6 +1,7 @@
 //! Where credentials stand in the head of a request, and how they are taken out of it.
 
-use http::{HeaderName, HeaderValue, header};
+use crate::fields::one_cookie_line;
+use http::{HeaderName, header};
 use pingora::http::RequestHeader;
 
 /// A place of the head in which a filter looks for a credential.
@@ -39,8 +40,7 @@ pub(super) fn remove_cookie(head: &mut RequestHeader, name: &str) {
 
 /// Leaves only the pairs that are to stay, in one line.
 pub(super) fn keep_cookies(head: &mut RequestHeader, stays: impl Fn(&[u8]) -> bool) {
-    let kept: Vec<&[u8]> = cookies(head).filter(|pair| !pair.is_empty() && stays(pair)).collect();
-    let line = HeaderValue::from_bytes(&kept.join(&b"; "[..])).ok().filter(|_| !kept.is_empty());
+    let line = one_cookie_line(cookies(head).filter(|pair| !pair.is_empty() && stays(pair)));
     head.remove_header(&header::COOKIE);
     if let Some(line) = line {
         // Fails only when the map is full, and something has just been removed from it.

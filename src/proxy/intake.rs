@@ -193,9 +193,8 @@ fn join_cookies(head: &mut RequestHeader) {
     if head.version != Version::HTTP_2 || head.headers.get_all(header::COOKIE).iter().nth(1).is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(|crumb| crumb.as_bytes()).collect();
-    // Cannot fail: values with a semicolon and a space between them are one.
-    if let Ok(joined) = http::HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+    let crumbs = head.headers.get_all(header::COOKIE).iter().map(http::HeaderValue::as_bytes);
+    if let Some(joined) = fields::one_cookie_line(crumbs) {
         let _ = head.insert_header(header::COOKIE, joined);
     }
 }

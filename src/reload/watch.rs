@@ -94,7 +94,6 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
 /// The directory itself, or the nearest one above it, where its appearance is an event of one of the `known` names.
 fn nearest(directory: &Path, known: &mut HashSet<OsString>) -> PathBuf {
     let mut there = directory;
-    // The empty path is the current directory.
     while !there.as_os_str().is_empty()
         && !there.is_dir()
         && let (Some(parent), Some(name)) = (there.parent(), there.file_name())
@@ -102,7 +101,12 @@ fn nearest(directory: &Path, known: &mut HashSet<OsString>) -> PathBuf {
         known.insert(name.to_owned());
         there = parent;
     }
-    if there.as_os_str().is_empty() { PathBuf::from(".") } else { there.to_owned() }
+    or_here(there)
+}
+
+/// The empty path, which nobody can watch, is the current directory.
+fn or_here(directory: &Path) -> PathBuf {
+    if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() }
 }
 
 /// The most symbolic links on the way to a file, as for the kernel.
@@ -113,7 +117,7 @@ const LINKS_MAX: usize = 40;
 fn follow(path: &Path, known: &mut HashSet<OsString>, directories: &mut BTreeSet<PathBuf>) {
     let mut watch = |parent: &Path, name: &std::ffi::OsStr| {
         known.insert(name.to_owned());
-        directories.insert(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() });
+        directories.insert(or_here(parent));
     };
     let mut path = path.to_owned();
     for links in 0..LINKS_MAX {
