@@ -26,6 +26,7 @@ use super::purge::Purge;
 use super::url::base;
 use crate::clock::SharedClock;
 use crate::redis_link::{Access, Alive, Servers, slot_of, start};
+use crate::telemetry::histogram::Histogram;
 use crate::telemetry::metrics::Counter;
 use http::HeaderMap;
 use hub::{Announcement, Hub};
@@ -56,8 +57,8 @@ pub struct TierMetrics {
     pub dropped: Counter,
     /// Entries that were not what they said they were.
     pub corrupt: Counter,
-    /// Microseconds that look-ups took, of hits and misses together.
-    pub micros: Counter,
+    /// How long look-ups took, of hits and misses together.
+    pub lookups: Histogram,
 }
 
 enum Job {
@@ -176,7 +177,7 @@ impl RedisTier {
             metrics.failures.increment();
             return None;
         };
-        metrics.micros.add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        metrics.lookups.observe(begun.elapsed());
         if found.is_some() {
             metrics.hits.increment()
         } else {

@@ -86,6 +86,14 @@ fn what_one_gateway_has_fetched_the_others_need_not() {
         }
     }
     assert_eq!(origin.count(), 4, "one fetch of each variant");
+    // What look-ups cost is told of either tier: of Redis each, of memory one of sixteen.
+    let looked = |tier: &str| b.metric("gatewright_cache_tier_lookup_duration_seconds_count", &[("tier", tier)]);
+    let of_redis = ["hit", "miss"].map(|result| b.metric("gatewright_cache_redis_total", &[("result", result)]));
+    assert_eq!(looked("redis"), of_redis.iter().sum::<f64>());
+    eventually("a look-up in memory is timed", SOON, || {
+        status(&b, "/c/x/10");
+        looked("memory") >= 1.0
+    });
 }
 
 #[test]

@@ -320,7 +320,13 @@ fn cache(page: &mut Page, sample: &CacheSample) {
         for (result, counter) in counts {
             family.sample(&[result], counter.get());
         }
-        page.family(&t::CACHE_REDIS_TIME).sample(&[], Seconds(Duration::from_micros(metrics.micros.get())));
+    }
+    let mut family = page.family(&t::CACHE_TIER_TIME);
+    if let Some(memory) = &sample.memory {
+        family.histogram("memory", &memory.lookups);
+    }
+    if let Some(tier) = &sample.redis {
+        family.histogram("redis", &tier.metrics().lookups);
     }
 }
 

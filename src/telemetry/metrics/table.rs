@@ -181,8 +181,8 @@ metrics! {
         "Stored answers that went to make room (room), and new ones that were not worth what they would have pushed out (admission)";
     CACHE_REDIS = Counter "gatewright_cache_redis_total" ["result"]
         "What came of the cache's use of Redis: hit and miss of look-ups, failure (away or too slow), stored, dropped (no room for it), corrupt";
-    CACHE_REDIS_TIME = Counter "gatewright_cache_redis_seconds_total" []
-        "Time that look-ups in Redis took, of hits and misses together; divided by their number it is the latency of the tier";
+    CACHE_TIER_TIME = Histogram "gatewright_cache_tier_lookup_duration_seconds" ["tier"]
+        "Time that look-ups took, of hits and misses together: redis all that were answered, memory one of 16";
     CONNECTIONS_ACCEPTED = Counter "gatewright_listener_connections_accepted_total" ["listener"]
         "Connections that the listener has accepted";
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]
