@@ -134,3 +134,20 @@ fn no_bytes_break_the_check_of_chunks() {
 fn no_bytes_break_the_check_of_answers() {
     run("answer", targets::answer);
 }
+
+/// `make fuzz` builds with `--locked`: a dependency that only the main lock file knows would break it unnoticed.
+#[test]
+fn the_fuzzers_lock_file_knows_every_dependency() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| toml::from_str::<toml::Table>(&std::fs::read_to_string(root.join(path)).unwrap()).unwrap();
+    let (manifest, lock) = (read("Cargo.toml"), read("fuzz/Cargo.lock"));
+    let mut packages = lock["package"].as_array().unwrap().iter();
+    let gateway = packages.find(|package| package["name"].as_str() == Some("gatewright")).unwrap();
+    // A name that stands for several versions is followed by one.
+    let locked = gateway["dependencies"].as_array().unwrap().iter().filter_map(|name| name.as_str()?.split(' ').next());
+    let locked: std::collections::BTreeSet<&str> = locked.collect();
+    let optional = |dependency: &toml::Value| dependency.get("optional").is_some_and(|optional| optional.as_bool() == Some(true));
+    let dependencies = manifest["dependencies"].as_table().unwrap().iter().filter(|(_, dependency)| !optional(dependency));
+    let missing: Vec<&String> = dependencies.map(|(name, _)| name).filter(|name| !locked.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "run `cargo update --workspace --manifest-path fuzz/Cargo.toml`: {missing:?}");
+}
