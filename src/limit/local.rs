@@ -7,14 +7,17 @@
 //! bucket of their limit: they are counted, if together, and never exempt.
 //!
 //! The table belongs to the process, not to a snapshot, and an entry to what its limit means, so that a reload keeps all counts.
+//! So does the shared bucket, for as long as a snapshot has its limit.
 
 mod table;
 
 use super::{Decision, Limit, Moment, Shape, Standings, State};
 use crate::clock::SharedClock;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime};
 use table::{Place, Table};
 
@@ -32,8 +35,8 @@ pub struct LocalSet {
     scope: u128,
     /// One of them is counted by the calendar.
     calendar: bool,
-    /// The states of what has no place of its own in the table.
-    overflow: Mutex<Box<[State]>>,
+    /// For each limit the state of what has no place of its own in the table.
+    overflow: Box<[Arc<Mutex<State>>]>,
 }
 
 impl LocalSet {
@@ -58,6 +61,8 @@ pub struct LocalStore {
     epoch: Instant,
     seeds: [RandomState; 2],
     shards: Box<[Mutex<Table>]>,
+    /// The shared buckets that sets use, by scope and meaning: a set that is compiled anew goes on with those of the one before.
+    overflow: Mutex<HashMap<u128, Weak<Mutex<State>>>>,
     bytes: u64,
     evicted: AtomicU64,
     shared: AtomicU64,
@@ -78,7 +83,8 @@ impl LocalStore {
         let shards: Box<[_]> = (0..SHARDS).map(|_| Mutex::new(Table::new(each))).collect();
         let epoch = clock.now();
         let seeds = [RandomState::new(), RandomState::new()];
-        LocalStore { clock, epoch, seeds, shards, bytes, evicted: AtomicU64::new(0), shared: AtomicU64::new(0) }
+        let (evicted, shared) = (AtomicU64::new(0), AtomicU64::new(0));
+        LocalStore { clock, epoch, seeds, shards, overflow: Mutex::default(), bytes, evicted, shared }
     }
 
     /// What was asked for, in bytes.
@@ -97,12 +103,25 @@ impl LocalStore {
     /// Compiles limits for this store. Sets of the same scope share the counts of limits that mean the same.
     pub fn set(&self, scope: &str, limits: &[Limit]) -> LocalSet {
         let hashed = limits.iter().map(|limit| (limit.clone(), self.hash(limit.meaning().as_bytes())));
+        let (limits, scope): (Box<[_]>, _) = (hashed.collect(), self.hash(scope.as_bytes()));
         LocalSet {
-            limits: hashed.collect(),
-            scope: self.hash(scope.as_bytes()),
-            calendar: limits.iter().any(|limit| matches!(limit.shape, Shape::FixedWindow { .. })),
-            overflow: Mutex::new(vec![State::default(); limits.len()].into()),
+            overflow: limits.iter().map(|(_, meaning)| self.overflow(scope ^ meaning)).collect(),
+            calendar: limits.iter().any(|(limit, _)| matches!(limit.shape, Shape::FixedWindow { .. })),
+            limits,
+            scope,
         }
+    }
+
+    /// The shared bucket of a limit that means this in its scope.
+    fn overflow(&self, meaning: u128) -> Arc<Mutex<State>> {
+        let mut known = self.overflow.lock();
+        known.retain(|_, state| state.strong_count() > 0);
+        if let Some(state) = known.get(&meaning).and_then(Weak::upgrade) {
+            return state;
+        }
+        let state = Arc::default();
+        known.insert(meaning, Arc::downgrade(&state));
+        state
     }
 
     fn hash(&self, bytes: &[u8]) -> u128 {
@@ -245,18 +264,18 @@ struct Work<'a> {
 
 /// The shared bucket of each limit.
 struct Overflow<'a> {
-    states: &'a Mutex<Box<[State]>>,
+    states: &'a [Arc<Mutex<State>>],
     first: usize,
 }
 
 impl Overflow<'_> {
     fn get(&self, number: usize) -> State {
-        self.states.lock().get(self.first.saturating_add(number)).copied().unwrap_or_default()
+        self.states.get(self.first.saturating_add(number)).map(|state| *state.lock()).unwrap_or_default()
     }
 
     fn set(&self, number: usize, state: State) {
-        if let Some(slot) = self.states.lock().get_mut(self.first.saturating_add(number)) {
-            *slot = state;
+        if let Some(slot) = self.states.get(self.first.saturating_add(number)) {
+            *slot.lock() = state;
         }
     }
 }

@@ -98,8 +98,15 @@ fn when_everything_is_being_limited_newcomers_share_and_are_not_exempt() {
     let places = places(&store);
     assert!(first <= places + 1, "{first} admitted with room for {places}");
     assert!(first > places * 9 / 10, "{first} admitted with room for {places}");
-    let again = (0..total).filter(|n| admitted(&store.take(&set, &n.to_be_bytes(), 1))).count();
-    assert_eq!(again, 0);
+    let again = |set: &LocalSet| (0..total).filter(|n| admitted(&store.take(set, &n.to_be_bytes(), 1))).count();
+    assert_eq!(again(&set), 0);
+    // As a reload does it: the new set is there before the old one goes.
+    let reloaded = store.set("route", &[bucket(1, 3600, 1)]);
+    drop(set);
+    assert_eq!(again(&reloaded), 0, "the shared bucket was filled by a reload");
+    drop(reloaded);
+    store.set("other", &[bucket(1, 3600, 1)]);
+    assert_eq!(store.overflow.lock().len(), 1, "buckets of limits that are gone stay");
 }
 
 #[test]
