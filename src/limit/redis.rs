@@ -13,12 +13,12 @@ pub mod lease;
 mod script;
 mod worker;
 
+pub use debts::Debts;
 pub use script::{SCRIPT, lease_arguments};
 
 use super::{Decision, Limit, Shape, Source, Standing, Standings};
 use crate::redis_link::{Access, Alive, Node, Servers, slot_of, start};
 use crate::telemetry::metrics::RedisMetrics;
-use debts::Debts;
 use lease::{Book, Errand, Spent};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,8 +129,8 @@ impl Drop for Untold {
             _ if self.confirmed => {}
             Some((set, key, cost)) if !self.sent => self.shared.owe(&set, &key, cost),
             // Redis may have counted it: charged anew, it could count twice.
-            Some(_) => self.shared.metrics.lost_charges.increment(),
-            None => self.shared.metrics.lost_returns.increment(),
+            Some(_) => self.shared.metrics.lost.charges.increment(),
+            None => self.shared.metrics.lost.returns.increment(),
         }
     }
 }
@@ -179,7 +179,7 @@ struct Shared {
     least: u64,
     metrics: Arc<RedisMetrics>,
     gateways: AtomicU64,
-    debts: Debts,
+    debts: Arc<Debts>,
     book: Book,
     epoch: Instant,
     /// What the others know this gateway by.
@@ -199,7 +199,7 @@ impl Shared {
     /// Notes what is to be charged when the server is there again.
     fn owe(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) {
         if !self.debts.note(set, key, cost) {
-            self.metrics.lost_charges.increment();
+            self.metrics.lost.charges.increment();
         }
     }
 }
@@ -210,16 +210,17 @@ pub struct RedisStore {
 }
 
 impl RedisStore {
-    /// `gateways`: at least so many share it.
-    pub fn new(redis: Access, gateways: u64) -> Self {
+    /// `gateways`: at least so many share it. `debts`: what is owed there.
+    pub fn new(redis: Access, gateways: u64, debts: Arc<Debts>) -> Self {
+        let metrics = Arc::new(RedisMetrics::new(Arc::clone(debts.lost())));
         let shared = Arc::new(Shared {
             gateways: AtomicU64::new(gateways.max(1)),
             least: gateways.max(1),
             servers: Servers::new(redis.topology),
             timeout: redis.timeout,
             prefix: redis.prefix,
-            metrics: Arc::default(),
-            debts: Debts::default(),
+            metrics,
+            debts,
             book: Book::default(),
             epoch: Instant::now(),
             name: uuid::Uuid::now_v7().to_string(),
@@ -257,19 +258,19 @@ impl RedisStore {
         self.shared.book.held(self.shared.now()).1
     }
 
-    /// Gives leases back before the process ends, as far as that is done in a moment. What is not given back counts as used when it
-    /// expires.
+    /// Gives leases back and sends what waits to be charged before the process ends, as far as that is done in a moment. What is
+    /// not given back counts as used when it expires.
     pub fn close(&self) {
         let mut count = 0_u64;
         self.shared.book.surrender(self.shared.now(), |set, key, errand| {
             count = count.saturating_add(1);
             self.shared.run(set, key, errand);
         });
-        if count == 0 {
+        let waiting = || self.shared.servers.nodes().list().iter().any(|node| node.is_busy());
+        if count == 0 && !waiting() {
             return;
         }
         let begun = Instant::now();
-        let waiting = || self.shared.servers.nodes().list().iter().any(|node| node.is_busy());
         while waiting() && begun.elapsed() < CLOSING {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -2,10 +2,11 @@
 
 use super::Limit;
 use super::local::LocalStore;
-use super::redis::RedisStore;
+use super::redis::{Debts, RedisStore};
 use crate::clock::SharedClock;
 use crate::redis_link::Access;
 use crate::state::StatePool;
+use crate::telemetry::metrics::RedisLost;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -27,6 +28,8 @@ pub struct Stores {
 
 /// The key of the local store in the state pool.
 const LOCAL: &str = "limits";
+/// The key of what is counted as lost.
+const LOST: &str = "limits";
 
 impl Stores {
     /// `redis`: where the shared store would be, and how many gateways share it at least.
@@ -38,7 +41,13 @@ impl Stores {
     pub fn redis(&self, state: &StatePool) -> Option<&Arc<RedisStore>> {
         let (access, gateways) = self.place.as_ref()?;
         let identity = format!("{} {gateways}", access.identity());
-        let make = || state.get_or_create(&identity, || RedisStore::new(access.clone(), *gateways));
+        // What is owed stays so, however else the same Redis is used; what was lost goes on being counted, whatever Redis it is.
+        let creditor = format!("{} {}", access.topology.identity(), access.prefix);
+        let make = || {
+            let lost = state.get_or_create(LOST, RedisLost::default);
+            let debts = state.get_or_create(&creditor, || Debts::new(lost));
+            state.get_or_create(&identity, || RedisStore::new(access.clone(), *gateways, debts))
+        };
         Some(self.redis.get_or_init(make))
     }
 

@@ -2,9 +2,13 @@
 //!
 //! For each key the uses are counted by the limits themselves, so that what has been given back by time is not charged.
 //! Bounded: keys beyond the bound are not noted, which lets each of them have this gateway's share once more.
+//!
+//! It belongs to the Redis that it is owed to, not to a snapshot: a reload that changes how that Redis is used forgets nothing. What
+//! is still owed when no snapshot has that Redis any more is lost, and counted so.
 
 use super::SharedSet;
 use crate::limit::{LIMITS_MAX, Moment, State};
+use crate::telemetry::metrics::RedisLost;
 use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -17,6 +21,7 @@ pub const KEYS_MAX: usize = 100_000;
 pub struct Debts {
     epoch: Instant,
     noted: Mutex<Noted>,
+    lost: Arc<RedisLost>,
 }
 
 type Noted = HashMap<(usize, Box<[u8]>), Debt, foldhash::quality::RandomState>;
@@ -33,13 +38,16 @@ pub struct Charge {
     pub costs: ArrayVec<u64, LIMITS_MAX>,
 }
 
-impl Default for Debts {
-    fn default() -> Self {
-        Debts { epoch: Instant::now(), noted: Mutex::default() }
-    }
-}
-
 impl Debts {
+    /// `lost` counts what is never told.
+    pub fn new(lost: Arc<RedisLost>) -> Self {
+        Debts { epoch: Instant::now(), noted: Mutex::default(), lost }
+    }
+
+    pub fn lost(&self) -> &Arc<RedisLost> {
+        &self.lost
+    }
+
     fn now(&self) -> Moment {
         let nanos = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -48,6 +56,15 @@ impl Debts {
 
     /// Whether there was room for it.
     pub fn note(&self, set: &Arc<SharedSet>, key: &[u8], cost: u64) -> bool {
+        self.note_each(set, key, std::iter::repeat(cost))
+    }
+
+    /// What was collected and never sent is owed as before; whether there was room for it.
+    pub fn put_back(&self, charge: &Charge) -> bool {
+        self.note_each(&charge.set, &charge.key, charge.costs.iter().copied())
+    }
+
+    fn note_each(&self, set: &Arc<SharedSet>, key: &[u8], costs: impl Iterator<Item = u64>) -> bool {
         let now = self.now();
         let mut noted = self.noted.lock();
         let full = noted.len() >= KEYS_MAX;
@@ -59,7 +76,7 @@ impl Debts {
         let debt = noted
             .entry(id)
             .or_insert_with(|| Debt { set: Arc::clone(set), states: set.limits.iter().map(|_| State::default()).collect() });
-        for (limit, state) in set.limits.iter().zip(&mut debt.states) {
+        for ((limit, state), cost) in set.limits.iter().zip(&mut debt.states).zip(costs) {
             // What is known too late to be refused may be more than there is.
             let cost = cost.min(limit.standing(state, now).remaining);
             if let Ok(next) = limit.take(state, now, cost) {
@@ -95,6 +112,16 @@ impl Debts {
     }
 }
 
+impl Drop for Debts {
+    fn drop(&mut self) {
+        let left = self.collect(|_, _| true).len();
+        if left > 0 {
+            self.lost.charges.add(u64::try_from(left).unwrap_or(u64::MAX));
+            log::warn!("{left} keys are not charged in Redis for what was admitted without it: it is not used any more");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,7 +131,7 @@ mod tests {
     fn only_what_time_has_not_given_back_is_charged() {
         let limit = |per, number| Limit { name: "t".into(), shape: Shape::TokenBucket { per, capacity: number }, number };
         let set = Arc::new(SharedSet::new("route:a", &[limit(1_000_000, 10), limit(3_600_000_000_000, 10)], 0));
-        let debts = Debts::default();
+        let debts = Debts::new(Arc::default());
         assert!((0..4).all(|_| debts.note(&set, b"k", 1)));
         assert!(debts.note(&set, b"other", 3));
         let end = Instant::now() + std::time::Duration::from_millis(2);

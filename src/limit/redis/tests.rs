@@ -1,19 +1,23 @@
 //! What Redis is told while nobody waits: whatever becomes of it, it is owed or counted as lost.
 
+use super::debts::Charge;
+use super::worker::Owed;
 use super::*;
+use crate::limit::stores::Stores;
 use crate::limit::{Limit, Shape};
+use crate::state::StatePool;
 use redis::Value;
 
 fn store() -> (RedisStore, Arc<SharedSet>) {
     let shape = Shape::TokenBucket { per: 3_600_000_000_000, capacity: 10 };
     let set = SharedSet::new("route:a", &[Limit { name: "t".into(), shape, number: 10 }], 0);
-    (RedisStore::new(Access::nowhere(), 1), Arc::new(set))
+    (RedisStore::new(Access::nowhere(), 1, Arc::new(Debts::new(Arc::default()))), Arc::new(set))
 }
 
 /// What is owed of all keys, and what was lost: charges and uses given back.
 fn books(store: &RedisStore) -> (Vec<u64>, u64, u64) {
     let owed = store.shared.debts.collect(|_, _| true).iter().map(|charge| charge.costs[0]).collect();
-    (owed, store.metrics().lost_charges.get(), store.metrics().lost_returns.get())
+    (owed, store.metrics().lost.charges.get(), store.metrics().lost.returns.get())
 }
 
 fn charge(store: &RedisStore, set: &Arc<SharedSet>) -> Question {
@@ -62,7 +66,64 @@ fn keys_beyond_the_bound_of_debts_are_counted_as_lost() {
         store.owe(&set, &key.to_be_bytes(), 1);
     }
     store.owe(&set, &7_usize.to_be_bytes(), 1);
-    assert_eq!(store.metrics().lost_charges.get(), 0);
+    assert_eq!(store.metrics().lost.charges.get(), 0);
     store.owe(&set, b"one more", 1);
-    assert_eq!(store.metrics().lost_charges.get(), 1);
+    assert_eq!(store.metrics().lost.charges.get(), 1);
+}
+
+#[test]
+fn what_is_told_in_vain_is_owed_again_or_counted_as_lost() {
+    let (store, set) = store();
+    let charge = || Charge { set: Arc::clone(&set), key: b"k".as_slice().into(), costs: [4].into_iter().collect() };
+    let owed = |sent| Owed { shared: &store.shared, charge: Some(charge()), sent };
+    drop(owed(false));
+    assert_eq!(books(&store), (vec![4], 0, 0), "never sent");
+    drop(owed(true));
+    assert_eq!(books(&store), (vec![], 1, 0), "Redis may have counted it");
+    let error = |text: &str| {
+        let text = format!("-{text}\r\n");
+        redis::parse_redis_value(text.as_bytes()).unwrap()
+    };
+    assert!(store.shared.told(owed(true), &error("NOSCRIPT No matching script.")).is_some());
+    assert_eq!(books(&store), (vec![4], 1, 0), "the script was not there, nor is it sent anew");
+    assert!(store.shared.told(owed(true), &error("MOVED 7 10.0.0.1:6379")).is_none());
+    assert_eq!(books(&store), (vec![4], 1, 0), "another server has the key");
+    assert!(store.shared.told(owed(true), &error("OOM command not allowed")).is_none());
+    assert_eq!(books(&store), (vec![], 2, 0), "refused");
+    assert!(store.shared.told(owed(true), &Value::Array(vec![])).is_none());
+    assert_eq!(books(&store), (vec![], 2, 0), "told");
+}
+
+#[test]
+fn what_is_owed_outlives_a_reload_or_is_counted_as_lost() {
+    let state = StatePool::new();
+    let reload = |access: Access, gateways| {
+        let stores = Stores::new(0, Some((access, gateways)));
+        Arc::clone(stores.redis(&state).unwrap())
+    };
+    let (_, set) = store();
+    let first = reload(Access::nowhere(), 1);
+    first.owe(&set, b"k", 3);
+    let more = reload(Access::nowhere(), 2);
+    drop(first);
+    assert_eq!(books(&more), (vec![3], 0, 0), "another number of gateways");
+    more.owe(&set, b"k", 3);
+    let slower = reload(Access { timeout: Duration::from_millis(77), ..Access::nowhere() }, 2);
+    drop(more);
+    assert_eq!(books(&slower), (vec![3], 0, 0), "another timeout");
+    slower.owe(&set, b"k", 3);
+    let elsewhere = reload(Access { prefix: "other".into(), ..Access::nowhere() }, 2);
+    assert_eq!(books(&elsewhere), (vec![], 0, 0), "nothing is owed there");
+    drop(slower);
+    assert_eq!(books(&elsewhere), (vec![], 1, 0), "the counters go on");
+}
+
+#[test]
+fn the_end_waits_for_charges_that_are_queued() {
+    let (store, _) = store();
+    // Its one question is never taken.
+    store.shared.servers.only_full();
+    let begun = Instant::now();
+    store.close();
+    assert!(begun.elapsed() >= CLOSING, "charges that wait were left behind");
 }

@@ -220,42 +220,68 @@ impl Shared {
     async fn settle(&self, server: &Server<()>, link: &mut ScriptLink) -> Result<(), Broken> {
         let cluster = self.servers.topology.is_cluster();
         let charges = self.debts.collect(|set, key| !cluster || self.servers.has(server, || set.slot(key)));
-        let lost = |count: usize| self.metrics.lost_charges.add(u64::try_from(count).unwrap_or(u64::MAX));
-        let mut left = charges.len();
-        for part in charges.chunks(BATCH) {
-            // Of those that were under way Redis may have counted some.
-            lost(self.tell(link, part).await.inspect_err(|_| lost(left))?);
-            left = left.saturating_sub(part.len());
+        let owed = charges.into_iter().map(|charge| Owed { shared: self, charge: Some(charge), sent: false });
+        // Made at once, so that none is forgotten if this ends in the middle.
+        let mut owed = owed.collect::<Vec<_>>().into_iter();
+        while !owed.as_slice().is_empty() {
+            self.tell(link, owed.by_ref().take(BATCH).collect()).await?;
         }
         Ok(())
     }
 
-    /// One round trip; returns how many of the charges were refused.
-    async fn tell(&self, link: &mut ScriptLink, charges: &[Charge]) -> Result<usize, Broken> {
-        let mut charges: Vec<&Charge> = charges.iter().collect();
-        let mut refused = 0_usize;
+    /// One round trip.
+    async fn tell(&self, link: &mut ScriptLink, mut charges: Vec<Owed<'_>>) -> Result<(), Broken> {
         // Twice: Redis may have lost the script.
         for _ in 0..2 {
             let mut pipeline = Pipeline::with_capacity(charges.len());
-            for charge in &charges {
-                link.charge(&mut pipeline, self, &charge.set, &charge.key, &charge.costs);
-            }
-            let replies = link.send(&pipeline, charges.len()).await?;
-            let mut again = Vec::new();
-            for (charge, reply) in charges.into_iter().zip(replies) {
-                match reply {
-                    Value::ServerError(error) if error.code() == "NOSCRIPT" => again.push(charge),
-                    Value::ServerError(_) => refused = refused.saturating_add(1),
-                    _ => {}
+            for owed in &mut charges {
+                if let Some(charge) = &owed.charge {
+                    link.charge(&mut pipeline, self, &charge.set, &charge.key, &charge.costs);
+                    owed.sent = true;
                 }
             }
-            charges = again;
+            let replies = link.send(&pipeline, charges.len()).await?;
+            charges = charges.into_iter().zip(replies).filter_map(|(owed, reply)| self.told(owed, &reply)).collect();
             if charges.is_empty() {
                 break;
             }
             link.load().await?;
         }
-        Ok(refused.saturating_add(charges.len()))
+        Ok(())
+    }
+
+    /// Returns what is to be told anew, to the same server.
+    pub(super) fn told<'a>(&self, mut owed: Owed<'a>, reply: &Value) -> Option<Owed<'a>> {
+        let Value::ServerError(error) = reply else {
+            owed.charge = None;
+            return None;
+        };
+        let moved = Redirection::of(error, "").is_some();
+        // None of these has done anything.
+        owed.sent = !(moved || matches!(error.code(), "NOSCRIPT" | "TRYAGAIN"));
+        if moved {
+            self.servers.suspect();
+        }
+        (error.code() == "NOSCRIPT").then_some(owed)
+    }
+}
+
+/// A charge on its way. One that is dropped before it is told is still owed, unless Redis may have counted it: charged anew, it could
+/// count twice.
+pub(super) struct Owed<'a> {
+    pub shared: &'a Shared,
+    /// `None`: told.
+    pub charge: Option<Charge>,
+    pub sent: bool,
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        if let Some(charge) = self.charge.take()
+            && (self.sent || !self.shared.debts.put_back(&charge))
+        {
+            self.shared.metrics.lost.charges.increment();
+        }
     }
 }
 

@@ -256,8 +256,8 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
         page.family(&t::REDIS_FALLBACKS).sample(&[], redis.fallbacks.get());
         page.family(&t::REDIS_ERRORS).sample(&[], redis.errors.get());
         let mut family = page.family(&t::REDIS_LOST);
-        family.sample(&["charge"], redis.lost_charges.get());
-        family.sample(&["return"], redis.lost_returns.get());
+        family.sample(&["charge"], redis.lost.charges.get());
+        family.sample(&["return"], redis.lost.returns.get());
     }
 }
 

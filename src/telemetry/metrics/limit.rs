@@ -28,13 +28,23 @@ pub struct RedisMetrics {
     pub fallbacks: Counter,
     /// Answers that were errors, or that made no sense.
     pub errors: Counter,
+    pub lost: Arc<RedisLost>,
+}
+
+/// What Redis was to be told and does not know for certain; goes on when a reload names another Redis.
+#[derive(Debug, Default)]
+pub struct RedisLost {
     /// Charges that it was not told of, or has not confirmed.
-    pub lost_charges: Counter,
+    pub charges: Counter,
     /// Uses of refused requests that it was not told to give back, or has not confirmed.
-    pub lost_returns: Counter,
+    pub returns: Counter,
 }
 
 impl RedisMetrics {
+    pub fn new(lost: Arc<RedisLost>) -> Self {
+        RedisMetrics { lost, ..RedisMetrics::default() }
+    }
+
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
     }
