@@ -89,10 +89,13 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
                 headers
                     .append(header, HeaderValue::from_str(value).map_err(|_| format!("`{value}` is not the value of a header"))?);
             }
-            (_, Some(("claim", claim))) => ClaimPath::parse(claim)?.put(&mut claims, Value::from(value.as_str())),
+            (_, Some(("claim", claim))) => {
+                let (claim, value) = claim_of(claim, value)?;
+                claim.put(&mut claims, value);
+            }
             _ => {
                 return Err(format!(
-                    "`{name}` is no fact: give address, consumer, subject, credential, tier, header:NAME or claim:NAME"
+                    "`{name}` is no fact: give address, consumer, subject, credential, tier, header:NAME, claim:NAME or claim:NAME: with JSON"
                 ));
             }
         }
@@ -119,6 +122,13 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
         }));
     }
     Ok((route, ctx, headers, addressed))
+}
+
+/// `NAME` has a text; `NAME:`, which operators write as `claim:NAME:=JSON`, has any value.
+fn claim_of(name: &str, value: &str) -> Result<(ClaimPath, Value), String> {
+    let Some(name) = name.strip_suffix(':') else { return Ok((ClaimPath::parse(name)?, Value::from(value))) };
+    let json = serde_json::from_str(value);
+    Ok((ClaimPath::parse(name)?, json.map_err(|why| format!("`{value}` is not JSON: {why}; for a text give claim:{name}=..."))?))
 }
 
 /// Who is no consumer, as an identity has it.
@@ -153,6 +163,18 @@ mod tests {
         let wanted = [("route", "a"), ("header:x-key", "1&2"), ("flag", ""), ("address", "2001:db8::1")];
         assert_eq!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect::<Vec<_>>(), wanted);
         assert!(pairs(None).is_empty());
+    }
+
+    #[test]
+    fn a_claim_is_a_text_unless_it_is_written_as_json() {
+        let read = |name: &str, value: &str| claim_of(name, value).map(|(_, value)| value);
+        assert_eq!(read("tenant", "7").unwrap(), json!("7"));
+        for (written, value) in [("7", json!(7)), ("true", json!(true)), ("[1,\"a\"]", json!([1, "a"])), ("\"7\"", json!("7"))] {
+            assert_eq!(read("tenant:", written).unwrap(), value);
+        }
+        assert_eq!(claim_of("a.b:", "7").unwrap().0, ClaimPath::parse("a.b").unwrap());
+        assert!(read("tenant:", "acme").unwrap_err().contains("for a text give claim:tenant="));
+        assert!(read(":", "7").unwrap_err().contains("is not the name of a claim"));
     }
 
     #[test]

@@ -43,7 +43,7 @@ enum LimitVerb {
 struct KeyArgs {
     /// The name of the route
     route: String,
-    /// What the route counts by: address=192.0.2.7, consumer=acme, subject=jwt:main:alice, credential=..., header:x-key=..., claim:org=...; and tier=gold
+    /// What the route counts by: address=192.0.2.7, consumer=acme, subject=jwt:main:alice, credential=..., header:x-key=..., claim:org=... (claim:org:=7 and so on, by its JSON, if it is no text); and tier=gold
     #[arg(value_name = "FACT=VALUE", value_parser = fact)]
     facts: Vec<(String, String)>,
 }

@@ -6,7 +6,7 @@ use crate::support::h2::{H2Client, H2Origin, grpc};
 use crate::support::raw::{Client, get, request, send};
 use crate::support::redis::Redis;
 use crate::support::tokens::Signer;
-use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, runtime, upstream};
+use crate::support::{Answer, Gate, Gateway, Origin, SOON, Script, eventually, everything_to, runtime, upstream};
 use std::time::Duration;
 
 const PASSWORD: &str = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
@@ -155,6 +155,11 @@ fn callers_are_counted_by_a_claim_inside_another() {
     assert_eq!(statuses(serde_json::json!({ "org": "acme" })), [429, 429, 429], "who lacks it shares one count");
     let shown = run(&["limit", "--admin", &gateway.admin.argument(), "show", "a", "claim:realm_access.org=acme"]);
     assert!(shown.stdout.contains("t:acme") && shown.stdout.contains("0 left (limit 2)"), "{shown:?}");
+    let number = |verb| run(&["limit", "--admin", &gateway.admin.argument(), verb, "a", "claim:realm_access.org:=7"]);
+    let shown = number("show");
+    assert!(shown.stdout.contains("j:7") && shown.stdout.contains("0 left (limit 2)"), "{shown:?}");
+    assert_eq!(number("reset").code, Some(0));
+    assert_eq!(statuses(of(7.into())), [200, 200, 429], "it was not reset");
 }
 
 #[test]
@@ -171,13 +176,25 @@ fn a_listener_has_a_shield_of_its_own() {
     assert_eq!(gateway.metric("gatewright_listener_requests_refused_total", &[("listener", "http")]), 10.0);
 }
 
+/// A request to `/slow` is answered when the gate is open, any other at once.
+pub fn held_by(gate: &Gate) -> Answer {
+    let gate = gate.clone();
+    Answer::Script(Script(std::sync::Arc::new(move |request| {
+        if request.request_line().contains(" /slow ") {
+            gate.pass();
+        }
+        Some(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec())
+    })))
+}
+
 #[test]
 fn an_estimate_of_requests_under_way_refuses_what_is_too_much() {
     let origin = Origin::start("app");
     let mut config = everything_to(&[&origin], "");
     config.push_str("filters = [{ concurrency = { by = 'route', most = 2, count = 'estimate' } }]\n");
     let gateway = Gateway::start(&config);
-    origin.answer(Answer::Delay(Duration::from_millis(1_000)));
+    let gate = Gate::default();
+    origin.answer(held_by(&gate));
     let mut clients: Vec<Client> = (0..2).map(|_| Client::connect(gateway.http())).collect();
     for client in &mut clients {
         client.send(request("GET", "/slow", &[], b""));
@@ -185,6 +202,7 @@ fn an_estimate_of_requests_under_way_refuses_what_is_too_much() {
     let under_way = || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]);
     eventually("two under way", SOON, || under_way() == 2.0);
     assert_eq!(get(gateway.http(), "/x").code(), "concurrency_limited");
+    gate.open();
     clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 200));
     eventually("places are given back", SOON, || get(gateway.http(), "/x").status == 200);
 }
