@@ -56,7 +56,7 @@ pub struct ListenerConfig {
     #[serde(default = "header_timeout")]
     pub header_timeout: Located<Duration>,
     /// How long a request body may pause, from 100ms to 1h. Afterwards the answer is 408 `request_timeout` and the connection
-    /// is closed. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
+    /// is closed. A client that waits for `100 Continue` does not pause. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
     #[serde(default = "body_timeout")]
     pub body_timeout: Located<Duration>,
     /// The slowest that a request body may come on average, in bytes for each second; `"0B"` is without bound. All pauses of a

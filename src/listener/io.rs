@@ -118,6 +118,8 @@ pub struct EdgeIo<T> {
     transport: T,
     read: BytesMut,
     remaining: Remaining,
+    /// The client waits for `100 Continue` or an answer before it sends the body (RFC 9110 §10.1.1): nobody waits for the client.
+    awaits_continue: bool,
     chunks: ChunkScanner,
     write: WriteBuffer,
     ending: Ending,
@@ -149,6 +151,7 @@ impl<T: Transport> EdgeIo<T> {
             transport,
             read: BytesMut::new(),
             remaining: Remaining::Exactly(0),
+            awaits_continue: false,
             chunks: ChunkScanner::new(),
             write: WriteBuffer::new(),
             ending: Ending::new(),
@@ -275,6 +278,7 @@ impl<T: Transport> EdgeIo<T> {
             Framing::Length(length) => Remaining::Exactly(length),
             Framing::None => Remaining::Exactly(0),
         };
+        self.awaits_continue = head.expect_continue;
         self.chunks = ChunkScanner::keeping(head.framing == Framing::Chunked);
         self.reading.reset(self.bounds.body);
         self.writing.reset(self.bounds.write);
@@ -349,6 +353,8 @@ impl<T: Transport> EdgeIo<T> {
     /// The session waits for bytes that the client does not send.
     fn poll_sender_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (tolerance, fault) = match self.remaining {
+            // How long that may last is the business of the upstream's timeouts.
+            Remaining::Exactly(_) | Remaining::Chunked if self.awaits_continue => return Poll::Pending,
             Remaining::Exactly(_) | Remaining::Chunked => (self.bounds.body, Fault::SlowBody),
             Remaining::Tunnel => (self.bounds.tunnel, Fault::IdleTunnel),
             Remaining::Upgrade | Remaining::Streams => return Poll::Pending,
@@ -363,6 +369,7 @@ impl<T: Transport> EdgeIo<T> {
             Poll::Pending => self.poll_sender_too_slow(cx),
             Poll::Ready(Ok(())) => {
                 let read = out.filled().len().saturating_sub(before);
+                self.awaits_continue = false;
                 match self.remaining {
                     Remaining::Tunnel => self.reading.renew(self.bounds.tunnel),
                     _ => self.reading.progress(read, self.bounds.body),
@@ -500,7 +507,10 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
         if this.remaining == Remaining::Upgrade {
             this.see_upgrade(data);
         }
-        // Pingora writes a head at once.
+        // Pingora writes a head at once. Other interim responses say nothing of the body.
+        if this.awaits_continue && (data.starts_with(b"HTTP/1.1 100") || !data.starts_with(b"HTTP/1.1 1")) {
+            this.awaits_continue = false;
+        }
         if date::is_final_head(data)
             && let Some(date) = this.faults.date()
         {

@@ -1,10 +1,10 @@
 //! Everything that a client can make large or slow has a bound, and each bound its answer.
 
 use crate::support::raw::{Client, get, request, send};
-use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use crate::support::{Answer, Gate, Gateway, Origin, SOON, eventually, everything_to};
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -220,6 +220,65 @@ fn body_that_drips_is_408_however_it_drips() {
         }
         assert_eq!(client.response().status, 200, "without a rate only pauses count");
     }
+}
+
+/// An origin whose one connection gets a request head, and its `100 Continue` when the gate is open.
+fn continues_late(gate: &Gate) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, gate) = (listener.local_addr().unwrap(), gate.clone());
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut heard = Vec::new();
+        let mut read_to = |stream: &mut TcpStream, end: &[u8]| {
+            let mut piece = [0; 1024];
+            while !heard.ends_with(end) {
+                match stream.read(&mut piece) {
+                    Ok(n @ 1..) => heard.extend_from_slice(&piece[..n]),
+                    _ => return,
+                }
+            }
+        };
+        read_to(&mut stream, b"\r\n\r\n");
+        gate.pass();
+        let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        read_to(&mut stream, b"body");
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    });
+    address
+}
+
+#[test]
+fn client_that_waits_for_100_continue_is_not_slow() {
+    const EXPECT: &str = "POST / HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n";
+    let start = |gate: &Gate, timeouts: &str| {
+        Gateway::start(&format!(
+            "[listeners.http]\naddress = \"127.0.0.1:0\"\nbody_timeout = \"100ms\"\n[upstreams.app]\nendpoints = [\"{}\"]\n{timeouts}\n\
+             [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n",
+            continues_late(gate)
+        ))
+    };
+    let gate = Gate::default();
+    let gateway = start(&gate, "");
+    let mut client = Client::connect(gateway.http());
+    client.send(EXPECT);
+    assert!(!client.closed_or_answered(Duration::from_secs(1)), "it was cut off: {:?}", client.response());
+    gate.open();
+    assert!(client.closed_or_answered(SOON));
+    let answer = client.send("body").response();
+    assert_eq!((answer.status, answer.interim.as_slice()), (200, &[100][..]));
+
+    // Told to go on, it is as bound as any other.
+    let gateway = start(&gate, "");
+    let mut client = Client::connect(gateway.http());
+    client.send(EXPECT);
+    let answer = client.response();
+    assert_eq!((answer.status, answer.interim.as_slice()), (408, &[100][..]));
+
+    // An upstream that says nothing is cut off by its own bounds.
+    let gateway = start(&Gate::default(), "timeouts = { read = \"500ms\" }\nretry = { attempts = 1 }");
+    let mut client = Client::connect(gateway.http());
+    assert_eq!(client.send(EXPECT).response().status, 504);
+    assert_eq!(cut(&gateway, "slow_body"), 0.0);
 }
 
 #[test]
