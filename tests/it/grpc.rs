@@ -163,12 +163,18 @@ fn http1_and_http2_clients_reach_http1_origins() {
     assert_eq!(get(gateway.http(), "/").status, 200);
     runtime().block_on(async {
         let client = H2Client::plain(gateway.http()).await;
-        for _ in 0..19 {
-            assert_eq!(client.get("/").await.unwrap().status, 200);
+        // A connection is back in the pool a moment after its answer is: on a busy machine the next request may find none and
+        // open one, so that the best of a few rounds counts. Without a pool each request of each round opens one.
+        let mut opened = Vec::new();
+        while !opened.iter().any(|opened| *opened <= 4) {
+            let before = origin.connections();
+            for _ in 0..20 {
+                assert_eq!(client.get("/").await.unwrap().status, 200);
+            }
+            opened.push(origin.connections() - before);
+            assert!(opened.len() < 10, "connections for 20 requests in turn, by round: {opened:?}");
         }
     });
-    // A connection is back in the pool a moment after its answer is: the next request may find none and open one.
-    assert!(origin.connections() <= 4, "{} connections for 20 requests in turn", origin.connections());
 }
 
 /// A call as a browser makes it.

@@ -1,9 +1,10 @@
 //! Limits through the real binary: what clients are told, what a reload keeps, and what Redis may do without anybody
 //! getting an error.
 
+use crate::limits_kinds::held_by;
 use crate::support::raw::{Client, get, request, send};
 use crate::support::redis::Redis;
-use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, exclusive};
+use crate::support::{Gate, Gateway, Origin, SOON, eventually, everything_to, exclusive};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -34,27 +35,27 @@ fn a_client_that_waits_as_long_as_it_is_told_is_admitted() {
     let gateway = Gateway::start(&route(
         "login",
         "/login",
-        "{ rate_limit = { by = 'address', limits = [{ rate = '6/12s', burst = 3 }] } }",
+        "{ rate_limit = { by = 'address', limits = [{ rate = '6/50s', burst = 3 }] } }",
     ));
     let address = gateway.http();
     for left in [2, 1, 0] {
         let response = get(address, "/login");
         assert_eq!(response.status, 200);
-        assert_eq!(response.header("ratelimit-policy"), Some("\"6/12s\";q=6;w=12"));
-        assert!(response.header("ratelimit").unwrap().starts_with(&format!("\"6/12s\";r={left};t=")), "{response:?}");
+        assert_eq!(response.header("ratelimit-policy"), Some("\"6/50s\";q=6;w=50"));
+        assert!(response.header("ratelimit").unwrap().starts_with(&format!("\"6/50s\";r={left};t=")), "{response:?}");
     }
     let response = get(address, "/login");
     assert_eq!((response.status, response.code().as_str()), (429, "rate_limited"));
-    assert_eq!(response.json()["limit"], "6/12s");
+    assert_eq!(response.json()["limit"], "6/50s");
     assert_eq!(response.header("content-type"), Some("application/problem+json"));
     let told: u64 = response.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=2).contains(&told), "{told}");
-    assert_eq!(response.header("ratelimit"), Some(format!("\"6/12s\";r=0;t={told}").as_str()));
+    assert!((1..=9).contains(&told), "{told}");
+    assert_eq!(response.header("ratelimit"), Some(format!("\"6/50s\";r=0;t={told}").as_str()));
     std::thread::sleep(Duration::from_secs(told));
     assert_eq!(get(address, "/login").status, 200);
     gateway.logged("the refusal", |line| line["status"] == 429 && line["rejection"] == "rate_limited");
     let decisions = |decision| {
-        gateway.metric("gatewright_limit_decisions_total", &[("route", "login"), ("limit", "6/12s"), ("decision", decision)])
+        gateway.metric("gatewright_limit_decisions_total", &[("route", "login"), ("limit", "6/50s"), ("decision", decision)])
     };
     assert_eq!((decisions("allowed"), decisions("refused")), (4.0, 1.0));
 }
@@ -104,7 +105,8 @@ fn no_more_requests_are_under_way_than_may_and_the_queue_lets_the_next_in() {
     config.push_str("filters = [{ concurrency = { by = 'route', most = 2, queue = { size = 1, timeout = '10s' } } }]\n");
     let gateway = Gateway::start(&config);
     let address = gateway.http();
-    origin.answer(Answer::Delay(Duration::from_millis(1_500)));
+    let gate = Gate::default();
+    origin.answer(held_by(&gate));
     let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(address)).collect();
     for client in &mut clients {
         client.send(request("GET", "/slow", &[], b""));
@@ -114,10 +116,11 @@ fn no_more_requests_are_under_way_than_may_and_the_queue_lets_the_next_in() {
     let refused = get(address, "/x");
     assert_eq!((refused.status, refused.code().as_str()), (429, "concurrency_limited"));
     assert!(refused.header("retry-after").is_some());
+    gate.open();
     for client in &mut clients {
         assert_eq!(client.response().status, 200);
     }
-    assert_eq!(get(address, "/x").status, 200, "places are given back");
+    eventually("places are given back", SOON, || get(address, "/x").status == 200);
 }
 
 fn with_redis(redis: &Redis, more: &str, on_error: &str) -> String {
@@ -211,7 +214,7 @@ fn four_gateways_together_admit_what_one_bucket_would() {
 #[test]
 fn redis_and_the_local_store_tell_the_same() {
     let redis = Redis::start();
-    let limits = "[{ rate = '5/2s', algorithm = 'sliding_window' }, { rate = '7/20s', burst = 6 }, { quota = '100/1m' }, { quota = '100/1h' }, \
+    let limits = "[{ rate = '5/8s', algorithm = 'sliding_window' }, { rate = '7/20s', burst = 6 }, { quota = '100/1m' }, { quota = '100/1h' }, \
                   { quota = '100/1d' }, { quota = '100/1mo' }]";
     let filter = |store: &str| {
         format!("{{ rate_limit = {{ by = 'address', limits = {limits}, store = '{store}', on_error = 'closed' }} }}")
@@ -244,7 +247,7 @@ fn redis_and_the_local_store_tell_the_same() {
         }
     }
     let wait = get(address, "/there").header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=3).contains(&wait), "{wait}");
+    assert!((1..=9).contains(&wait), "{wait}");
     std::thread::sleep(Duration::from_secs(wait));
     assert_eq!(told("/there").0, 200, "the sliding window in Redis gave nothing back");
 }
@@ -370,10 +373,13 @@ fn whatever_befalls_redis_no_client_gets_an_error() {
     let told = logged.lines().filter(|line| line.contains("Redis is reachable")).count();
     assert_eq!(told as f64, changes("up"), "one line for each recovery\n{logged}");
     assert!(gateway.metric("gatewright_redis_leased_total", &[]) > 0.0, "nothing was leased");
-    let mut slow = times.away.clone();
+    let (mut slow, mut before) = (times.away.clone(), times.before.clone());
     slow.sort();
+    before.sort();
+    let before = before[before.len() * 99 / 100];
     crate::redis_topologies::told("SCRIPT FLUSH, FLUSHALL, SIGSTOP, kill -9", rounds, times);
     let p99 = slow[slow.len() * 99 / 100];
     assert!(slow.len() > 100 * rounds, "{} requests without Redis", slow.len());
-    assert!(p99 < Duration::from_millis(25), "p99 without Redis: {p99:?}");
+    // Measured from what this machine took before anything happened. Waiting for Redis would add its timeout to each request.
+    assert!(p99 < before + Duration::from_millis(25), "p99 without Redis: {p99:?}, with it {before:?}");
 }

@@ -4,7 +4,7 @@
 use crate::support::raw::{Client, request};
 use crate::support::redis::Redis;
 use crate::support::{Gateway, SOON, eventually};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 fn route(name: &str, limits: &str, more: &str) -> String {
     format!(
@@ -151,7 +151,8 @@ fn the_ends_of_what_can_be_configured_are_told_as_they_are() {
 #[test]
 fn the_old_fields_tell_of_the_limit_that_is_nearest_to_its_end() {
     let redis = Redis::start();
-    let limits = "[{ rate = '4/8s', burst = 4 }, { rate = '100/1h', burst = 6 }]";
+    // So slow that nothing comes back in between, however busy the machine is.
+    let limits = "[{ rate = '4/120s', burst = 4 }, { rate = '100/24h', burst = 6 }]";
     let routes = [
         route("legacy", limits, ", headers = 'legacy'"),
         route("both", limits, ", headers = 'both', store = 'redis', on_error = 'closed'"),
@@ -160,7 +161,6 @@ fn the_old_fields_tell_of_the_limit_that_is_nearest_to_its_end() {
     let gateway = start(&redis, &routes);
     let mut client = Client::connect(gateway.http());
     for path in ["/legacy", "/both"] {
-        let begun = Instant::now();
         for (status, left) in [(200, "3"), (200, "2"), (200, "1"), (200, "0"), (429, "0")] {
             let response = client.exchange(request("GET", path, &[], b"")).unwrap();
             let field = |name: &str| response.header(name).unwrap_or_else(|| panic!("{path}: no {name}: {response:?}"));
@@ -169,14 +169,13 @@ fn the_old_fields_tell_of_the_limit_that_is_nearest_to_its_end() {
                 (status, "4", left),
                 "{path}"
             );
-            // A use comes back every two seconds.
+            // A use comes back every thirty seconds.
             let reset: u64 = field("x-ratelimit-reset").parse().unwrap();
-            assert!((1..=2).contains(&reset), "{path}: {reset}");
+            assert!((1..=30).contains(&reset), "{path}: {reset}");
             if status == 429 {
                 assert_eq!(response.header("retry-after"), Some(field("x-ratelimit-reset")), "{path}");
             }
             assert_eq!(response.header("ratelimit").is_some(), path == "/both", "{path}");
         }
-        assert!(begun.elapsed() < Duration::from_secs(2), "too slow to know what is left");
     }
 }

@@ -219,7 +219,7 @@ pub fn rounds(usually: usize) -> usize {
 /// How long requests took.
 pub struct Times {
     /// That ended before anything had befallen Redis.
-    before: Vec<Duration>,
+    pub before: Vec<Duration>,
     /// That began and ended while it was known to be away.
     pub away: Vec<Duration>,
     /// While it went, or came back.
