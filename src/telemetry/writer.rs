@@ -10,7 +10,9 @@
 //! is not resident.
 //!
 //! A record is either in the output whole or not at all. If a write fails in the middle of one (a full disk), its
-//! remaining bytes are kept and go first in the next attempt; the records behind it are dropped and counted.
+//! remaining bytes are kept and go first in the next attempt; the records behind it are dropped and counted. If another file takes
+//! the place of the one that has its beginning, the record is lost and counted. A file that ends with half a line, because a process
+//! has ended then, gets a line break first.
 
 mod output;
 
@@ -279,10 +281,15 @@ impl WriterThread {
                 self.shared.queue.lock().armed |= again;
             }
             if found.reopen {
+                // Its beginning is in the file of before, which may have room again.
+                self.write_torn();
                 let reopened = self.sink.reopen();
-                // In a new file the rest of a torn record would be half a line.
-                self.torn.clear();
-                self.note(reopened);
+                if matches!(reopened, Ok(true)) && !self.torn.is_empty() {
+                    // In another file the rest of a torn record would be half a line.
+                    self.torn.clear();
+                    self.shared.written.lost.fetch_add(1, Ordering::Relaxed);
+                }
+                self.note(reopened.map(drop));
             }
             self.write_chunk(found.records);
             let mut queue = self.shared.queue.lock();
@@ -336,18 +343,10 @@ impl WriterThread {
 
     /// Writes the rest of a torn record and then the chunk, and leaves the chunk empty.
     fn write_chunk(&mut self, records: u64) {
-        if !self.torn.is_empty() {
-            let (taken, result) = self.sink.write_all(&self.torn);
-            self.count_bytes(taken);
-            let done = result.is_ok();
-            self.note(result);
-            self.torn.drain(..taken.min(self.torn.len()));
-            if !done {
-                self.retry_at = Instant::now().checked_add(RETRY);
-                self.lose(records);
-                return;
-            }
-            self.shared.written.records.fetch_add(1, Ordering::Relaxed);
+        if !self.write_torn() {
+            self.retry_at = Instant::now().checked_add(RETRY);
+            self.lose(records);
+            return;
         }
         if self.chunk.is_empty() {
             return;
@@ -372,6 +371,22 @@ impl WriterThread {
         }
         self.shared.written.records.fetch_add(whole, Ordering::Relaxed);
         self.lose(lost);
+    }
+
+    /// Writes the rest of a torn record; whether nothing of it is left.
+    fn write_torn(&mut self) -> bool {
+        if self.torn.is_empty() {
+            return true;
+        }
+        let (taken, result) = self.sink.write_all(&self.torn);
+        self.count_bytes(taken);
+        self.note(result);
+        self.torn.drain(..taken.min(self.torn.len()));
+        let done = self.torn.is_empty();
+        if done {
+            self.shared.written.records.fetch_add(1, Ordering::Relaxed);
+        }
+        done
     }
 
     fn lose(&mut self, records: u64) {

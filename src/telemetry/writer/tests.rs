@@ -242,3 +242,56 @@ fn the_periodic_work_runs_only_while_armed() {
     assert_eq!(device.text(), "a\ntick\ntick\nb\n");
     assert_eq!(writer.stats().records, 4);
 }
+
+#[test]
+fn a_torn_record_outlives_a_reopening_of_the_same_output() {
+    let device = Arc::new(Device::default());
+    device.set(|state| state.room = Some(9));
+    let writer = writer(&device, 1 << 12);
+    writer.push(b"first record\n");
+    eventually("it is torn", || writer.stats().bytes == 9);
+    writer.reopen();
+    assert!(writer.flush(LONG));
+    device.set(|state| state.room = None);
+    writer.push(b"second\n");
+    eventually("the second", || device.text().ends_with("second\n"));
+    assert!(writer.flush(LONG));
+    let text = device.text();
+    assert!(text.starts_with("first record\n"), "glued: {text:?}");
+    let WriterStats { records, dropped, .. } = writer.stats();
+    assert_eq!((records, dropped), (2, 0));
+}
+
+#[test]
+fn a_torn_record_that_another_file_cannot_end_is_counted_as_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Has the other end open, and reads nothing.
+    let _reader = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let options = WriterOptions { queue_bytes: 1 << 20, report: false, ..WriterOptions::new("test", Output::File(path.clone())) };
+    let writer = Writer::new(options).unwrap();
+    // More than the pipe holds.
+    writer.push(&[&[b'x'; 200_000][..], b"\n"].concat());
+    eventually("it is torn", || writer.stats().write_errors > 0);
+    fs::rename(&path, directory.path().join("old")).unwrap();
+    writer.reopen();
+    writer.push(b"next\n");
+    eventually("the new file", || fs::read_to_string(&path).is_ok_and(|text| text == "next\n"));
+    assert!(writer.flush(LONG));
+    let WriterStats { records, dropped, .. } = writer.stats();
+    assert_eq!((records, dropped), (1, 1));
+}
+
+#[test]
+fn a_file_that_ends_in_half_a_line_gets_a_line_break_first() {
+    let directory = tempfile::tempdir().unwrap();
+    for (before, after) in [("", "next\n"), ("whole\n", "whole\nnext\n"), ("half", "half\nnext\n")] {
+        let path = directory.path().join("log");
+        fs::write(&path, before).unwrap();
+        let writer = Writer::new(WriterOptions::new("test", Output::File(path.clone()))).unwrap();
+        writer.push(b"next\n");
+        assert!(writer.flush(LONG));
+        assert_eq!(fs::read_to_string(&path).unwrap(), after);
+    }
+}
