@@ -4,6 +4,7 @@
 //! Anything wrong anywhere leaves the running one whole and is told to whoever asked, in the words of `gatewright check`.
 //! Reloads run one after another, so the last one asked for is the one that stays.
 
+mod turn;
 mod watch;
 
 use crate::clock::SharedClock;
@@ -107,8 +108,8 @@ pub struct Reloader {
     pub supervisor: std::sync::OnceLock<Supervisor>,
     pub keys: std::sync::OnceLock<KeySupervisor>,
     pub logger: LoggerHandle,
-    /// One reload at a time. Held over awaits, which is why it is an async lock; the request path never takes it.
-    pub busy: tokio::sync::Mutex<()>,
+    /// One reload at a time.
+    pub busy: Turns,
     /// Another process serves in the place of this one. Set under that lock.
     pub gone: std::sync::atomic::AtomicBool,
     pub last: Mutex<Option<LastReload>>,
@@ -130,7 +131,7 @@ impl Reloader {
 
     /// The same, without a word to the watch, which may be who asks.
     async fn take_turn(self: &Arc<Self>, asked_by: &'static str) -> Outcome {
-        let _turn = self.busy.lock().await;
+        let _turn = self.busy.take(RELOAD_PATIENCE).await;
         if self.gone.load(std::sync::atomic::Ordering::Relaxed) {
             log::warn!("reload asked for by {asked_by}: another process serves by now");
             return Outcome::Gone;
@@ -225,4 +226,5 @@ fn refused(diagnostics: &Diagnostics) -> Outcome {
     Outcome::Refused { report: diagnostics.render(false), diagnostics: diagnostics.to_value() }
 }
 
+pub use turn::{RELOAD_PATIENCE, Turns};
 pub use watch::watch;

@@ -13,7 +13,7 @@ use crate::filter::Registry;
 use crate::listener::{Edge, EdgeService, Inherited, Listeners, Passed};
 use crate::proxy::Gateway;
 use crate::readiness::Readiness;
-use crate::reload::{Origin, Reloader};
+use crate::reload::{Origin, Reloader, Turns};
 use crate::snapshot::{self, CompileParts, Fixed, Snapshot};
 use crate::state::StatePool;
 use crate::telemetry::logger::{self, LoggerHandle, LoggerOptions};
@@ -141,7 +141,7 @@ fn assemble(
         supervisor: OnceLock::new(),
         keys: OnceLock::new(),
         logger,
-        busy: tokio::sync::Mutex::new(()),
+        busy: Turns::default(),
         last: Mutex::new(None),
         fixed: fixed.clone(),
     });

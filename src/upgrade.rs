@@ -21,7 +21,7 @@ pub use door::Door;
 pub use successor::{Predecessor, Received};
 
 use crate::listener::{Listeners, Passed};
-use crate::reload::Reloader;
+use crate::reload::{RELOAD_PATIENCE, Reloader};
 use crate::systemd;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
@@ -115,13 +115,14 @@ impl Upgrader {
     pub async fn give_up(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         // Held for as long as an upgrade is under way. What takes longer has not begun to accept, and ends by itself.
-        let _ = tokio::time::timeout(GIVEN_UP_WITHIN, self.reloader.busy.lock()).await;
+        let _ = tokio::time::timeout(GIVEN_UP_WITHIN, self.reloader.busy.take(GIVEN_UP_WITHIN)).await;
     }
 
     /// Starts a successor and hands over to it: the number of the new process. `asked_by` goes to the log.
     pub async fn upgrade(self: &Arc<Self>, asked_by: &'static str) -> Result<u32, Refused> {
         // No reload may change the listeners while they are handed over, and no second upgrade begin.
-        let _turn = self.reloader.busy.lock().await;
+        let most = self.most();
+        let _turn = self.reloader.busy.take(most).await;
         if self.fate() != Fate::Serving {
             return Err(Refused::Gone);
         }
@@ -147,6 +148,12 @@ impl Upgrader {
                 Err(Refused::Failed(why))
             }
         }
+    }
+
+    /// How long an upgrade may take: each of its waits has a bound, and the rest is done in a moment.
+    fn most(&self) -> Duration {
+        let waits = [READY_WITHIN, ACCEPTS_WITHIN, self.reloader.fixed.upgrade_probation, RELOAD_PATIENCE];
+        waits.into_iter().fold(Duration::ZERO, Duration::saturating_add)
     }
 
     /// Everything that can fail. Blocks until the successor accepts.

@@ -16,9 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A reload that takes longer than this is not a reload any more: the watchdog may bite.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
-
 pub struct Control {
     reloader: Arc<Reloader>,
     admin: Arc<Admin>,
@@ -180,32 +177,30 @@ async fn prove_alive(interval: Duration, reloader: Arc<Reloader>) {
         tokio::time::sleep(interval).await;
         let edge = reloader.listeners.ping();
         let edge_lives = tokio::time::timeout(interval, edge).await.is_ok_and(|answered| answered);
-        let reloading = reloader.busy.try_lock().is_err();
-        match proof.of(edge_lives, reloading, Instant::now()) {
+        match proof.of(edge_lives, reloader.busy.under_way(), Instant::now()) {
             Ok(()) => systemd::alive(),
             Err(why) => log::error!("not alive: {why}"),
         }
     }
 }
 
-/// Since when the reloader has been at work whenever it was looked at.
+/// The turn of the reloader that was under way when it was looked at, and since when.
 #[derive(Default)]
 struct Proof {
-    reloading_since: Option<Instant>,
+    turn: Option<(u64, Instant)>,
 }
 
 impl Proof {
-    /// The error says who is not alive.
-    fn of(&mut self, edge_lives: bool, reloading: bool, now: Instant) -> Result<(), String> {
-        if !reloading {
-            self.reloading_since = None;
-        }
-        let since = if reloading { *self.reloading_since.get_or_insert(now) } else { now };
-        let taking = now.saturating_duration_since(since);
-        match (edge_lives, taking < RELOAD_PATIENCE) {
+    /// `turn`: the number of the reload or upgrade under way, and how long it may take. The error says who is not alive.
+    fn of(&mut self, edge_lives: bool, turn: Option<(u64, Duration)>, now: Instant) -> Result<(), String> {
+        // Another one than last time is proof of life, however short the pause between them was.
+        let known = self.turn.filter(|(known, _)| turn.is_some_and(|(number, _)| number == *known));
+        self.turn = known.or(turn.map(|(number, _)| (number, now)));
+        let taking = self.turn.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
+        match (edge_lives, turn.is_none_or(|(_, most)| taking < most)) {
             (true, true) => Ok(()),
             (false, _) => Err("the edge runtime does not answer".to_owned()),
-            (true, false) => Err(format!("a reload is under way for {taking:?}")),
+            (true, false) => Err(format!("a reload or an upgrade is under way for {taking:?}")),
         }
     }
 }
@@ -218,11 +213,19 @@ mod tests {
     fn the_watchdog_is_fed_only_while_both_live() {
         let (mut proof, start) = (Proof::default(), Instant::now());
         let second = |n| start + Duration::from_secs(n);
-        assert!(proof.of(true, false, start).is_ok());
-        assert!(proof.of(false, false, start).is_err(), "the edge is stuck");
-        assert!(proof.of(true, true, second(1)).is_ok() && proof.of(true, true, second(60)).is_ok(), "a long reload");
-        assert!(proof.of(true, true, second(61)).is_err(), "one that does not end");
-        assert!(proof.of(true, false, second(62)).is_ok());
-        assert!(proof.of(true, true, second(100)).is_ok(), "another one");
+        let turn = |number| Some((number, Duration::from_secs(60)));
+        assert!(proof.of(true, None, start).is_ok());
+        assert!(proof.of(false, None, start).is_err(), "the edge is stuck");
+        assert!(proof.of(true, turn(1), second(1)).is_ok() && proof.of(true, turn(1), second(60)).is_ok(), "a long reload");
+        assert!(proof.of(true, turn(1), second(61)).is_err(), "one that does not end");
+        assert!(proof.of(true, None, second(62)).is_ok());
+        assert!(proof.of(true, turn(2), second(100)).is_ok(), "another one");
+        assert!(
+            proof.of(true, turn(3), second(161)).is_ok() && proof.of(true, turn(4), second(222)).is_ok(),
+            "one after the other"
+        );
+        let upgrade = Some((5, Duration::from_secs(600)));
+        assert!(proof.of(true, upgrade, second(230)).is_ok() && proof.of(true, upgrade, second(700)).is_ok(), "a long probation");
+        assert!(proof.of(true, upgrade, second(830)).is_err());
     }
 }
