@@ -553,8 +553,7 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
 #[async_trait]
 impl<T: Transport> Shutdown for EdgeIo<T> {
     async fn shutdown(&mut self) {
-        // An error here is the client's connection being gone, which is what was asked for. Pingora's HTTP/1 session does not
-        // come by here: it shuts down what it writes to, so that the lingering is in `poll_shutdown`.
+        // An error is the client having gone. Pingora's HTTP/1 session does not come by here, but by `poll_shutdown`.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }

@@ -290,11 +290,7 @@ fn a_client_certificate_is_its_consumers_and_no_header_is_one() {
          [routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\nfilters = [{{ mtls = {{ anyone_by = \"dns\" }} }}]\n",
         upstream("app", &[&origin], "")
     );
-    let gateway = Gateway::try_start_with(&toml, |directory| {
-        authority.issue(&["localhost"]).write(directory, "a");
-        std::fs::write(directory.join("ca.pem"), &partners.pem).unwrap();
-    })
-    .unwrap();
+    let gateway = asking(&toml, &authority, &partners);
     let (known, other) = (partners.client("orders.partner.example"), partners.client("other.partner.example"));
     let status = |tls: crate::support::tls::Tls, path: &str| {
         let mut client = tls.connect(gateway.address("https"), "localhost").unwrap();
@@ -315,6 +311,15 @@ fn a_client_certificate_is_its_consumers_and_no_header_is_one() {
     assert!(line["credential"].as_str().is_some_and(|id| id.starts_with("mtls:")), "{line}");
 }
 
+/// A gateway whose certificate is of `authority` and which knows the clients of `partners`.
+fn asking(toml: &str, authority: &Authority, partners: &Authority) -> Gateway {
+    let prepare = |directory: &Path| {
+        authority.issue(&["localhost"]).write(directory, "a");
+        std::fs::write(directory.join("ca.pem"), &partners.pem).unwrap();
+    };
+    Gateway::try_start_with(toml, prepare).unwrap_or_else(|ended| panic!("did not start: {ended:?}"))
+}
+
 /// A connection may outlive the certificate that it was opened with, and so may a session that is resumed.
 #[test]
 fn a_certificate_that_expires_counts_no_more_on_a_connection_that_is_open() {
@@ -326,11 +331,7 @@ fn a_certificate_that_expires_counts_no_more_on_a_connection_that_is_open() {
          [routes.any]\nmatch = {{ path = \"/any\" }}\nupstream = \"app\"\nfilters = [{{ mtls = {{ anyone_by = \"dns\" }} }}]\n",
         upstream("app", &[&origin], "")
     );
-    let gateway = Gateway::try_start_with(&toml, |directory| {
-        authority.issue(&["localhost"]).write(directory, "a");
-        std::fs::write(directory.join("ca.pem"), &partners.pem).unwrap();
-    })
-    .unwrap();
+    let gateway = asking(&toml, &authority, &partners);
     let ask = |client: &mut TlsClient| client.exchange(request("GET", "/any", &[], b"")).map(|response| response.status);
     // However slow the machine is: where the time was over before the first answer, there is twice as much for the next.
     let opened = [3, 6, 12, 24, 48].into_iter().find_map(|seconds| {
