@@ -124,7 +124,8 @@ impl Policy {
         received: &Received,
         fields: &mut Vec<HeaderName>,
     ) -> Result<Terms, Refusal> {
-        if status < 200 || status == 304 {
+        // These answer the conditions or the range of one request, which are no part of the key.
+        if status < 200 || matches!(status, 304 | 412 | 416) {
             return Err(Refusal::Status);
         }
         let targeted = ResponseControl::targeted(headers, &self.targets);

@@ -4,20 +4,20 @@ mod decide;
 mod fetch;
 mod head;
 mod judge;
+mod kept;
 mod lookup;
 mod miss;
 mod note;
 mod part;
-mod post;
 mod serve;
 mod validate;
 
 pub use fetch::{adopt, head_of_fetch, interim, key, not_modified, settle_failure, to_enable};
 pub use head::answered as answered_to_head;
 pub use judge::judge;
+pub use kept::keep;
 pub use lookup::{Served, answer, direct_hit};
 pub use note::{made_here, response};
-pub use post::keep;
 
 use super::Ctx;
 use crate::cache::fill::Fill;
@@ -30,8 +30,8 @@ pub enum Role {
     Fetch(Box<fetch::Fetch>),
     /// It goes past the cache, and says so.
     Past(Bypass),
-    /// It was not to be shared a moment ago; perhaps that has changed.
-    Unshared(u64),
+    /// What comes of the hash was not to be shared a moment ago; perhaps that has changed, and then this is kept.
+    Unshared(u64, Option<Arc<Fill>>),
     /// The fetch that it has waited for has failed.
     Failed(note::Status),
     /// It goes past the cache, and its answer is kept.

@@ -257,6 +257,9 @@ fn every_answer_is_counted_as_what_it_was() {
         assert_eq!(counted("bypass", "reason", why), 1.0, "{why}");
     }
     assert_eq!(counted("not_stored", "reason", "no_store"), 1.0);
+    let of_route = |name: &str| gateway.metric(&format!("gatewright_cache_{name}_total"), &[("route", "c")]);
+    // Three at first; the one that is refreshed in the background comes when it comes.
+    eventually("the refreshed one", SOON, || (of_route("stored"), of_route("refreshes")) == (4.0, 1.0));
     // Of the hit, the stale one and the one that was confirmed.
     assert_eq!(gateway.metric("gatewright_cache_served_bytes_total", &[("route", "c")]), 8.0 + 4.0 + 2.0);
     assert_eq!(gateway.metric("gatewright_cache_invalidations_total", &[("route", "c")]), 1.0);

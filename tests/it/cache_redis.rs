@@ -97,6 +97,27 @@ fn what_one_gateway_has_fetched_the_others_need_not() {
 }
 
 #[test]
+fn queries_that_somebody_invents_do_not_fill_redis() {
+    let (origin, redis) = (origin(), Redis::start());
+    let gateway = Gateway::start(&config(&origin, &redis.config()));
+    connected(&gateway);
+    status(&gateway, "/c/x/10?n=1");
+    stored(&gateway, 1.0);
+    let over = |script: &str| redis.ask(&format!("EVAL \"local k = redis.call('keys', '*:cache:u:*')[1]; {script}\" 0")).unwrap();
+    // As if that had gone on for as long as there is room.
+    over("for n = 1, 4090 do redis.call('hset', k, n, '') end");
+    status(&gateway, "/c/x/10?n=2");
+    stored(&gateway, 2.0);
+    assert_eq!(over("return redis.call('hlen', k)"), ":4094");
+    for n in 3..=4 {
+        status(&gateway, &format!("/c/x/10?n={n}"));
+        stored(&gateway, f64::from(n));
+    }
+    eventually("all of it is gone", SOON, || over("return k or 'nothing'") == "$7");
+    assert!(status(&gateway, "/c/x/10?n=1").contains("; hit"), "what is in memory stays");
+}
+
+#[test]
 fn purges_and_unsafe_requests_reach_every_gateway() {
     let (origin, redis) = (origin(), Redis::start());
     let config = config(&origin, &redis.config());

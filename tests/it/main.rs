@@ -18,6 +18,7 @@ mod cache_answers;
 mod cache_callers;
 mod cache_direct;
 mod cache_guard;
+mod cache_purge;
 mod cache_redis;
 mod cache_rfc;
 mod canaries;

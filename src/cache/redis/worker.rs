@@ -23,6 +23,9 @@ const AT_ONCE: usize = 256;
 const FAILURES: u32 = 3;
 /// How long invalidations are remembered; a fetch that takes longer than this is a fetch of something else.
 const REMEMBER: u64 = 600;
+/// How many fields what is stored of one URL without its query may have, of 256 KiB at most each: every answer has two and one more
+/// for each further piece. With more, all of it goes.
+const FIELDS_MAX: u64 = 4_096;
 /// How often an idle connection is tried.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
@@ -303,8 +306,15 @@ impl Commands {
         }
         pipeline.cmd("EXPIRE").arg(&name).arg(kept).arg("NX");
         pipeline.cmd("EXPIRE").arg(&name).arg(kept).arg("GT");
-        self.send(&pipeline, pieces.len().saturating_add(3)).await?;
+        pipeline.cmd("HLEN").arg(&name);
+        let fields = self.send(&pipeline, pieces.len().saturating_add(4)).await?.pop().as_ref().and_then(number);
         self.shared.metrics.stored.increment();
+        if fields.is_some_and(|fields| fields > FIELDS_MAX) {
+            // Whoever invents queries makes this URL miss, and fills Redis with nothing.
+            let mut pipeline = Pipeline::new();
+            pipeline.cmd("DEL").arg(&name);
+            self.send(&pipeline, 1).await?;
+        }
         Ok(())
     }
 

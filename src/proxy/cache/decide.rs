@@ -33,7 +33,8 @@ pub fn decide(entry: &Entry, control: &RequestControl, policy: &Policy, now: Ins
     match entry.freshness(now) {
         Ok(left) => match control.min_fresh {
             Some(least) if left < seconds(least) => Use::Validate,
-            _ if early(left, window(terms.lifetime, policy)) => Use::Early,
+            // It does not change before its end (RFC 8246 §2.1).
+            _ if !terms.immutable && early(left, window(terms.lifetime, policy)) => Use::Early,
             _ => Use::Fresh,
         },
         Err(_) if control.min_fresh.is_some() => Use::Validate,
@@ -60,7 +61,7 @@ pub fn on_error(entry: &Entry, control: &RequestControl, now: Instant) -> bool {
 
 /// Whether it may be time to fetch it anew in the background.
 pub fn is_near_end(entry: &Entry, policy: &Policy, now: Instant) -> bool {
-    entry.freshness(now).is_ok_and(|left| left < window(entry.terms.lifetime, policy))
+    !entry.terms.immutable && entry.freshness(now).is_ok_and(|left| left < window(entry.terms.lifetime, policy))
 }
 
 /// How long before its end a stored response may be fetched anew. Zero: not before.

@@ -88,7 +88,11 @@ pub fn start(session: &mut Session, ctx: &Ctx, cache: &Arc<Cache>, plan: Plan) -
     let Some(route) = &ctx.route else { return false };
     let flight = plan.flight.hash;
     let landing = Landing { cache: Arc::clone(cache), fill: Arc::clone(&plan.fill), flight: plan.flight };
-    let head = session.req_header().clone();
+    let mut head = session.req_header().clone();
+    if !matches!(plan.ask, Ask::AsAsked) {
+        // A HEAD may have begun it, and others wait for the body.
+        head.set_method(Method::GET);
+    }
     let asked = asked(ctx, &head.headers);
     let fill = Arc::clone(&plan.fill);
     let seed = Seed {

@@ -61,8 +61,8 @@ pub fn judge(session: &Session, head: &ResponseHeader, ctx: &mut Ctx) -> RespCac
     // An error says nothing of the answers to come: those who wait for this one go on alone, and whoever comes later does not have to.
     // Room there may be for the next.
     if status < 500 && why != Refusal::NoRoom {
-        // A part says nothing of the whole.
-        let what = if matches!(status, 206 | 416) { fetch.flight } else { flight::crowd(&fetch.fill.key, request) };
+        // A part says nothing of the whole, nor does what conditions of one request have come to.
+        let what = if matches!(status, 206 | 412 | 416) { fetch.flight } else { flight::crowd(&fetch.fill.key, request) };
         fetch.cache.flights.note_unshared(what, millis(&received));
     }
     uncacheable(why.as_str())

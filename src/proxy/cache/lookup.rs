@@ -6,7 +6,7 @@ use super::fetch::{Ask, Plan, millis};
 use super::miss::{self, Miss};
 use super::note::{Forwarded, Status, received};
 use super::validate::validators;
-use super::{Outcome, Role, serve};
+use super::{Outcome, Role, kept, serve};
 use crate::cache::Cache;
 use crate::cache::control::RequestControl;
 use crate::cache::entry::{Body, Entry, Expired};
@@ -117,7 +117,8 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx) -> Result<Outcome> {
     if stale.is_none() && cache.flights.is_unshared(crowd, millis(&received(ctx))) {
         policy.metrics.bypassed(Bypass::Unshared);
         ctx.cached = Some(CacheResult::Bypass);
-        ctx.cache = Some(Box::new(Role::Unshared(crowd)));
+        let fill = kept::place(session, ctx, &cache, &policy);
+        ctx.cache = Some(Box::new(Role::Unshared(crowd, fill)));
         return Ok(Outcome::Forward);
     }
     let ask_tier = policy.redis && stale.is_none() && control == RequestControl::default();

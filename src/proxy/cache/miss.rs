@@ -90,7 +90,7 @@ impl Miss {
             let Joining { fill, leads, flight, as_asked } = &joining;
             if *as_asked && *leads && self.is_unshared(flight.hash, ctx) {
                 self.cache.flights.leave(flight, fill);
-                return Ok(self.past(Role::Unshared(flight.hash), Bypass::Unshared, ctx));
+                return Ok(self.past(Role::Unshared(flight.hash, None), Bypass::Unshared, ctx));
             }
             // The fetch before this one may have ended between the look into the store and here.
             if *leads && !as_asked && self.stored(session, ctx).is_some() {
@@ -124,7 +124,7 @@ impl Miss {
             }
             for hash in [flight::crowd(&self.key, &session.req_header().headers), flight.hash] {
                 if self.is_unshared(hash, ctx) {
-                    return Ok(self.past(Role::Unshared(hash), Bypass::Unshared, ctx));
+                    return Ok(self.past(Role::Unshared(hash, None), Bypass::Unshared, ctx));
                 }
             }
         }

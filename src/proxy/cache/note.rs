@@ -1,7 +1,7 @@
 //! What the cache says about itself (`Cache-Status`, RFC 9211), and what it learns from answers that go past it.
 
 use super::super::Ctx;
-use super::{Role, post};
+use super::{Role, kept};
 use crate::cache::Cache;
 use crate::cache::entry::Entry;
 use crate::cache::freshness::Received;
@@ -120,21 +120,21 @@ pub fn response(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) {
         }
         Role::Past(why) => {
             (said.forwarded, said.detail) = (Some(past(why)), Some(why.as_str()));
-            if let Some(fill) = post::kept(session, ctx, &cache, head) {
+            if let Some(fill) = kept::of_post(session, ctx, &cache, head) {
                 (said.stored, said.detail) = (true, None);
                 ctx.cache = Some(Box::new(Role::Kept(fill)));
             }
         }
         Role::Kept(_) => {}
         Role::Failed(failed) => said = failed,
-        Role::Unshared(hash) => {
+        Role::Unshared(hash, fill) => {
             said.forwarded = Some(Forwarded::UriMiss);
-            let asked = asked(ctx, &session.req_header().headers);
-            if let Some(policy) = ctx.route.as_ref().and_then(|route| route.cache.as_ref())
-                && policy.judge(status, &head.headers, asked, &received(ctx), &mut Vec::new()).is_ok()
-            {
+            let (shared, fill) = kept::of_unshared(session, ctx, &cache, fill, head);
+            if shared {
                 cache.flights.note_shared(hash);
             }
+            said.stored = fill.is_some();
+            ctx.cache = fill.map(|fill| Box::new(Role::Kept(fill)));
         }
     }
     said.write(head);
@@ -153,7 +153,7 @@ pub fn made_here(head: &mut ResponseHeader, ctx: &Ctx) {
     let said = match ctx.cache.as_deref() {
         None | Some(Role::Fetch(_) | Role::Kept(_)) => forwarded(Forwarded::Not),
         Some(Role::Past(why)) => forwarded(past(*why)),
-        Some(Role::Unshared(_)) => forwarded(Forwarded::UriMiss),
+        Some(Role::Unshared(..)) => forwarded(Forwarded::UriMiss),
         Some(Role::Failed(said)) => *said,
     };
     Status { detail: Some(ctx.rejection.as_ref().map_or("local", |rejection| rejection.code.code)), ..said }.write(head);

@@ -169,6 +169,7 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
     let mut window = (0, u64::MAX);
     if stored.is_some()
         && status == StatusCode::OK
+        && request.method == Method::GET
         && let (Some(range), Some(length)) = (request.headers.get(header::RANGE), of.length)
         && conditional::range_applies(&request.headers, &head.headers)
         && let Wanted::One(start, end) = range::wanted(range, length)
