@@ -163,6 +163,11 @@ pub trait Filter: Send + Sync + 'static {
         &[]
     }
 
+    /// The params of the path that it writes somewhere: a mistake where the path of its route has none of that name.
+    fn path_params(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// What operators may ask it, if it counts anything.
     fn limiter(&self) -> Option<&dyn Limiter> {
         None

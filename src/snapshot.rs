@@ -4,6 +4,7 @@
 //! are built, names become references, metric handles are resolved, the router is laid out. What must outlive a reload
 //! comes from the [`StatePool`].
 
+mod agree;
 mod cache;
 mod compile;
 mod consumers;

@@ -125,6 +125,18 @@ impl Template {
         matches!(&self.0, Inner::Parts(parts) if parts.iter().any(of_certificate))
     }
 
+    /// The path params that it has places for.
+    pub fn path_params(&self) -> impl Iterator<Item = &str> {
+        let parts = match &self.0 {
+            Inner::Fixed(_) => &[][..],
+            Inner::Parts(parts) => parts,
+        };
+        parts.iter().filter_map(|part| match part {
+            Part::PathParam(name) => Some(&**name),
+            _ => None,
+        })
+    }
+
     /// The value for one request, or none: see the module. `path` is the canonical path that the route was found by.
     pub fn render(&self, ctx: &RequestCtx, path: &str) -> Option<HeaderValue> {
         match &self.0 {

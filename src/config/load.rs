@@ -260,10 +260,15 @@ impl<'a> Loader<'a> {
         }
         let fixed =
             Path::new(&pattern.value).iter().take_while(|part| !part.as_encoded_bytes().iter().any(|b| b"*?[".contains(b)));
-        self.watch(&base.join(fixed.collect::<PathBuf>()));
+        let directory = base.join(fixed.collect::<PathBuf>());
+        self.watch(&directory);
         let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
         match glob::glob_with(&full, options) {
             Ok(found) => {
+                let mut found = found.peekable();
+                if found.peek().is_none() {
+                    self.nothing_matches(pattern, &directory);
+                }
                 for path in found {
                     match path {
                         Ok(path) => self.file(&path, by.clone(), within),
@@ -273,6 +278,17 @@ impl<'a> Loader<'a> {
             }
             Err(error) => self.unreadable(by, format!("`{}` is not a file pattern: {}", pattern.value, error.msg)),
         }
+    }
+
+    /// A directory that is still empty is what such patterns are for; one that is not there, or has other files, is a slip.
+    fn nothing_matches(&mut self, pattern: &Located<String>, directory: &Path) {
+        let entries = std::fs::read_dir(directory).map(|mut entries| entries.next().is_none());
+        let why = match entries {
+            Ok(true) => return,
+            Ok(false) => format!("{} has only other files", directory.display()),
+            Err(error) => format!("{}: {error}", directory.display()),
+        };
+        self.d.warning(pattern.span.clone(), format!("`{}` matches no file", pattern.value)).label(why);
     }
 }
 

@@ -138,6 +138,15 @@ fn first_definition(text: &str, again: &Range<usize>) -> Option<Range<usize>> {
     let line_start = text.get(..again.start)?.rfind('\n').map_or(0, |newline| newline + 1);
     let head = text.get(line_start..again.start)?;
     let is_header = head.trim_start().starts_with('[');
+    // Twice in one inline table.
+    let here = |at: &usize| {
+        let before = head.get(..*at).and_then(|before| before.chars().next_back());
+        let after = head.get(at + key.len()..).unwrap_or_default();
+        before.is_some_and(|c| matches!(c, '{' | ',' | ' ' | '\t')) && after.trim_start().starts_with(['=', '.'])
+    };
+    if let Some((at, _)) = head.rmatch_indices(key).find(|(at, _)| !is_header && here(at)) {
+        return Some(line_start + at..line_start + at + key.len());
+    }
     let mut end = line_start;
     while end > 0 {
         let start = text.get(..end - 1)?.rfind('\n').map_or(0, |newline| newline + 1);

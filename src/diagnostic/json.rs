@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 impl Diagnostics {
     /// An array of objects with the members `severity`, `message`, `file`, `line`, `column`, `end_line`, `end_column`,
     /// `label`, `help` and `related`; lines and columns count from 1, columns in characters, the end is exclusive. What
-    /// does not apply is null. Findings beyond [`super::ERRORS_MAX`] are left off.
+    /// does not apply is null. Of findings beyond [`super::ERRORS_MAX`] the last object only says how many they are.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(&self.to_value()).unwrap_or_else(|_| "[]".to_owned());
         text.push('\n');
@@ -15,7 +15,7 @@ impl Diagnostics {
 
     /// The same before it is text.
     pub fn to_value(&self) -> Value {
-        let list: Vec<Value> = self
+        let mut list: Vec<Value> = self
             .in_order()
             .into_iter()
             .map(|found| {
@@ -37,6 +37,12 @@ impl Diagnostics {
                 with(out, "related", json!(related))
             })
             .collect();
+        if self.left_off() > 0 {
+            let nowhere = json!({ "file": null, "line": null, "column": null, "end_line": null, "end_column": null });
+            let more = with(nowhere, "severity", json!("error"));
+            let more = with(more, "message", json!(format!("and at least {} more", self.left_off())));
+            list.push(with(with(with(more, "label", Value::Null), "help", Value::Null), "related", json!([])));
+        }
         Value::Array(list)
     }
 

@@ -98,6 +98,11 @@ impl Edits {
         self.set.iter().chain(&self.add).any(|field| field.value.names_certificate())
     }
 
+    /// The path params that are written.
+    pub fn path_params(&self) -> Vec<&str> {
+        self.set.iter().chain(&self.add).flat_map(|field| field.value.path_params()).collect()
+    }
+
     pub fn apply(&self, head: &mut impl Head, session: &Session, ctx: &RequestCtx) {
         let path = session.req_header().uri.path();
         for name in &self.remove {

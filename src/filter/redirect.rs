@@ -109,6 +109,10 @@ impl Filter for Redirect {
         true
     }
 
+    fn path_params(&self) -> Vec<&str> {
+        self.to.path_params().collect()
+    }
+
     fn on_request<'a>(&'a self, session: &'a mut Session, ctx: &'a mut RequestCtx) -> Step<'a> {
         let uri = &session.req_header().uri;
         let Some(location) = self.location(ctx, uri.path(), uri.query()) else {

@@ -54,6 +54,10 @@ impl Filter for RequestHeaders {
         self.edits.name_certificate()
     }
 
+    fn path_params(&self) -> Vec<&str> {
+        self.edits.path_params()
+    }
+
     fn on_upstream_request(&self, session: &Session, head: &mut RequestHeader, ctx: &mut RequestCtx) -> Result<(), Rejection> {
         self.edits.apply(head, session, ctx);
         Ok(())

@@ -49,6 +49,10 @@ impl Filter for ResponseHeaders {
         Phases::RESPONSE
     }
 
+    fn path_params(&self) -> Vec<&str> {
+        self.edits.path_params()
+    }
+
     fn on_response(&self, session: &Session, head: &mut ResponseHeader, ctx: &mut RequestCtx) {
         self.edits.apply(head, session, ctx);
     }

@@ -5,6 +5,7 @@
 //! files and must not be seen half done.
 
 use super::Reloader;
+use crate::config::Loaded;
 use notify::{RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -39,7 +40,7 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
     let mut watched = BTreeMap::<PathBuf, Identity>::new();
     loop {
         // Anew each time: a change can bring in files and directories that were not part of the configuration before.
-        let loaded = reloader.origin.load(&reloader.registry);
+        let loaded = load(&reloader).await?;
         // What runs, and what was refused: either may be mended by one of its files.
         let read = [reloader.gateway.snapshot().files.as_slice(), reloader.refused_files.lock().as_slice()].concat();
         let beside = read.iter().filter_map(|file| file.parent()).map(Path::to_owned);
@@ -73,7 +74,7 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
             }
         }
         // What changed before the watch was set up gave no event.
-        let missed = fresh && reloader.origin.load(&reloader.registry).hash != reloader.gateway.snapshot().hash;
+        let missed = fresh && load(&reloader).await?.hash != reloader.gateway.snapshot().hash;
         if !missed {
             let changed = tokio::select! {
                 changed = changes.recv() => changed,
@@ -89,6 +90,14 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
         }
         reloader.take_turn("a change of the files").await;
     }
+}
+
+/// Reads the configuration beside the runtime, which has health checks and the watchdog to serve: a file may be large, or on a disk
+/// that hangs.
+async fn load(reloader: &Arc<Reloader>) -> notify::Result<Loaded> {
+    let reloader = Arc::clone(reloader);
+    let loading = tokio::task::spawn_blocking(move || reloader.origin.load(&reloader.registry));
+    loading.await.map_err(|error| notify::Error::generic(&format!("the configuration could not be read: {error}")))
 }
 
 /// The directory itself, or the nearest one above it, where its appearance is an event of one of the `known` names.

@@ -69,6 +69,11 @@ pub struct Matcher {
 }
 
 impl Matcher {
+    /// The names of the path's `{param}` and `{*rest}`, in order.
+    pub fn path_params(&self) -> &[Box<str>] {
+        &self.path.names
+    }
+
     pub(super) fn hosts(&self) -> &[HostPattern] {
         const ANY: &[HostPattern] = &[HostPattern::Any];
         if self.hosts.is_empty() { ANY } else { &self.hosts }

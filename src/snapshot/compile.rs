@@ -1,5 +1,6 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
+use super::agree::{self, PathParams};
 use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::canonical::PathRules;
 use crate::clock::SharedClock;
@@ -12,12 +13,12 @@ use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::{IdentityHeaders, IdentitySigner};
 use crate::jwt::Issuers;
+use crate::limit::Stores;
 use crate::limit::shield::Shield;
-use crate::limit::{LIMITS_MAX, Stores};
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
 use crate::redis_link::Access;
-use crate::route::{RouteEntry, Router};
+use crate::route::{MatchConfig, RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::RouteMetrics;
@@ -26,6 +27,7 @@ use crate::tls::{ClientTls, Files, ServerParts, ServerTls};
 use crate::upstream::{self, Beside, Upstream, UpstreamConfig};
 use crate::value::{Duration, Located, noting_files};
 use http::HeaderName;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,6 +62,7 @@ pub fn compile_or_files(
 }
 
 fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
+    let read = PathParams::new(d);
     let listeners: Vec<_> = {
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
         config.listeners.values().map(|entry| listener(entry, in_all, parts, d)).collect()
@@ -81,8 +84,10 @@ fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnost
         redis: redis.as_ref(),
         limits: &limits,
         parts,
+        path_params: RefCell::new(read),
     };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
+    builder.path_params.into_inner().report(d);
     let router = router(config, d);
     let cache = super::cache::store(config, redis.as_ref(), parts, d);
     let access_log = access_log(config, parts, d);
@@ -147,11 +152,15 @@ struct RouteBuilder<'a> {
     redis: Option<&'a Access>,
     limits: &'a Stores,
     parts: &'a CompileParts<'a>,
+    path_params: RefCell<PathParams>,
 }
 
 /// What the filters of one route are compiled for.
 struct Place<'a> {
     route: &'a str,
+    /// Where the route stands.
+    span: Option<&'a Span>,
+    matcher: &'a MatchConfig,
     credential_headers: &'a [HeaderName],
 }
 
@@ -161,10 +170,15 @@ impl RouteBuilder<'_> {
         let mut filters = Vec::new();
         let mut credential_headers = Vec::new();
         self.credential_headers(&entry.value.filters, 0, &mut credential_headers);
-        let place = Place { route: name, credential_headers: &credential_headers };
+        let place = Place {
+            route: name,
+            span: entry.name.span.as_ref(),
+            matcher: &entry.value.matcher,
+            credential_headers: &credential_headers,
+        };
         let complete = self.filters(&entry.value.filters, &place, 0, d, &mut filters);
-        order(&filters, complete, d);
-        untold(&filters, d);
+        agree::order(&filters, complete, d);
+        agree::untold(&filters, d);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => Some(self.target(upstream)?),
@@ -263,6 +277,7 @@ impl RouteBuilder<'_> {
             complete &= match entry {
                 FilterEntry::Filter(spec) => match self.filter(spec, place, d) {
                     Some(filter) => {
+                        self.path_params.borrow_mut().note(spec, filter.as_ref(), place.span, place.matcher);
                         into.push((spec.clone(), filter));
                         true
                     }
@@ -316,66 +331,8 @@ impl RouteBuilder<'_> {
             Err(problem) if problem.reported => return None,
             Err(problem) => problem,
         };
-        once(d, problem.span.unwrap_or(span), problem.message, problem.help);
+        agree::once(d, problem.span.unwrap_or(span), problem.message, problem.help);
         None
-    }
-}
-
-/// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
-/// role that nobody can have. With a filter missing that could not be built, nothing is certain.
-fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
-    let mut identity = !complete;
-    for (index, (spec, filter)) in filters.iter().enumerate() {
-        if filter.needs_identity() && !identity {
-            let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
-            once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
-        }
-        if complete && identity && filter.precedes_identity() {
-            let message = format!("`{}` stands after a filter that asks for credentials", spec.name);
-            let help = "put it first: browsers send no credentials with the requests that it answers";
-            once(d, spec.span.clone(), message, Some(help.to_owned()));
-        }
-        let granted = |role: &str| filters.iter().take(index).any(|(_, before)| before.grants_role(role));
-        for role in filter.unknown_roles().iter().filter(|role| complete && !granted(role)) {
-            let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
-            let help = "give it to one of the [consumers], or put a filter before that grants roles";
-            once(
-                d,
-                span,
-                format!("no consumer has the role `{}`, so nobody would be permitted", role.value),
-                Some(help.to_owned()),
-            );
-        }
-        identity |= filter.establishes_identity();
-    }
-}
-
-/// Responses have room for so many limits; of what stands behind them they tell nothing.
-fn untold(filters: &[(FilterSpec, Arc<dyn Filter>)], d: &mut Diagnostics) {
-    let mut told = 0_usize;
-    for (spec, filter) in filters {
-        let more = filter.limiter().map_or(0, |limiter| limiter.told());
-        let fits = told <= LIMITS_MAX;
-        told = told.saturating_add(more);
-        let message = format!("responses tell of {LIMITS_MAX} limits at most, and here they are {told}");
-        if fits && told > LIMITS_MAX && !is_told(d, &spec.span, &message) {
-            let diagnostic = d.warning(spec.span.clone(), message);
-            diagnostic.help("all of them hold; `headers = \"off\"` for those that clients need not know makes room");
-        }
-    }
-}
-
-fn is_told(d: &Diagnostics, span: &Span, message: &str) -> bool {
-    d.list.iter().any(|known| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| place == span))
-}
-
-/// A chain is built once for each route that uses it; its mistakes are told once.
-fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
-    if !is_told(d, &span, &message) {
-        let diagnostic = d.error(span, message);
-        if let Some(help) = help {
-            diagnostic.help(help);
-        }
     }
 }
 

@@ -45,7 +45,7 @@ fn with_files() -> tempfile::TempDir {
     let root = directory.path();
     copy(&conf(), root);
     let authority = Authority::new();
-    for made in ["tls", "secrets", "run"] {
+    for made in ["tls", "secrets", "run", "conf.d"] {
         std::fs::create_dir(root.join(made)).unwrap();
     }
     for certificate in ["www", "wildcard", "gateway"] {

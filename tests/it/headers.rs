@@ -36,6 +36,17 @@ fn hop_by_hop_headers_stay_on_their_hop() {
 }
 
 #[test]
+fn requests_go_through_filters_in_order_and_responses_in_reverse() {
+    let origin = Origin::start("a");
+    let add = |what: &str, value: &str| format!("{{ {what} = {{ add = {{ x-order = \"{value}\" }} }} }}");
+    let list = ["request_headers", "response_headers"].map(|what| ["1", "2", "3"].map(|value| add(what, value)).join(", "));
+    let gateway = Gateway::start(&(everything_to(&[&origin], "") + &format!("filters = [{}]\n", list.join(", "))));
+    let response = send(gateway.http(), "GET", "/", &[], b"");
+    assert_eq!(origin.last().header_all("x-order"), ["1", "2", "3"]);
+    assert_eq!(response.header_all("x-order"), ["3", "2", "1"]);
+}
+
+#[test]
 fn via_names_the_gateway_both_ways() {
     let origin = Origin::start("a");
     let gateway = Gateway::start(&("[server]\nvia = \"edge-1\"\n".to_owned() + &everything_to(&[&origin], "")));

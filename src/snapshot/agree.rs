@@ -1,0 +1,131 @@
+//! What only shows where the filters of a route meet each other and its path.
+
+use crate::diagnostic::{Diagnostics, FileId, Severity, Span, nearest};
+use crate::filter::{Filter, FilterSpec};
+use crate::limit::LIMITS_MAX;
+use crate::route::MatchConfig;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What only shows in the order of a route's filters: that nobody asks for an identity before one can be there, nor for a
+/// role that nobody can have. With a filter missing that could not be built, nothing is certain.
+pub(super) fn order(filters: &[(FilterSpec, Arc<dyn Filter>)], complete: bool, d: &mut Diagnostics) {
+    let mut identity = !complete;
+    for (index, (spec, filter)) in filters.iter().enumerate() {
+        if filter.needs_identity() && !identity {
+            let message = format!("`{}` needs to know who calls, and no filter before it tells", spec.name);
+            once(d, spec.span.clone(), message, Some("put a filter such as `api_key` before it".to_owned()));
+        }
+        if complete && identity && filter.precedes_identity() {
+            let message = format!("`{}` stands after a filter that asks for credentials", spec.name);
+            let help = "put it first: browsers send no credentials with the requests that it answers";
+            once(d, spec.span.clone(), message, Some(help.to_owned()));
+        }
+        let granted = |role: &str| filters.iter().take(index).any(|(_, before)| before.grants_role(role));
+        for role in filter.unknown_roles().iter().filter(|role| complete && !granted(role)) {
+            let span = role.span.clone().unwrap_or_else(|| spec.span.clone());
+            let help = "give it to one of the [consumers], or put a filter before that grants roles";
+            once(
+                d,
+                span,
+                format!("no consumer has the role `{}`, so nobody would be permitted", role.value),
+                Some(help.to_owned()),
+            );
+        }
+        identity |= filter.establishes_identity();
+    }
+}
+
+/// Responses have room for so many limits; of what stands behind them they tell nothing.
+pub(super) fn untold(filters: &[(FilterSpec, Arc<dyn Filter>)], d: &mut Diagnostics) {
+    let mut told = 0_usize;
+    for (spec, filter) in filters {
+        let more = filter.limiter().map_or(0, |limiter| limiter.told());
+        let fits = told <= LIMITS_MAX;
+        told = told.saturating_add(more);
+        let message = format!("responses tell of {LIMITS_MAX} limits at most, and here they are {told}");
+        if fits && told > LIMITS_MAX && !is_told(d, &spec.span, &message) {
+            let diagnostic = d.warning(spec.span.clone(), message);
+            diagnostic.help("all of them hold; `headers = \"off\"` for those that clients need not know makes room");
+        }
+    }
+}
+
+fn is_told(d: &Diagnostics, span: &Span, message: &str) -> bool {
+    d.list.iter().any(|known| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| place == span))
+}
+
+/// A chain is built once for each route that uses it; its mistakes are told once.
+pub(super) fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
+    if !is_told(d, &span, &message) {
+        let diagnostic = d.error(span, message);
+        if let Some(help) = help {
+            diagnostic.help(help);
+        }
+    }
+}
+
+/// Places for params of the path, in the filters of all routes: one that no route fills is a mistake.
+#[derive(Default)]
+pub(super) struct PathParams {
+    /// By file, where the filter's name begins in it, and the param. A filter of a chain is asked for once by each route.
+    wanted: BTreeMap<(FileId, usize, String), Wanted>,
+    /// Files in which something is wrong: of a route there nobody knows what its path was meant to be.
+    uncertain: Vec<FileId>,
+}
+
+struct Wanted {
+    span: Span,
+    found: bool,
+    /// The params that there are instead.
+    known: Vec<Box<str>>,
+}
+
+impl PathParams {
+    /// `d` has what was found when the files were read.
+    pub fn new(d: &Diagnostics) -> Self {
+        let errors = d.list.iter().filter(|found| found.severity == Severity::Error);
+        let uncertain = errors.filter_map(|found| Some(found.primary.as_ref()?.0.file)).collect();
+        PathParams { uncertain, ..PathParams::default() }
+    }
+
+    pub fn note(&mut self, spec: &FilterSpec, filter: &dyn Filter, route: Option<&Span>, matcher: &MatchConfig) {
+        let params = filter.path_params();
+        if params.is_empty() {
+            return;
+        }
+        let certain = route.is_none_or(|route| !self.uncertain.contains(&route.file));
+        let matcher = Some(matcher).filter(|_| certain).and_then(|it| it.compile(&mut Diagnostics::default()));
+        for param in params {
+            let key = (spec.span.file, spec.span.range.start, param.to_owned());
+            let new = || Wanted { span: spec.span.clone(), found: false, known: Vec::new() };
+            let wanted = self.wanted.entry(key).or_insert_with(new);
+            match &matcher {
+                Some(matcher) => {
+                    let names = matcher.path_params();
+                    wanted.found |= names.iter().any(|known| **known == *param);
+                    if wanted.known.is_empty() {
+                        wanted.known = names.to_vec();
+                    }
+                }
+                None => wanted.found = true,
+            }
+        }
+    }
+
+    pub fn report(self, d: &mut Diagnostics) {
+        for ((.., param), wanted) in self.wanted.into_iter().filter(|(_, wanted)| !wanted.found) {
+            let known = wanted.known.iter().map(|name| &**name);
+            let help = match (nearest(&param, known.clone()), known.len()) {
+                (Some(near), _) => format!("did you mean `${{path.{near}}}`?"),
+                (None, 0) => format!("the path has none; write one as `{{{param}}}`"),
+                (None, _) => {
+                    let names: Vec<_> = known.map(|name| format!("`${{path.{name}}}`")).collect();
+                    format!("it has {}", names.join(", "))
+                }
+            };
+            let message = format!("`${{path.{param}}}` is never there: no route with this filter has such a param in its path");
+            d.error(wanted.span, message).help(help);
+        }
+    }
+}
