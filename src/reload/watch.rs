@@ -19,6 +19,10 @@ use tokio::sync::mpsc;
 /// How long the files must be quiet before a reload, and the longest that it is put off while they are not.
 const QUIET: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How often in a row the watches are set up because directories come and go meanwhile.
+const AGAIN_MAX: u32 = 16;
+/// How far behind the clock a file's time of change may be: the kernel takes that of its last tick.
+const TICK: Duration = Duration::from_millis(10);
 
 /// Reloads on changes until the process ends. Returns an error if the watch cannot be set up.
 pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
@@ -38,6 +42,7 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
     })?;
     // With what the path was when the watch was set up: one that is made again is another directory.
     let mut watched = BTreeMap::<PathBuf, Identity>::new();
+    let mut again = 0_u32;
     loop {
         // Anew each time: a change can bring in files and directories that were not part of the configuration before.
         let loaded = load(&reloader).await?;
@@ -73,8 +78,17 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
                 None => fresh = true,
             }
         }
-        // What changed before the watch was set up gave no event.
-        let missed = fresh && load(&reloader).await?.hash != reloader.gateway.snapshot().hash;
+        if fresh && again < AGAIN_MAX {
+            // A directory may have come below one of these before its watch was set up. Once nothing is new, all watches stood
+            // before the files were read.
+            again = again.saturating_add(1);
+            continue;
+        }
+        // What changed before that gave no event. The hash is of the configuration, not of what it names.
+        let running = reloader.gateway.snapshot();
+        let missed = again > 0 && (loaded.hash != running.hash || changed_since(&read, running.loaded_at));
+        again = 0;
+        drop(running);
         if !missed {
             let changed = tokio::select! {
                 changed = changes.recv() => changed,
@@ -90,6 +104,17 @@ pub async fn watch(reloader: Arc<Reloader>) -> notify::Result<()> {
         }
         reloader.take_turn("a change of the files").await;
     }
+}
+
+/// Whether one of the files may have been written or put there since. What comes of it is a reload that finds nothing new.
+fn changed_since(files: &[PathBuf], since: SystemTime) -> bool {
+    let since = since.checked_sub(TICK).unwrap_or(since).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let changed = |file: &PathBuf| {
+        let data = std::fs::metadata(file).ok()?;
+        let (seconds, nanos) = (u64::try_from(data.ctime()).ok()?, u32::try_from(data.ctime_nsec()).ok()?);
+        Some(Duration::new(seconds, nanos) > since)
+    };
+    files.iter().any(|file| changed(file).unwrap_or(false))
 }
 
 /// Reads the configuration beside the runtime, which has health checks and the watchdog to serve: a file may be large, or on a disk

@@ -62,6 +62,8 @@ pub fn compile_or_files(
 }
 
 fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
+    // Before anything is read: what changes while it is must count as newer.
+    let loaded_at = parts.clock.wall();
     let read = PathParams::new(d);
     let listeners: Vec<_> = {
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
@@ -100,7 +102,7 @@ fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnost
     let trusted: Vec<_> = config.server.trusted_proxies.iter().map(|network| network.value).collect();
     Some(Snapshot {
         hash: hash.to_owned(),
-        loaded_at: parts.clock.wall(),
+        loaded_at,
         router: router?,
         direct_hits: shield.is_none() && routes.iter().any(|route| route.direct_hits),
         routes,
