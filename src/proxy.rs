@@ -13,6 +13,7 @@ mod failure;
 mod forward;
 mod grpc_web;
 mod hit;
+pub mod http10;
 mod intake;
 mod record;
 mod target;
@@ -231,6 +232,7 @@ impl ProxyHttp for Gateway {
                 ctx.encoder = coding.and_then(|coding| compress::begin(head, coding));
             }
             ctx.finish_response_head(session, head);
+            http10::frame(session, head, ctx);
             if ctx.must_close() {
                 session.set_keepalive(None);
             }
@@ -296,6 +298,9 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Ctx>) {
         if !ctx.is_fetch() {
             record::request(session, error, ctx);
+        }
+        if error.is_none() {
+            http10::done(ctx);
         }
         if ctx.keep_client {
             Box::pin(failure::keep(session, ctx)).await;

@@ -6,7 +6,7 @@
 
 mod grpc;
 
-use crate::proxy::Ctx;
+use crate::proxy::{Ctx, http10};
 use crate::rejection::{LocalResponse, Rejection};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode, header};
@@ -64,12 +64,14 @@ pub async fn local(session: &mut Session, ctx: &mut Ctx, response: LocalResponse
 
 async fn write(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader, body: Bytes, close: bool) -> Result<()> {
     let bodyless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    // A gRPC answer of trailers only is all header; a length would promise a message.
-    if !bodyless && !head.headers.contains_key(grpc::STATUS) {
+    // A gRPC answer of trailers only is all header; over HTTP/2 a length would promise a message. Over HTTP/1 it says that there is
+    // none.
+    if !bodyless && !(head.headers.contains_key(grpc::STATUS) && session.as_downstream().is_http2()) {
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     }
     ctx.tell_cache_status(&mut head);
     ctx.finish_response_head(session, &mut head);
+    http10::frame(session, &head, ctx);
     if close || ctx.must_close() {
         session.set_keepalive(None);
     } else if !session.is_body_done() {

@@ -5,8 +5,9 @@
 
 use super::date::{Date, KeptDate};
 use super::deadline::{Backstop, DeadlineCell};
+use super::fault::{Fault, Faults};
 use super::head::{Framing, Malformed};
-use super::io::{EdgeIo, Fault, Faults, HeadError};
+use super::io::{EdgeIo, HeadError};
 use super::patience::Tolerance;
 use super::stage::Stage;
 use super::transport::Transport;
@@ -54,6 +55,8 @@ pub struct Connection {
     pub pace: Option<Tolerance>,
     /// The request under way is the last one this connection may carry.
     last: AtomicBool,
+    /// The end of the answer under way is the end of the connection, and not all of it was sent.
+    unfinished: AtomicBool,
     fault: AtomicU8,
     /// The last request was for a route with direct hits.
     hit_likely: AtomicBool,
@@ -81,6 +84,7 @@ impl Connection {
             malformed: None,
             pace: None,
             last: AtomicBool::new(false),
+            unfinished: AtomicBool::new(false),
             hit_likely: AtomicBool::new(false),
             fault: AtomicU8::new(0),
             kept: Mutex::new(None),
@@ -102,6 +106,7 @@ impl Connection {
             malformed,
             pace: Some(write),
             last: AtomicBool::new(false),
+            unfinished: AtomicBool::new(false),
             hit_likely: AtomicBool::new(false),
             fault: AtomicU8::new(0),
             kept: Mutex::new(None),
@@ -128,6 +133,11 @@ impl Connection {
         } else {
             None
         }
+    }
+
+    /// Whether what is left of the answer under way could only be told from its end by a reset of the connection.
+    pub fn ends_with_close(&self, unfinished: bool) {
+        self.unfinished.store(unfinished, Ordering::Relaxed);
     }
 
     /// The next request may be worth a look into the cache before there is a session.
@@ -179,6 +189,10 @@ impl Faults for Connection {
 
     fn upgrade_deadline(&self) -> Option<Instant> {
         self.upgrade.instant_exact()
+    }
+
+    fn cut_off(&self) -> bool {
+        self.unfinished.load(Ordering::Relaxed)
     }
 
     fn date(&self) -> Option<Date> {

@@ -9,7 +9,8 @@
 //! - Reading stops where the request ends. Bytes of the next request stay with us, so that pipelining neither confuses
 //!   the session (which takes any byte after the end for a client error) nor loses a request.
 
-use super::date::{self, Date};
+use super::date;
+use super::fault::{Fault, Faults};
 use super::head::{Framing, Head, HeadLimits, HeadScanner, Malformed};
 use super::linger::{self, Linger};
 use super::patience::{Patience, Tolerance};
@@ -32,7 +33,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Where a head is read into: one allocation holds almost every request head whole.
@@ -60,28 +61,6 @@ enum Remaining {
     Streams,
 }
 
-/// What a client did to have its connection ended in the middle of something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Fault {
-    /// The request body came too slowly.
-    SlowBody = 1,
-    /// The response was read too slowly.
-    SlowReader = 2,
-    /// Nothing went through a tunnel for too long.
-    IdleTunnel = 3,
-    /// Bytes came after an upgrade request before its 101.
-    EarlyBytes = 4,
-    /// The framing of a chunked body has no reading, or more than one.
-    BadChunk = 5,
-    /// The upstream has not answered an upgrade in time.
-    UpgradeUnanswered = 6,
-}
-
-/// The names of [`Fault`] in its order, as metric labels.
-pub const FAULTS: &[&str] =
-    &["slow_body", "slow_reader", "idle_tunnel", "early_upgrade_bytes", "malformed_chunk", "upgrade_unanswered"];
-
 /// The bounds of one request on its way through the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IoBounds {
@@ -89,19 +68,6 @@ pub struct IoBounds {
     pub write: Tolerance,
     /// Both directions of a tunnel together.
     pub tunnel: Tolerance,
-}
-
-/// Where an [`EdgeIo`] leaves what it found, for whoever answers.
-pub trait Faults: Send + Sync + 'static {
-    fn report(&self, fault: Fault);
-    /// Until when the upgrade under way must be answered.
-    fn upgrade_deadline(&self) -> Option<Instant>;
-    /// The `Date` of the response whose head is written next, if it is not ours to give; said once.
-    fn date(&self) -> Option<Date>;
-    /// The trailers of the answer under way as lines, when its body has ended. An answer that has some is chunked.
-    fn trailers(&self) -> Vec<u8>;
-    /// The trailer section of the request under way: fields, without the empty line. Nobody knows yet that its body is over.
-    fn asked_trailers(&self, section: &[u8]);
 }
 
 /// Why no request head came.
@@ -114,7 +80,7 @@ pub enum HeadError {
     Malformed(Malformed),
 }
 
-pub struct EdgeIo<T> {
+pub struct EdgeIo<T: Transport> {
     transport: T,
     read: BytesMut,
     remaining: Remaining,
@@ -133,7 +99,7 @@ pub struct EdgeIo<T> {
     faults: Arc<dyn Faults>,
 }
 
-impl<T> std::fmt::Debug for EdgeIo<T> {
+impl<T: Transport> std::fmt::Debug for EdgeIo<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EdgeIo").field("remaining", &self.remaining).finish_non_exhaustive()
     }
@@ -550,6 +516,14 @@ impl<T: Transport> AsyncWrite for EdgeIo<T> {
     }
 }
 
+impl<T: Transport> Drop for EdgeIo<T> {
+    fn drop(&mut self) {
+        if self.faults.cut_off() {
+            self.transport.reset_on_close();
+        }
+    }
+}
+
 #[async_trait]
 impl<T: Transport> Shutdown for EdgeIo<T> {
     async fn shutdown(&mut self) {
@@ -578,19 +552,19 @@ impl<T: Transport> Ssl for EdgeIo<T> {
 
 impl<T: Transport> Peek for EdgeIo<T> {}
 
-impl<T> GetTimingDigest for EdgeIo<T> {
+impl<T: Transport> GetTimingDigest for EdgeIo<T> {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
-impl<T> GetProxyDigest for EdgeIo<T> {
+impl<T: Transport> GetProxyDigest for EdgeIo<T> {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
 }
 
-impl<T> GetSocketDigest for EdgeIo<T> {
+impl<T: Transport> GetSocketDigest for EdgeIo<T> {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         Some(Arc::clone(&self.digest))
     }

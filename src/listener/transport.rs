@@ -12,6 +12,8 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + Sync + std::fmt::De
     /// Ready when a read is worth trying. Must not consume anything and must not need a buffer.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
     fn raw_fd(&self) -> RawFd;
+    /// Has the other end see a reset when the socket is closed, where there is such a thing.
+    fn reset_on_close(&self);
 }
 
 impl Transport for TcpStream {
@@ -21,6 +23,10 @@ impl Transport for TcpStream {
     fn raw_fd(&self) -> RawFd {
         AsRawFd::as_raw_fd(self)
     }
+    fn reset_on_close(&self) {
+        // Then the client sees an end, which is all that there is left to do.
+        let _ = self.set_zero_linger();
+    }
 }
 
 impl Transport for UnixStream {
@@ -29,6 +35,9 @@ impl Transport for UnixStream {
     }
     fn raw_fd(&self) -> RawFd {
         AsRawFd::as_raw_fd(self)
+    }
+    fn reset_on_close(&self) {
+        // Unix sockets have no such thing.
     }
 }
 
@@ -44,5 +53,8 @@ impl<T: Transport> Transport for TlsStream<T> {
     }
     fn raw_fd(&self) -> RawFd {
         self.get_ref().0.raw_fd()
+    }
+    fn reset_on_close(&self) {
+        self.get_ref().0.reset_on_close();
     }
 }

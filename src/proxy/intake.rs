@@ -2,7 +2,7 @@
 //! and the bounds of the body. Everything after this decides by what is written here.
 
 use super::grpc_web::GrpcWeb;
-use super::{Ctx, deadline};
+use super::{Ctx, deadline, http10};
 use crate::canonical::{self, HostProblem, PathForm, PathProblem, PathRules};
 use crate::fields;
 use crate::forwarded;
@@ -38,7 +38,7 @@ pub fn admit(session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Rejection
     let settings = settings.as_deref().map(|settings| &**settings);
     set_connection_bounds(session, settings);
     ignore_h2c(session);
-    spare_http_1_0(session);
+    http10::begin(session);
     ctx.upgrade = session.is_upgrade_req();
     take_away(session.req_header_mut());
     join_cookies(session.req_header_mut());
@@ -196,14 +196,6 @@ fn join_cookies(head: &mut RequestHeader) {
     let crumbs = head.headers.get_all(header::COOKIE).iter().map(http::HeaderValue::as_bytes);
     if let Some(joined) = fields::one_cookie_line(crumbs) {
         let _ = head.insert_header(header::COOKIE, joined);
-    }
-}
-
-/// Clients of HTTP/1.0 know no interim responses (RFC 9110 §15.2), and what they expect is ignored (§10.1.1).
-fn spare_http_1_0(session: &mut Session) {
-    if session.req_header().version == Version::HTTP_10 {
-        session.req_header_mut().remove_header(&header::EXPECT);
-        session.as_downstream_mut().set_ignore_info_resp(true);
     }
 }
 

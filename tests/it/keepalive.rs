@@ -1,7 +1,8 @@
 //! One connection, many requests: what is kept open, for how long, and in which order it is answered.
 
+use crate::support::h2::H2Origin;
 use crate::support::raw::{Client, refusing_port, request};
-use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, upstream};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -217,4 +218,54 @@ fn a_request_that_finds_no_endpoint_keeps_its_connection() {
     origin.set_healthy(true);
     gateway.wait_healthy(origin.address(), true);
     assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
+}
+
+#[test]
+fn http_1_0_gets_no_chunks_and_the_end_of_the_connection_is_that_of_the_answer() {
+    let (origin, h2) = (Origin::start("a"), H2Origin::plain());
+    let toml = [
+        upstream("app", &[&origin], ""),
+        format!("[upstreams.h2]\nendpoints = [\"{}\"]\nprotocol = \"h2c\"\n", h2.address),
+        "[routes.plain]\nmatch = { path = \"/plain\" }\nupstream = \"app\"\n".to_owned(),
+        "[routes.coded]\nmatch = { path = \"/coded\" }\nupstream = \"app\"\ncompress = { min_size = \"1B\" }\n".to_owned(),
+        "[routes.cached]\nmatch = { path = \"/cached\" }\nupstream = \"app\"\ncache = {}\n".to_owned(),
+        "[routes.h2]\nmatch = { path = \"/h2\" }\nupstream = \"h2\"\n".to_owned(),
+    ];
+    let gateway = Gateway::start(&toml.concat());
+    let whole =
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncache-control: max-age=100\r\ntransfer-encoding: chunked\r\n\r\n\
+                  5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n";
+    origin.answer(Answer::Bytes(whole.to_vec()));
+    for path in ["/plain", "/coded", "/cached", "/cached", "/h2"] {
+        for more in ["", "connection: keep-alive\r\n"] {
+            let mut client = Client::connect(gateway.http());
+            client.send(format!(
+                "POST {path} HTTP/1.0\r\nhost: localhost\r\naccept-encoding: gzip\r\ncontent-length: 12\r\n{more}\r\nhello, world"
+            ).replace("POST /cached", "GET /cached"));
+            let answer = client.response();
+            assert_eq!((answer.status, answer.header("transfer-encoding")), (200, None), "{path}");
+            let mut body = answer.text();
+            if path == "/coded" {
+                body.clear();
+                flate2::read::GzDecoder::new(&*answer.body).read_to_string(&mut body).unwrap();
+            }
+            assert_eq!(body, "hello, world", "{path}");
+            if answer.header("content-length").is_none() {
+                assert_eq!(answer.header("connection"), Some("close"), "{path}");
+                assert!(client.closes_within(SOON), "{path}");
+            }
+        }
+    }
+    let mut slowly = Client::connect(gateway.http());
+    origin.answer(Answer::Drip(Duration::from_millis(1)));
+    slowly.send("GET /plain HTTP/1.0\r\nhost: localhost\r\n\r\n");
+    assert_eq!(slowly.response().origin(), "a");
+    // An answer that breaks off is not one that ends.
+    origin.answer(Answer::TruncatedChunks);
+    for path in ["/plain", "/coded", "/cached?cut"] {
+        let mut client = Client::connect(gateway.http());
+        client.send(format!("GET {path} HTTP/1.0\r\nhost: localhost\r\naccept-encoding: gzip\r\n\r\n"));
+        let answer = client.read();
+        assert!(answer.is_err(), "{path}: {answer:?}");
+    }
 }

@@ -1,5 +1,7 @@
+use super::super::date::Date;
 use super::*;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
 use tokio::net::UnixStream;
 
 const LIMITS: HeadLimits = HeadLimits { max_header: 4096, max_headers: 16, max_uri: 1024, allow_underscores: false };
@@ -25,6 +27,10 @@ impl Faults for Found {
 
     fn upgrade_deadline(&self) -> Option<Instant> {
         None
+    }
+
+    fn cut_off(&self) -> bool {
+        false
     }
 
     fn date(&self) -> Option<Date> {

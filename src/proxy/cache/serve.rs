@@ -1,6 +1,6 @@
 //! Answers that come from the cache, or through it.
 
-use super::super::{Ctx, trailers};
+use super::super::{Ctx, http10, trailers};
 use super::note::Status;
 use crate::cache::conditional;
 use crate::cache::entry::{Body, Entry};
@@ -126,6 +126,7 @@ fn multipart(head: &mut ResponseHeader, body: &Body, ranges: &[(u64, u64)]) -> R
 async fn send(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader, pieces: Vec<Bytes>) -> Result<u64> {
     ctx.give_cookie(&mut head)?;
     ctx.finish_response_head(session, &mut head);
+    http10::frame(session, &head, ctx);
     if ctx.must_close() {
         session.set_keepalive(None);
     }
@@ -192,6 +193,7 @@ pub async fn stream(session: &mut Session, ctx: &mut Ctx, of: &Head, mut reader:
     head.set_version(Version::HTTP_11);
     ctx.give_cookie(&mut head)?;
     ctx.finish_response_head(session, &mut head);
+    http10::frame(session, &head, ctx);
     if ctx.must_close() {
         session.set_keepalive(None);
     }
