@@ -67,11 +67,21 @@ impl Waiting {
         let same_name = self.listener.as_ref().is_some_and(|name| *name == plan.name);
         self.local == plan.address || (same_name && self.requested == plan.address)
     }
+
+    /// A second descriptor of it.
+    fn share(&self) -> io::Result<Passed> {
+        let (socket, owned) = match &self.socket {
+            Socket::Tcp(socket) => (socket.as_fd().try_clone_to_owned()?, false),
+            Socket::Unix { socket, owned } => (socket.as_fd().try_clone_to_owned()?, *owned),
+        };
+        let Waiting { listener, requested, local, .. } = self;
+        Ok(Passed { listener: listener.clone(), requested: requested.clone(), local: local.clone(), owned, socket })
+    }
 }
 
 /// Sockets that somebody else has bound for us, by their address: the service manager (`LISTEN_FDS`, sd_listen_fds(3)), or the
 /// process that this one replaces. A listener takes the one that has its address in place of binding; those of the service
-/// manager that no listener wants stay open for a reload that does.
+/// manager stay open for a reload that wants them, or wants them again: the manager listens, whatever we do.
 #[derive(Default)]
 pub struct Inherited(Mutex<Vec<Waiting>>);
 
@@ -108,8 +118,12 @@ impl Inherited {
 
     fn take(&self, plan: &ListenerPlan) -> Option<Waiting> {
         let mut list = self.0.lock();
-        let at = list.iter().position(|waiting| waiting.fits(plan))?;
-        Some(list.swap_remove(at))
+        let fits = |passed: bool| list.iter().position(|waiting| waiting.listener.is_some() == passed && waiting.fits(plan));
+        if let Some(at) = fits(true) {
+            return Some(list.swap_remove(at));
+        }
+        // One descriptor for the listener, and one that outlives it.
+        list.get(fits(false)?)?.share().and_then(Passed::open).ok()
     }
 
     /// Second descriptors of what listeners of the process before had at this port and none of this one has taken.
@@ -125,15 +139,7 @@ impl Inherited {
 
     /// Second descriptors of what is here.
     pub(super) fn share(&self) -> io::Result<Vec<Passed>> {
-        let share = |waiting: &Waiting| {
-            let (socket, owned) = match &waiting.socket {
-                Socket::Tcp(socket) => (socket.as_fd().try_clone_to_owned()?, false),
-                Socket::Unix { socket, owned } => (socket.as_fd().try_clone_to_owned()?, *owned),
-            };
-            let Waiting { listener, requested, local, .. } = waiting;
-            Ok(Passed { listener: listener.clone(), requested: requested.clone(), local: local.clone(), owned, socket })
-        };
-        self.0.lock().iter().map(share).collect()
+        self.0.lock().iter().map(Waiting::share).collect()
     }
 
     /// Closes what a listener of the process before had and none of this one wants.
@@ -233,7 +239,8 @@ impl Listeners {
         }
         if !errors.is_empty() {
             // What was given to us is there for the next attempt.
-            self.inherited.0.lock().extend(taken.into_iter().map(|(_, waiting)| waiting));
+            let given = taken.into_iter().map(|(_, waiting)| waiting).filter(|waiting| waiting.listener.is_some());
+            self.inherited.0.lock().extend(given);
             return Err(errors);
         }
         fresh.extend(taken.into_iter().map(|(plan, waiting)| (plan, waiting.local, waiting.socket)));

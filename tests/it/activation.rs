@@ -104,8 +104,22 @@ fn sockets_wait_for_the_listener_that_has_their_address() {
     std::fs::write(path("g.toml"), text(&format!("[listeners.later]\naddress = \"{at_later}\"\n"))).unwrap();
     verb("reload");
     assert_eq!(early.response().text(), "hello", "{}", log());
+    drop(early);
     assert!(serves() && get(at_later, "/hello").text() == "hello");
-    // A listener that goes gives up its place, not the service manager's socket.
+    // A listener that goes gives up its place, not the service manager's socket: it may come back, also after an upgrade without it.
+    let with = text(&format!("[listeners.later]\naddress = \"{at_later}\"\n"));
+    for between in [None, Some("upgrade")] {
+        std::fs::write(path("g.toml"), text("")).unwrap();
+        verb("reload");
+        if let Some(between) = between {
+            verb(between);
+        }
+        let mut waits = Client::connect(at_later);
+        waits.send(&hello);
+        std::fs::write(path("g.toml"), &with).unwrap();
+        verb("reload");
+        assert_eq!(waits.response().text(), "hello", "{}", log());
+    }
     std::fs::write(path("g.toml"), text("")).unwrap();
     verb("reload");
     let successor: serde_json::Value = admin.get("/status").json();
