@@ -22,8 +22,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 /// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -177,37 +177,38 @@ impl Drop for Shaking<'_> {
 }
 
 async fn handshake<T: Transport>(stream: T, tls: &ServerTls, state: &ListenerState) -> Option<(TlsStream<T>, Arc<TlsFacts>)> {
-    let refuse = |why: Refusal| {
-        state.metrics.refused.count(why as usize);
-        None
-    };
-    if !state.handshakes.try_enter(tls.max_handshakes) {
-        return refuse(Refusal::TooManyHandshakes);
-    }
-    let _shaking = Shaking(&state.handshakes);
-    match pingora_timeout::timeout(tls.handshake_timeout, shake(stream, tls)).await {
-        Ok(Ok((stream, rules))) => {
+    let shaken = pingora_timeout::timeout(tls.handshake_timeout, shake(stream, tls, state)).await;
+    match shaken.unwrap_or(Err(Refusal::HandshakeTimeout)) {
+        Ok((stream, rules)) => {
             let facts = Arc::new(crate::tls::server::facts(stream.get_ref().1, rules));
             Some((stream, facts))
         }
-        Ok(Err(error)) => {
-            log::debug!("listener `{}`: handshake failed: {error}", state.name);
-            refuse(Refusal::HandshakeFailed)
+        Err(why) => {
+            state.metrics.refused.count(why as usize);
+            None
         }
-        Err(_) => refuse(Refusal::HandshakeTimeout),
     }
 }
 
-/// The handshake, and the rules for client certificates that it followed.
-async fn shake<T: Transport>(stream: T, tls: &ServerTls) -> io::Result<(TlsStream<T>, &Arc<str>)> {
-    if tls.hosts.is_none() {
-        let stream = TlsAcceptor::from(Arc::clone(&tls.own.config)).accept(stream).await?;
-        return Ok((stream, &tls.own.rules));
+/// The handshake, and the rules for client certificates that it followed. It takes one of the places for handshakes once the client has
+/// said something to work on: those who are silent cost a connection, and keep nobody out.
+async fn shake<'a, T: Transport>(
+    stream: T,
+    tls: &'a ServerTls,
+    state: &ListenerState,
+) -> Result<(TlsStream<T>, &'a Arc<str>), Refusal> {
+    let failed = |error: io::Error| {
+        log::debug!("listener `{}`: handshake failed: {error}", state.name);
+        Refusal::HandshakeFailed
+    };
+    let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await.map_err(failed)?;
+    if !state.handshakes.try_enter(tls.max_handshakes) {
+        return Err(Refusal::TooManyHandshakes);
     }
+    let _shaking = Shaking(&state.handshakes);
     // The client's first message says which host it wants.
-    let begun = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
     let host = tls.for_name(begun.client_hello().server_name());
-    let stream = begun.into_stream(Arc::clone(&host.config)).await?;
+    let stream = begun.into_stream(Arc::clone(&host.config)).await.map_err(failed)?;
     Ok((stream, &host.rules))
 }
 

@@ -1,8 +1,11 @@
 //! TLS on listeners: which certificate, whose client, and how certificates come and go.
 
+use crate::support::h2::H2Client;
 use crate::support::raw::{Client, get, request, send};
 use crate::support::tls::Authority;
-use crate::support::{Gateway, Origin, SOON, eventually, everything_to};
+use crate::support::{Gateway, Origin, SOON, eventually, everything_to, runtime};
+use std::io::Read;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -258,14 +261,42 @@ fn handshakes_have_a_deadline_and_a_bound() {
     let toml = listener(ONE, ", handshake_timeout = \"500ms\", max_handshakes = 2") + HELLO;
     let gateway = Gateway::try_start_with(&toml, |directory| authority.issue(&["localhost"]).write(directory, "a")).unwrap();
     let refused = |reason| gateway.metric("gatewright_listener_connections_refused_total", &[("reason", reason)]);
-    let mut silent: Vec<_> = (0..3).map(|_| Client::connect(gateway.address("https"))).collect();
+    let mut stalled: Vec<_> = (0..3).map(|_| stalled_after_hello(gateway.address("https"))).collect();
     eventually("the third is too many", SOON, || refused("max_handshakes") == 1.0);
-    for client in &mut silent {
-        assert!(client.closes_within(SOON));
+    for client in &mut stalled {
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest);
     }
     // It is closed first and counted then.
     eventually("both are counted", SOON, || refused("handshake_timeout") == 2.0);
     assert!(authority.trusting().connect(gateway.address("https"), "localhost").is_ok(), "places are given back");
+}
+
+/// A connection whose client has said hello, and nothing since.
+fn stalled_after_hello(address: std::net::SocketAddr) -> TcpStream {
+    let config = Authority::new().trusting().config();
+    let mut session = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    while session.wants_write() {
+        session.write_tls(&mut socket).unwrap();
+    }
+    socket
+}
+
+#[test]
+fn silent_connections_keep_nobody_out() {
+    let authority = Authority::new();
+    let toml = listener(ONE, ", handshake_timeout = \"20s\", max_handshakes = 4") + HELLO;
+    let gateway = Gateway::try_start_with(&toml, |directory| authority.issue(&["localhost"]).write(directory, "a")).unwrap();
+    let silent: Vec<_> = (0..200).map(|_| TcpStream::connect(gateway.address("https")).unwrap()).collect();
+    let active = || gateway.metric("gatewright_listener_connections_active", &[("listener", "https")]);
+    eventually("all are accepted", SOON, || active() >= 200.0);
+    for _ in 0..20 {
+        assert!(authority.trusting().connect(gateway.address("https"), "localhost").is_ok());
+    }
+    assert_eq!(gateway.metric("gatewright_listener_connections_refused_total", &[]), 0.0);
+    drop(silent);
 }
 
 #[test]
@@ -429,4 +460,26 @@ fn who_a_client_is_by_its_certificate_is_a_fact_for_filters() {
     for name in ["x-subject", "x-names", "x-print"] {
         assert_eq!(seen[1].header(name), None, "{name} of a client without a certificate");
     }
+}
+
+#[test]
+fn a_stream_for_a_host_with_other_rules_is_refused_and_the_others_go_on() {
+    let (authority, partners) = (Authority::new(), Authority::new());
+    let hosts = ", hosts = { \"partner.example\" = { client_auth = \"required\", client_ca = \"partners.pem\" } }";
+    let toml = listener(ONE, hosts) + "http2 = true\n" + HELLO;
+    let gateway = Gateway::try_start_with(&toml, |directory| {
+        authority.issue(&["localhost", "partner.example"]).write(directory, "a");
+        std::fs::write(directory.join("partners.pem"), &partners.pem).unwrap();
+    })
+    .unwrap();
+    runtime().block_on(async {
+        let client = H2Client::secure(gateway.address("https"), &authority.trusting()).await;
+        let ask = |host: &str| {
+            let asked = http::Request::get(format!("https://{host}/hello")).body(()).unwrap();
+            async { client.call(asked, &[]).await.unwrap().status.as_u16() }
+        };
+        let statuses = tokio::join!(ask("localhost"), ask("partner.example"), ask("localhost"));
+        assert_eq!(statuses, (200, 421, 200));
+        assert_eq!(ask("localhost").await, 200);
+    });
 }
