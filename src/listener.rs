@@ -19,6 +19,7 @@ mod patience;
 pub mod proxy_protocol;
 mod stage;
 mod transport;
+mod workers;
 
 pub use bind::{BindError, Inherited, Passed, Prepared, remove_stale};
 pub use connection::Connection;
@@ -50,6 +51,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::time::Duration;
+use workers::Workers;
 
 /// Why a connection was closed before its first request.
 #[derive(Debug, Clone, Copy)]
@@ -294,10 +296,10 @@ pub struct Listeners {
 
 #[derive(Clone)]
 struct Runtime {
-    handle: tokio::runtime::Handle,
+    workers: Workers,
     edge: Arc<Edge>,
     shutdown: ShutdownWatch,
-    workers: usize,
+    grace_period: Duration,
 }
 
 impl Listeners {
@@ -373,7 +375,7 @@ impl Listeners {
     /// Whether the runtime that carries traffic still runs tasks.
     pub async fn ping(&self) -> bool {
         match self.runtime.get() {
-            Some(runtime) => runtime.handle.spawn(async {}).await.is_ok(),
+            Some(runtime) => runtime.workers.ping().await,
             None => false,
         }
     }
@@ -391,6 +393,8 @@ pub struct EdgeService {
     pub listeners: Arc<Listeners>,
     pub edge: Arc<Edge>,
     pub workers: usize,
+    /// How long the connections of a listener that is removed may stay.
+    pub grace_period: Duration,
 }
 
 #[async_trait]
@@ -398,8 +402,9 @@ impl Service for EdgeService {
     async fn start_service(&mut self, _fds: Option<ListenFds>, mut shutdown: ShutdownWatch, _per_fd: usize) {
         // The sender lives in `self`, so waiting cannot fail.
         let _ = self.listeners.held.subscribe().wait_for(|held| !held).await;
-        let handle = tokio::runtime::Handle::current();
-        let runtime = Runtime { handle, edge: Arc::clone(&self.edge), shutdown: shutdown.clone(), workers: self.workers };
+        let workers = Workers::find(self.workers);
+        let (edge, grace_period) = (Arc::clone(&self.edge), self.grace_period);
+        let runtime = Runtime { workers, edge, shutdown: shutdown.clone(), grace_period };
         if self.listeners.runtime.set(runtime).is_err() {
             log::error!("the edge service was started twice");
             return;

@@ -169,7 +169,7 @@ fn assemble(
     keeper.keep_at_most(fixed.upstream_keepalive);
     let control = Control::new(reloader, admin, admin_socket, readiness, keeper, config.server.watch, ready);
     let server = Server::new_with_opt_and_conf(None, server_conf(&fixed));
-    let edge = EdgeService { listeners: Arc::clone(&listeners), edge, workers: fixed.threads };
+    let edge = EdgeService { listeners: Arc::clone(&listeners), edge, workers: fixed.threads, grace_period: fixed.grace_period };
     Ok(Process { server, edge, control, signals, gateway, listeners, upgrader })
 }
 

@@ -30,15 +30,14 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts the loops of one listener on the edge's runtime.
 pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, everywhere: Arc<Active>) {
-    let _in_runtime = runtime.handle.enter();
+    let _in_runtime = runtime.workers.next().enter();
     match socket {
         Socket::Tcp(socket) => match TcpListener::from_std(socket) {
             Ok(listener) => {
                 let listener = Arc::new(listener);
                 state.accepts_on(&listener);
-                for _ in 0..runtime.workers.max(1) {
-                    let task = accept_tcp(Arc::clone(&listener), Arc::clone(&state), Arc::clone(&everywhere), runtime.clone());
-                    runtime.handle.spawn(task);
+                for worker in runtime.workers.each() {
+                    worker.spawn(accept_tcp(Arc::clone(&listener), Arc::clone(&state), Arc::clone(&everywhere), runtime.clone()));
                 }
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
@@ -47,7 +46,7 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
             Ok(listener) => {
                 let listener = Arc::new(listener);
                 state.accepts_on(&listener);
-                runtime.handle.spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
+                runtime.workers.next().spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
@@ -219,7 +218,9 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
     };
     let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
     let (state, runtime) = (Arc::clone(state), runtime.clone());
-    tokio::spawn(async move {
+    // The one loop of a unix socket is not where all of its connections are to live.
+    let worker = runtime.workers.next().clone();
+    worker.spawn(async move {
         let _admission = admission;
         if settings.tls.is_some() {
             return Box::pin(secure(stream, None, digest, state, settings, runtime)).await;
