@@ -197,6 +197,9 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(&self, session: &mut Session, head: &mut RequestHeader, ctx: &mut Box<Ctx>) -> Result<()> {
         forward::request_head(session, head, ctx)?;
+        if head.headers.contains_key(&http::header::EXPECT) {
+            Box::pin(forward::expectation(session, head, ctx)).await?;
+        }
         if ctx.is_fetch() {
             cache::head_of_fetch(session, head, ctx)?;
         }

@@ -189,6 +189,21 @@ pub fn request_head(session: &Session, head: &mut RequestHeader, ctx: &mut Ctx) 
     Ok(())
 }
 
+/// Where either side speaks HTTP/2, Pingora passes no `100 Continue` on, and whoever waits for it would wait until the answer. So the
+/// upstream is not asked for one there, and a client of HTTP/1.1 is told by us to go on (RFC 9110 §10.1.1), once the request is on
+/// its way.
+pub async fn expectation(session: &mut Session, head: &mut RequestHeader, ctx: &Ctx) -> Result<()> {
+    let of_http2 = session.req_header().version == Version::HTTP_2;
+    if !of_http2 && head.version != Version::HTTP_2 && ctx.attempt.race.is_none() {
+        return Ok(());
+    }
+    head.remove_header(&header::EXPECT);
+    if !of_http2 && !ctx.is_fetch() {
+        session.as_downstream_mut().write_continue_response().await.map_err(|e| e.into_down())?;
+    }
+    Ok(())
+}
+
 pub fn response_head(session: &Session, head: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
     let now = ctx.gateway.clock().now();
     ctx.check_deadline_at(now)?;

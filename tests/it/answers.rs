@@ -1,12 +1,12 @@
 //! What upstreams may answer: a response that could be read in two ways is a 502, and its connection is not used again.
 
 use crate::support::frames::{ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, SETTINGS, block, frame};
-use crate::support::h2::H2Origin;
+use crate::support::h2::{H2Client, H2Origin};
 use crate::support::http1::{Broken, Response};
 use crate::support::raw::{Client, get, request, send};
 use crate::support::teller::{Case, Teller, Told, malformed_answers};
 use crate::support::tls::Authority;
-use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to};
+use crate::support::{Answer, Gateway, Origin, SOON, eventually, everything_to, runtime};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Instant;
@@ -352,4 +352,44 @@ fn an_answer_over_http2_is_held_to_the_same_rules() {
         }
         assert!(gateway.rss() < 200 << 20, "{what}");
     }
+}
+
+/// Nobody else would tell it: an upstream of HTTP/2 is not asked, and a client of HTTP/2 is told nothing.
+#[test]
+fn who_waits_for_100_continue_is_answered_where_either_side_speaks_http2() {
+    let endpoint = H2Origin::plain();
+    let gateway = Gateway::start(&endpoint.everything("protocol = \"h2c\""));
+    let mut client = Client::connect(gateway.http());
+    client.send("POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n");
+    assert!(client.closed_or_answered(SOON), "nobody says 100");
+    let answer = client.send("body").response();
+    assert_eq!((answer.status, answer.interim.as_slice(), answer.text().as_str()), (200, &[100][..], "body"));
+    assert!(endpoint.seen.requests.lock().iter().all(|head| !head.headers.contains_key("expect")));
+
+    let origin = Origin::start("a");
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\n";
+    let gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
+    let answer = runtime().block_on(async {
+        let client = H2Client::plain(gateway.http()).await;
+        let asked = http::Request::post("http://localhost/").header("expect", "100-continue").body(()).unwrap();
+        client.call(asked, &[b"body"]).await.unwrap()
+    });
+    assert_eq!((answer.status.as_u16(), origin.last().header("expect")), (200, None));
+    assert_eq!(origin.last().body, b"body");
+}
+
+#[test]
+fn a_flood_of_interim_answers_over_http2_is_bounded() {
+    let interim = |stream: u32| frame(HEADERS, END_HEADERS, stream, &block(&[(":status", "103"), ("link", "</a.css>")]));
+    let last = |stream| [answer_head(stream, END_HEADERS, &[]), frame(DATA, END_STREAM, stream, b"ok")].concat();
+    let address = frames_origin(move |stream| [interim(stream).repeat(200_000), last(stream)].concat());
+    let gateway = Gateway::start(&format!(
+        "[upstreams.app]\nendpoints = [\"{address}\"]\nprotocol = \"h2c\"\nretry = {{ attempts = 1 }}\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+    ));
+    let before = gateway.rss();
+    let answer = get(gateway.http(), "/");
+    assert!(matches!(answer.status, 200 | 502), "{}", answer.status);
+    assert!(answer.interim.len() <= 16, "{}", answer.interim.len());
+    assert!(gateway.rss().saturating_sub(before) < 24 << 20, "{} KiB", gateway.rss().saturating_sub(before) >> 10);
 }
