@@ -263,19 +263,21 @@ pub async fn serve<T: Transport>(
             }
             return Box::pin(io.close()).await;
         }
+        // One time for both: what the preface is told by is the beginning of a head.
+        let mut left = settings.header_timeout;
+        let mut preface = Ok(false);
         if served == 0 && settings.http2 == Http2Mode::Cleartext {
-            match io.starts_with_preface(settings.header_timeout).await {
-                Ok(true) => return Box::pin(h2::serve(io, connection, edge, shutdown)).await,
-                Ok(false) => {}
-                Err(HeadError::Timeout) => {
-                    listener.metrics.malformed.count(Irregular::HeaderTimeout.index());
-                    return;
-                }
-                Err(_) => return,
-            }
+            let since = Instant::now();
+            preface = io.starts_with_preface(left).await;
+            left = left.saturating_sub(since.elapsed());
         }
         io.set_bounds(settings.io);
-        let (head, mut bytes) = match io.read_head(&settings.head, settings.header_timeout).await {
+        let read = match preface {
+            Ok(true) => return Box::pin(h2::serve(io, connection, edge, shutdown)).await,
+            Ok(false) => io.read_head(&settings.head, left).await,
+            Err(error) => Err(error),
+        };
+        let (head, mut bytes) = match read {
             Ok(read) => read,
             Err(HeadError::Closed) => return,
             Err(HeadError::Timeout) => {

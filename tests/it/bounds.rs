@@ -140,7 +140,32 @@ fn slow_header_is_cut_in_total_not_per_read() {
         client.closed_or_answered(Duration::from_millis(50))
     });
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let answer = client.response();
+    assert_eq!((answer.status, answer.code().as_str(), answer.keep_alive), (408, "request_timeout", false));
+    eventually("it is counted", SOON, || malformed(&gateway, "header_timeout") == 1.0);
     assert_eq!(origin.count(), 0);
+}
+
+fn malformed(gateway: &Gateway, reason: &str) -> f64 {
+    gateway.metric("gatewright_listener_malformed_requests_total", &[("listener", "http"), ("reason", reason)])
+}
+
+#[test]
+fn the_preface_and_the_header_share_one_deadline() {
+    let gateway = Gateway::start("[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\nheader_timeout = \"2s\"\n");
+    let mut client = Client::connect(gateway.http());
+    client.send("P");
+    let started = Instant::now();
+    // It is a preface until then, and a header from there on.
+    std::thread::sleep(Duration::from_millis(1500));
+    client.send("OST / HTTP/1.1\r\n");
+    assert_eq!(client.response().status, 408);
+    assert!(started.elapsed() < Duration::from_millis(3200), "{:?}", started.elapsed());
+    // What never becomes more than the beginning of a preface is late in the same way.
+    let mut client = Client::connect(gateway.http());
+    client.send("PRI");
+    assert_eq!(client.response().status, 408);
+    eventually("both are counted", SOON, || malformed(&gateway, "header_timeout") == 2.0);
 }
 
 #[test]
