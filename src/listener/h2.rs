@@ -19,6 +19,7 @@ use super::stage::{Active, Stage};
 use super::transport::Transport;
 use super::{Closed, Edge, Irregular, ListenerSettings};
 use crate::http1::line::is_token;
+use crate::rejection;
 use http::{Method, header};
 use pingora::apps::HttpServerApp;
 use pingora::http::RequestHeader;
@@ -67,7 +68,7 @@ pub async fn serve<T: Transport>(
     let begun = pingora_timeout::timeout(settings.header_timeout, handshake(io, Some(options(&settings)))).await;
     let mut streams = match begun {
         Ok(Ok(streams)) => streams,
-        Ok(Err(_)) => return listener.metrics.malformed.count(Irregular::Http2.index()),
+        Ok(Err(error)) => return broken(&error, &connection, edge),
         Err(_) => return listener.metrics.malformed.count(Irregular::HeaderTimeout.index()),
     };
     let active = Arc::new(Active::default());
@@ -101,8 +102,8 @@ pub async fn serve<T: Transport>(
                 }
                 continue;
             }
-            // It is common for clients to leave without a word.
-            Ok(None) | Err(_) => return,
+            Ok(None) => return,
+            Err(error) => return broken(&error, &connection, edge),
         };
         served = served.saturating_add(1);
         let settings = listener.settings();
@@ -117,6 +118,19 @@ pub async fn serve<T: Transport>(
         }
         start(session, connection.stream(why, settings.io.write), &active, edge, shutdown, &settings);
     }
+}
+
+/// A connection that was ended for what its client did is counted and logged like a malformed request. It is common for clients to
+/// leave without a word, or with one of their own.
+fn broken(error: &pingora::Error, connection: &Connection, edge: &Edge) {
+    let cause = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    if cause.is_some_and(|cause| cause.is_io() || cause.is_remote()) {
+        return;
+    }
+    connection.listener.metrics.malformed.count(Irregular::Http2.index());
+    let id = crate::forwarded::request_id(None, false);
+    let reason = Irregular::NAMES.get(Irregular::Http2 as usize).copied().unwrap_or_default();
+    edge.gateway.log_malformed(connection, &id, &rejection::REQUEST_MALFORMED, reason, 0);
 }
 
 /// Returns when no stream has been under way for so long. Anything that arrives in the meantime starts it over.

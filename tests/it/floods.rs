@@ -151,3 +151,38 @@ fn a_flood_of_resets_that_we_are_made_to_send_ends_the_connection() {
 fn acknowledgements_of_nothing_are_harmless() {
     against(&[], &[frame(SETTINGS, ACK, 0, b""), frame(PING, ACK, 0, b"12345678")].concat(), 4 << 20);
 }
+
+#[test]
+fn a_header_that_never_ends_is_one_idle_connection() {
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nhttp2 = \"cleartext\"\nkeepalive_timeout = \"1s\"\n";
+    let gateway = Gateway::start(listener);
+    let mut frames = Frames::connect(gateway.http());
+    frames.send(&head(1, END_STREAM, "GET"));
+    // Frames by the number are a flood; these are the bytes of one.
+    let mut rest = frame(CONTINUATION, 0, 1, &[0; 10_000]).into_iter();
+    eventually("it is ended, however the rest drips", SOON, || {
+        let taken = frames.send(&[rest.next().unwrap()]);
+        std::thread::sleep(Duration::from_millis(20));
+        !taken
+    });
+    let labels = [("listener", "http"), ("reason", "idle")];
+    eventually("it is counted", SOON, || gateway.metric("gatewright_listener_connections_closed_total", &labels) == 1.0);
+}
+
+#[test]
+fn a_connection_that_breaks_the_protocol_is_counted_and_logged_and_one_that_leaves_is_not() {
+    let gateway = Gateway::start(CLEARTEXT);
+    let labels = [("listener", "http"), ("reason", "http2_protocol")];
+    let counted = || gateway.metric("gatewright_listener_malformed_requests_total", &labels);
+    drop(Frames::connect(gateway.http()));
+    let mut leaves = Frames::connect(gateway.http());
+    leaves.send(&frame(GOAWAY, 0, 0, &[0; 8]));
+    drop(leaves);
+    let active = || gateway.metric("gatewright_listener_connections_active", &[("listener", "http")]);
+    eventually("both are gone", SOON, || active() == 0.0);
+    assert_eq!(counted(), 0.0);
+    let mut frames = Frames::connect(gateway.http());
+    frames.send(&frame(DATA, 0, 0, b"of no stream"));
+    eventually("it is counted", SOON, || counted() == 1.0);
+    gateway.logged("its line", |line| line["error"] == "http2_protocol");
+}
