@@ -283,6 +283,8 @@ struct Bound {
 pub struct Listeners {
     runtime: OnceLock<Runtime>,
     bound: Mutex<BTreeMap<Arc<str>, Bound>>,
+    /// Listeners that a reload has removed, for as long as they have connections.
+    retired: Mutex<Vec<Weak<ListenerState>>>,
     /// Sockets that were bound before the service had a runtime to accept on.
     waiting: Mutex<Vec<(bind::Socket, Arc<ListenerState>)>>,
     /// Sockets that somebody else has bound for us and that no listener has taken yet.
@@ -318,9 +320,30 @@ impl Listeners {
 
     /// Moves every listener on its way out.
     pub fn advance(&self, stage: Stage) {
-        for state in self.states() {
+        let retired = self.retired.lock().iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        for state in self.states().into_iter().chain(retired) {
             state.stage.advance(stage);
         }
+    }
+
+    /// Lets a listener that is no more accept nothing, and its connections go with the answers to their next requests: one that is
+    /// closed while it is idle may meet a request that is on its way. What is left after the grace period is closed.
+    fn retire(&self, state: &Arc<ListenerState>) {
+        state.stage.advance(Stage::HandedOver);
+        let Some(runtime) = self.runtime.get() else { return state.stage.advance(Stage::Closing) };
+        let state = Arc::downgrade(state);
+        {
+            let mut retired = self.retired.lock();
+            retired.retain(|old| old.strong_count() > 0);
+            retired.push(Weak::clone(&state));
+        }
+        let grace_period = runtime.grace_period;
+        runtime.workers.next().spawn(async move {
+            tokio::time::sleep(grace_period).await;
+            if let Some(state) = state.upgrade() {
+                state.stage.advance(Stage::Closing);
+            }
+        });
     }
 
     /// Returns once no listener accepts any more, and what its socket leaves behind has been removed. After

@@ -1,7 +1,7 @@
 //! Binding as part of a reload: everything new is bound before anything old is touched, so that a port that is taken
 //! rejects the reload as a whole.
 
-use super::{Bound, ListenerPlan, ListenerState, Listeners, Stage};
+use super::{Bound, ListenerPlan, ListenerState, Listeners};
 use crate::state::StatePool;
 use crate::telemetry::metrics::{ListenerMetrics, ReasonNames};
 use crate::value::Address;
@@ -274,13 +274,13 @@ impl Listeners {
             self.accept_on(socket, Arc::clone(&state));
             log::info!("listener `{}` accepts on {local}", plan.name);
             if let Some(old) = next.insert(plan.name, Bound { requested: plan.address, local, owned, state }) {
-                old.state.stage.advance(Stage::Closing);
+                self.retire(&old.state);
             }
         }
         let removed = std::mem::replace(&mut *bound, next);
         for (name, old) in removed {
             log::info!("listener `{name}` on {} drains", old.local);
-            old.state.stage.advance(Stage::Closing);
+            self.retire(&old.state);
         }
     }
 }

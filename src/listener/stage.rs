@@ -13,7 +13,7 @@ pub enum Stage {
     Serving = 0,
     /// Still accepting, but every answer carries `Connection: close`, so that clients move on without losing a request.
     Leaving = 1,
-    /// Another process accepts in our place. Idle connections stay until their next request, which is the last that they
+    /// Another process accepts in our place, or nobody. Idle connections stay until their next request, which is the last that they
     /// carry: closing one now could meet a request that is on its way.
     HandedOver = 2,
     /// No longer accepting; idle connections close, requests under way finish.

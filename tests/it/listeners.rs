@@ -19,21 +19,28 @@ fn listener(address: SocketAddr, more: &str) -> String {
 fn a_listener_moves_to_another_address_and_finishes_what_it_has() {
     let origin = Origin::start("a");
     let ((first, _first), (second, _second)) = (reserved_port(), reserved_port());
-    let toml = |address| listener(address, "") + &everything_to(&[&origin], "");
+    let toml = |address| "[server]\ngrace_period = \"4s\"\n".to_owned() + &listener(address, "") + &everything_to(&[&origin], "");
     let gateway = Gateway::start(&toml(first));
-    let mut idle = Client::connect(first);
-    assert_eq!(idle.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
+    let mut idle = [(); 2].map(|()| Client::connect(first));
+    for client in &mut idle {
+        assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
+    }
     origin.answer(Answer::Delay(Duration::from_secs(1)));
     let mut busy = Client::connect(first);
     busy.send(request("GET", "/slow", &[], b""));
-    eventually("the request is under way", SOON, || origin.count() == 2);
+    eventually("the request is under way", SOON, || origin.count() == 3);
     gateway.reload_with(&toml(second)).unwrap();
     assert_eq!(gateway.http(), second);
     // What was begun is answered, and says that it was the last.
     let answer = busy.response();
     assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
-    assert!(busy.closes_within(SOON) && idle.closes_within(SOON));
+    assert!(busy.closes_within(SOON));
     origin.answer(Answer::Echo);
+    // What comes on a connection that was idle is answered too; after the grace period none is left.
+    let [mut late, mut idle] = idle;
+    let answer = late.exchange(request("POST", "/", &[], b"late")).unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert!(late.closes_within(SOON) && idle.closes_within(SOON));
     assert_eq!(get(second, "/").status, 200);
     eventually("the old address is closed", SOON, || Client::try_connect(first).is_err());
 }
@@ -81,8 +88,12 @@ fn a_request_on_a_listener_that_goes_is_answered() {
     let answer = client.response();
     assert_eq!(answer.status, 200);
     assert!(answer.text().ends_with('}'), "{}", answer.text());
+    // Its head was sent before, and said that the connection stays: there is one more.
+    origin.answer(Answer::Echo);
+    let last = client.exchange(request("POST", "/last", &[], b"body")).unwrap();
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
     assert!(client.closes_within(SOON));
-    assert_eq!((origin.count(), asked.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((origin.count(), asked.load(Ordering::SeqCst)), (2, 1));
 }
 
 #[test]
@@ -183,4 +194,40 @@ fn a_listener_on_everything_takes_both_families() {
         }
         assert!(Client::connect(address).closes_within(SOON), "{address}");
     }
+}
+
+/// Every worker has a runtime of its own there.
+#[test]
+fn without_work_stealing_every_worker_serves() {
+    let listener = "[server]\nthreads = 4\nwork_stealing = false\n[listeners.http]\naddress = \"127.0.0.1:0\"\n";
+    let hello = "[routes.hello]\nmatch = { path = \"/hello\" }\nfilters = [{ respond = { body = \"hello\" } }]\n";
+    let gateway = Gateway::start(&(listener.to_owned() + hello));
+    let (address, process) = (gateway.http(), gateway.status()["pid"].as_u64().unwrap());
+    // What each of its threads has worked so far, in nanoseconds.
+    let worked = || -> Vec<u64> {
+        let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|entry| entry.unwrap().path());
+        let workers =
+            threads.filter(|thread| std::fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "edge"));
+        let time = |thread: std::path::PathBuf| {
+            let stat = std::fs::read_to_string(thread.join("schedstat")).unwrap();
+            stat.split(' ').next().unwrap().parse().unwrap()
+        };
+        workers.map(time).collect()
+    };
+    let before = worked();
+    assert_eq!(before.len(), 4, "workers of the edge");
+    let clients: Vec<_> = (0..64)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address);
+                for _ in 0..50 {
+                    assert_eq!(client.exchange(request("GET", "/hello", &[], b"")).unwrap().status, 200);
+                }
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    let by: Vec<u64> = worked().iter().zip(before).map(|(after, before)| after - before).collect();
+    let all: u64 = by.iter().sum();
+    assert!(by.iter().filter(|time| **time * 20 > all).count() >= 2, "one worker did it all: {by:?}");
 }
