@@ -101,3 +101,24 @@ fn the_header_comes_before_the_handshake() {
     assert_eq!(origin.requests()[0].header_all("x-forwarded-for"), ["192.0.2.7"]);
     assert_eq!(origin.requests()[0].header_all("x-forwarded-proto"), ["https"]);
 }
+
+#[test]
+fn filters_decide_by_the_address_that_is_named() {
+    let hello = "{ respond = { body = \"hello\" } }";
+    let toml = format!(
+        "{}[routes.denied]\nmatch = {{ path = \"/denied\" }}\nfilters = [{{ ip_deny = {{ networks = [\"192.0.2.7\"] }} }}, {hello}]\n\
+         [routes.limited]\nmatch = {{ path = \"/limited\" }}\n\
+         filters = [{{ rate_limit = {{ by = \"address\", limits = [{{ rate = \"1/1h\" }}] }} }}, {hello}]\n",
+        listener("127.0.0.1", "")
+    );
+    let gateway = Gateway::start(&toml);
+    let status = |address: &str, path: &str| {
+        let mut client = Client::connect(gateway.http());
+        client.send(format!("PROXY TCP4 {address} 198.51.100.1 1 2\r\n"));
+        client.exchange(request("GET", path, &[], b"")).unwrap().status
+    };
+    assert_eq!((status("192.0.2.7", "/denied"), status("192.0.2.8", "/denied")), (403, 200));
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        assert_eq!((status(address, "/limited"), status(address, "/limited")), (200, 429), "{address}");
+    }
+}

@@ -100,3 +100,42 @@ fn a_handshake_that_fails_is_tried_at_another_endpoint() {
     let failures = [("upstream", "app")];
     eventually("they are counted", SOON, || gateway.metric("gatewright_upstream_connect_failures_total", &failures) >= 1.0);
 }
+
+/// Without the end of the session nobody knows that nothing was cut off (RFC 8446 §6.1).
+#[test]
+fn an_answer_that_ends_with_the_connection_needs_the_end_of_the_session() {
+    let authority = Authority::new();
+    let pair = authority.issue(&["orders.internal"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, config) = (listener.local_addr().unwrap(), pair.server());
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let session = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, socket);
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                head.push(byte[0]);
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello");
+            if head.starts_with(b"GET /whole") {
+                stream.conn.send_close_notify();
+            }
+            let _ = stream.flush();
+        }
+    });
+    let toml = format!(
+        "[upstreams.app]\nendpoints = [\"{address}\"]\ntls = {{ sni = \"orders.internal\", ca = \"ca.pem\" }}\n\
+         retry = {{ attempts = 1 }}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+    );
+    let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
+    let gateway = Gateway::try_start_with(&toml, write).unwrap();
+    for version in ["1.1", "1.0"] {
+        let get = |path: &str| {
+            let asked = format!("GET {path} HTTP/{version}\r\nhost: a\r\n\r\n");
+            crate::support::raw::Client::connect(gateway.http()).exchange(asked)
+        };
+        assert_eq!(get("/whole").unwrap().text(), "hello", "{version}");
+        let cut = get("/cut");
+        assert!(cut.is_err(), "{version}: {cut:?}");
+    }
+}

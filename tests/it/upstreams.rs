@@ -234,6 +234,34 @@ fn response_that_breaks_off_is_seen_as_broken() {
     }
     origin.answer(Answer::Echo);
     assert_eq!(get(gateway.http(), "/").status, 200);
+    // Less than was announced, and then an end in order.
+    let address = closing(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+    let gateway = Gateway::start(&format!(
+        "[upstreams.app]\nendpoints = [\"{address}\"]\nretry = {{ attempts = 1 }}\n\
+         [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+    ));
+    for version in ["1.1", "1.0"] {
+        let answer = Client::connect(gateway.http()).exchange(format!("GET / HTTP/{version}\r\nhost: a\r\n\r\n"));
+        assert!(matches!(answer, Err(Broken::Truncated(_) | Broken::Closed)), "{version}: {answer:?}");
+    }
+}
+
+/// An endpoint that answers each request so, and closes.
+fn closing(answer: &'static [u8]) -> SocketAddr {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                head.push(byte[0]);
+            }
+            let _ = stream.write_all(answer);
+        }
+    });
+    address
 }
 
 /// A loopback port whose accept queue is full: the kernel drops every further SYN, so that connects time out.
