@@ -19,6 +19,32 @@ use std::fmt;
 /// that has a parameter or an encoded slash attached to it; with `..` beside an empty segment; and with more `..` than segments. The
 /// reason is in the metric `gatewright_listener_malformed_requests_total` and in `error` of the access log. The query goes on as it
 /// came, but for controls, spaces and `"<>#`, which no client sends as they are.
+///
+/// A request whose header could be read in two ways is answered with 400 and the connection is closed, before anything is sent
+/// upstream; the reason, one of these words, is in the same two places. With `request_malformed`: bytes that end or hide lines
+/// (`bare_lf`, `bare_cr`, `nul_byte`, `control_byte`, `empty_line`, `obs_fold`); a request line that is not a method in upper case, a
+/// target and a version (`request_line`, `invalid_method`, `connect_method`, `invalid_target`, `illegal_target_byte`,
+/// `invalid_version`); fields without a colon or with a name that is none (`missing_colon`, `empty_header_name`,
+/// `space_before_colon`, `invalid_header_name`, `header_underscore`, `padded_header_value`); framing that is not one
+/// `Content-Length` of digits or one `Transfer-Encoding: chunked` (`framing_whitespace`, `invalid_content_length`,
+/// `duplicate_content_length`, `invalid_transfer_encoding`, `duplicate_transfer_encoding`, `transfer_encoding_on_http10`,
+/// `content_length_and_transfer_encoding`); `Connection` that is no list or names a field that is not its to remove
+/// (`invalid_connection`, `connection_nominates`); `Upgrade` that is no list, is not named by `Connection`, comes in HTTP/1.0, with a body
+/// or with bytes behind it (`invalid_upgrade`, `upgrade_not_nominated`, `upgrade_on_http10`, `upgrade_with_body`,
+/// `early_upgrade_bytes`); and another `Expect` than `100-continue` (`invalid_expect`). With `host_invalid`: `missing_host`,
+/// `duplicate_host`, `invalid_host`, `host_mismatch` with an absolute target, and what is wrong with a host by itself (`host_...`).
+/// Other answers have `uri_too_long` (414), `headers_too_large` and `too_many_headers` (431), and `version_not_supported` (505).
+/// `header_timeout` (408) is a header that came too slowly. `http2_protocol` is a connection or a stream of HTTP/2 that broke the
+/// protocol before it was a request, or a flood that ended its connection; streams that are reset by themselves, such as one whose body has
+/// another length than it said, are not counted there.
+///
+/// A client of HTTP/1.0 gets no chunks: a body whose length nobody has said ends with the connection, and with a reset where it was
+/// cut off, which a unix socket cannot tell from an end.
+///
+/// When descriptors run out, a listener waits 100 ms before it accepts again, so that clients wait in its queue; this is counted as
+/// `accept_failed` in `gatewright_listener_connections_refused_total`, and logged. `max_connections`, here and for all listeners under
+/// `[server]`, are there to come before that: each connection takes one descriptor, and one for the upstream while a request needs it. How
+/// many there are is the limit of the process (`process_max_fds`), which what else it does shares, so that no number fits all.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
@@ -52,11 +78,13 @@ pub struct ListenerConfig {
     #[serde(default = "max_uri")]
     pub max_uri: Located<ByteSize>,
     /// How long a request header may take to arrive in all, from 100ms to 10m. Afterwards the answer is 408
-    /// `request_timeout` and the connection is closed.
+    /// `request_timeout` and the connection is closed. Over HTTP/2 it is for the beginning of the connection; a header that never
+    /// ends there counts for nothing, so that its connection ends as an idle one once nothing else is under way.
     #[serde(default = "header_timeout")]
     pub header_timeout: Located<Duration>,
     /// How long a request body may pause, from 100ms to 1h. Afterwards the answer is 408 `request_timeout` and the connection
-    /// is closed. A client that waits for `100 Continue` does not pause. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
+    /// is closed. A client that waits for `100 Continue` does not pause; where the
+    /// upstream speaks HTTP/2, the gateway says it once the request is on its way. Over HTTP/2 the stream is, and between two pieces of a body the upstream's `read` timeout runs as well.
     #[serde(default = "body_timeout")]
     pub body_timeout: Located<Duration>,
     /// The slowest that a request body may come on average, in bytes for each second; `"0B"` is without bound. All pauses of a
@@ -102,7 +130,7 @@ pub struct ListenerConfig {
     pub tls: Option<Located<ListenerTlsConfig>>,
     /// `true`: HTTP/2 for clients that offer it in the TLS handshake, beside HTTP/1.1. `"cleartext"`: HTTP/2 without TLS for
     /// clients that begin with it (prior knowledge), beside HTTP/1, on a plain listener. Clients of HTTP/2 get no interim
-    /// responses (1xx), and the `Date` of each answer is that of its sending. Default `false`.
+    /// responses (1xx), so that their `Expect` is not passed on and nobody answers it, and the `Date` of each answer is that of its sending. Default `false`.
     #[serde(default = "http2")]
     pub http2: Located<Http2>,
     /// How many requests an HTTP/2 connection may have under way at once, 1 to 10000. A client that begins more has them

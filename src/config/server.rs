@@ -22,7 +22,8 @@ pub struct ServerConfig {
     /// Whether an idle worker takes over requests of a busy one. A change takes effect at the next start.
     pub work_stealing: bool,
     /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off. After an
-    /// upgrade it is how long the process that was replaced waits for its connections, idle ones included.
+    /// upgrade it is how long the process that was replaced waits for its connections, idle ones included, and after a reload how
+    /// long those of a listener that was removed may stay until their next request.
     pub grace_period: Located<Duration>,
     /// How long a stop goes on accepting after readiness went off, from 0s to 10m. Set it to the time that the load balancer
     /// in front needs to notice; without one there is nothing to wait for.
@@ -45,7 +46,8 @@ pub struct ServerConfig {
     /// section 5.1). Keeping the spelling costs CPU for each header.
     pub header_case: HeaderCase,
     /// How many client connections may be open on all listeners together, 1 to 10000000. Further ones are closed as soon as they
-    /// are accepted, and counted. Each listener has its own `max_connections` besides. Default: no such bound.
+    /// are accepted, and counted. Each listener has its own `max_connections` besides. Default: no such bound, because the number
+    /// that fits is a matter of the descriptors that the process may have and of what its upstreams take of them.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub max_connections: Option<Located<u32>>,
     /// More files to read, as patterns relative to this file: `["conf.d/*.toml"]`. Files are merged; a name that is defined

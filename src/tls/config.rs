@@ -45,7 +45,8 @@ pub struct ListenerTlsConfig {
     /// `"10s"`.
     #[serde(default = "handshake_timeout")]
     pub handshake_timeout: Located<Duration>,
-    /// How many handshakes may be under way at once, 1 to 1000000. Further connections are closed and counted. Default 1000.
+    /// How many handshakes may be under way at once, 1 to 1000000. Further connections are closed and counted. A handshake begins with
+    /// the client's first message: until then a connection is bounded by `handshake_timeout` and `max_connections` alone. Default 1000.
     #[serde(default = "max_handshakes")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub max_handshakes: Located<u32>,

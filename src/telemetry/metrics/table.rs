@@ -188,11 +188,11 @@ metrics! {
     CONNECTIONS_ACTIVE = Gauge "gatewright_listener_connections_active" ["listener"]
         "Connections of the listener that are open now";
     CONNECTIONS_REFUSED = Counter "gatewright_listener_connections_refused_total" ["listener", "reason"]
-        "Connections that were closed before their first request";
+        "Connections that were closed before their first request: max_connections (of the listener), max_connections_in_all, max_connections_per_address, max_handshakes, handshake_timeout, handshake_failed, proxy_header (none came, or a wrong one), and accept_failed (the kernel had none to give, as without descriptors)";
     MALFORMED = Counter "gatewright_listener_malformed_requests_total" ["listener", "reason"]
-        "Requests that were not valid or not unambiguous HTTP";
+        "Requests that were not valid or not unambiguous HTTP, by what was wrong: the words are under [listeners.NAME]";
     CONNECTIONS_CUT = Counter "gatewright_listener_connections_cut_total" ["listener", "reason"]
-        "Connections that were ended in the middle of something because the client was too slow or spoke out of turn";
+        "Connections that were ended in the middle of something because the client was too slow or spoke out of turn: slow_body, slow_reader, idle_tunnel, early_upgrade_bytes, malformed_chunk, and upgrade_unanswered, which is the upstream's";
     CONNECTIONS_CLOSED = Counter "gatewright_listener_connections_closed_total" ["listener", "reason"]
         "Connections that the gateway closed between two requests: idle for too long, after their last_request, silent from the start, or because it was leaving";
     CERTIFICATE_EXPIRY = Gauge "gatewright_tls_certificate_expiry_timestamp_seconds" ["listener", "certificate"]
