@@ -66,7 +66,8 @@ async fn write(session: &mut Session, ctx: &mut Ctx, mut head: ResponseHeader, b
     let bodyless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     // A gRPC answer of trailers only is all header; over HTTP/2 a length would promise a message. Over HTTP/1 it says that there is
     // none.
-    if !bodyless && !(head.headers.contains_key(grpc::STATUS) && session.as_downstream().is_http2()) {
+    let all_header = head.headers.contains_key(grpc::STATUS) && session.as_downstream().is_http2();
+    if !bodyless && !all_header {
         head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
     }
     ctx.tell_cache_status(&mut head);
