@@ -21,15 +21,16 @@ use crate::redis_link::{Access, Alive, Node, Servers, slot_of, start};
 use crate::telemetry::metrics::RedisMetrics;
 use lease::{Book, Errand, Spent};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Questions that wait for a worker. More are answered as if Redis were away.
 const QUEUE: usize = 8_192;
 
-/// How long the end of a process waits for leases to be given back, and once more for the last answer.
-const CLOSING: Duration = Duration::from_millis(200);
+/// How long the end of a process waits at most until Redis has been told what only this process knows: leases that are given back,
+/// charges that are under way or owed.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Limits that hold together, compiled for Redis.
 #[derive(Debug)]
@@ -132,6 +133,8 @@ impl Drop for Untold {
             Some(_) => self.shared.metrics.lost.charges.increment(),
             None => self.shared.metrics.lost.returns.increment(),
         }
+        // Not before it is owed, if it is.
+        self.shared.untold.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -150,6 +153,7 @@ impl Drop for Pending {
         if !self.answered {
             self.shared.book.lost(&self.set, &self.key, &self.errand, self.sent, self.shared.now());
         }
+        self.shared.untold.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -180,6 +184,10 @@ struct Shared {
     metrics: Arc<RedisMetrics>,
     gateways: AtomicU64,
     debts: Arc<Debts>,
+    /// Messages that Redis has not confirmed and whose loss would be somebody's.
+    untold: AtomicUsize,
+    /// Tells the workers that the process ends, and that what is owed is to be charged at once; more than once, if more is owed then.
+    ends: watch::Sender<()>,
     book: Book,
     epoch: Instant,
     /// What the others know this gateway by.
@@ -221,6 +229,8 @@ impl RedisStore {
             prefix: redis.prefix,
             metrics,
             debts,
+            untold: AtomicUsize::new(0),
+            ends: watch::Sender::new(()),
             book: Book::default(),
             epoch: Instant::now(),
             name: uuid::Uuid::now_v7().to_string(),
@@ -258,24 +268,31 @@ impl RedisStore {
         self.shared.book.held(self.shared.now()).1
     }
 
-    /// Gives leases back and sends what waits to be charged before the process ends, as far as that is done in a moment. What is
-    /// not given back counts as used when it expires.
+    /// Gives leases back, and charges what is owed or under way before the process ends, as far as Redis confirms it within a moment.
+    /// What is not charged then is lost, and said to be; what is not given back counts as used when it expires.
     pub fn close(&self) {
-        let mut count = 0_u64;
-        self.shared.book.surrender(self.shared.now(), |set, key, errand| {
-            count = count.saturating_add(1);
-            self.shared.run(set, key, errand);
-        });
-        let waiting = || self.shared.servers.nodes().list().iter().any(|node| node.is_busy());
-        if count == 0 && !waiting() {
-            return;
-        }
+        let shared = &self.shared;
+        shared.book.surrender(shared.now(), |set, key, errand| shared.run(set, key, errand));
         let begun = Instant::now();
-        while waiting() && begun.elapsed() < CLOSING {
+        loop {
+            // In this order: what is not told becomes owed, and nothing the other way round.
+            let untold = shared.untold.load(Ordering::Acquire);
+            let owed = shared.debts.left();
+            let reachable = shared.servers.nodes().list().iter().any(|node| node.is_up());
+            if (untold == 0 && owed == 0) || !reachable || begun.elapsed() >= CLOSING {
+                shared.debts.give_up("the process ends");
+                // Those that are on their way count themselves, when nobody waits for them any more.
+                let unconfirmed = untold.saturating_add(shared.debts.left());
+                if unconfirmed > 0 {
+                    log::warn!("the process ends, and Redis has not confirmed {unconfirmed} charges, returns and leases");
+                }
+                return;
+            }
+            if owed > 0 {
+                shared.ends.send_replace(());
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // The last round trip.
-        std::thread::sleep(self.shared.timeout.min(CLOSING));
     }
 
     /// Asks, and waits at most for the budget. `None`: decide without Redis.
@@ -373,11 +390,13 @@ impl Shared {
     fn untold(self: &Arc<Self>, owed: Option<(Arc<SharedSet>, Arc<[u8]>, u64)>) -> Untold {
         Untold { shared: Arc::clone(self), owed, sent: false, confirmed: false }
     }
+        self.untold.fetch_add(1, Ordering::AcqRel);
 
     fn pending(self: &Arc<Self>, set: &Arc<SharedSet>, key: &Arc<[u8]>, errand: Errand) -> What {
         let (set, key) = (Arc::clone(set), Arc::clone(key));
         What::Lease(Pending { shared: Arc::clone(self), set, key, errand, sent: false, answered: false })
     }
+        self.untold.fetch_add(1, Ordering::AcqRel);
 
     /// Sends an errand that nobody waits for.
     fn run(self: &Arc<Self>, set: &Arc<SharedSet>, key: &[u8], errand: Errand) {

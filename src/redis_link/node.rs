@@ -90,11 +90,6 @@ impl<W: Work> Node<W> {
     pub fn ask(&self, question: W::Question) -> bool {
         self.questions.try_send(Sent { question, asking: false, hops: 0 }).is_ok()
     }
-
-    /// Whether questions wait for its worker.
-    pub fn is_busy(&self) -> bool {
-        self.questions.capacity() < W::QUEUE
-    }
 }
 
 /// All servers that have slots.

@@ -42,6 +42,7 @@ mod keepalive;
 mod leases;
 mod limits;
 mod limits_away;
+mod limits_end;
 mod limits_kinds;
 mod limits_together;
 mod limits_told;

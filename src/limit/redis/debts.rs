@@ -13,6 +13,7 @@ use arrayvec::ArrayVec;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
 /// The most keys that are noted, some 200 bytes each.
@@ -21,6 +22,8 @@ pub const KEYS_MAX: usize = 100_000;
 pub struct Debts {
     epoch: Instant,
     noted: Mutex<Noted>,
+    /// Taken out to be charged, and not known to have been.
+    in_hand: AtomicUsize,
     lost: Arc<RedisLost>,
 }
 
@@ -38,10 +41,23 @@ pub struct Charge {
     pub costs: ArrayVec<u64, LIMITS_MAX>,
 }
 
+/// What has been taken out. As long as this is there, [`Debts::left`] counts all of it, so it is dropped after what became of the
+/// charges is known.
+pub struct InHand<'a> {
+    debts: &'a Debts,
+    count: usize,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.debts.in_hand.fetch_sub(self.count, Ordering::AcqRel);
+    }
+}
+
 impl Debts {
     /// `lost` counts what is never told.
     pub fn new(lost: Arc<RedisLost>) -> Self {
-        Debts { epoch: Instant::now(), noted: Mutex::default(), lost }
+        Debts { epoch: Instant::now(), noted: Mutex::default(), in_hand: AtomicUsize::new(0), lost }
     }
 
     pub fn lost(&self) -> &Arc<RedisLost> {
@@ -100,25 +116,42 @@ impl Debts {
     }
 
     /// Everything of those keys that `mine` names that is still owed now; it is not noted any more afterwards.
-    pub fn collect(&self, mine: impl Fn(&SharedSet, &[u8]) -> bool) -> Vec<Charge> {
+    pub fn collect(&self, mine: impl Fn(&SharedSet, &[u8]) -> bool) -> (Vec<Charge>, InHand<'_>) {
         let now = self.now();
-        let taken: Vec<_> = self.noted.lock().extract_if(|(_, key), debt| mine(&debt.set, key)).collect();
+        let mut noted = self.noted.lock();
+        let taken: Vec<_> = noted.extract_if(|(_, key), debt| mine(&debt.set, key)).collect();
+        // Before the lock is given up: nobody sees a moment in which these are nowhere.
+        self.in_hand.fetch_add(taken.len(), Ordering::AcqRel);
+        drop(noted);
+        let in_hand = InHand { debts: self, count: taken.len() };
         let charges = taken.into_iter().map(|((_, key), Debt { set, states })| {
             let left = set.limits.iter().zip(&states);
             let costs = left.map(|(limit, state)| limit.most().saturating_sub(limit.standing(state, now).remaining)).collect();
             Charge { set, key, costs }
         });
-        charges.filter(|charge| charge.costs.iter().any(|cost| *cost > 0)).collect()
+        (charges.filter(|charge| charge.costs.iter().any(|cost| *cost > 0)).collect(), in_hand)
+    }
+
+    /// The keys that are owed, and those whose charges are on their way.
+    pub fn left(&self) -> usize {
+        let noted = self.noted.lock();
+        noted.len().saturating_add(self.in_hand.load(Ordering::Acquire))
+    }
+
+    /// Nobody will be told what is still owed: it is counted as lost. `why` is for the log.
+    pub fn give_up(&self, why: &str) {
+        let (charges, _) = self.collect(|_, _| true);
+        if !charges.is_empty() {
+            let left = charges.len();
+            self.lost.charges.add(u64::try_from(left).unwrap_or(u64::MAX));
+            log::warn!("{left} keys are not charged in Redis for what was admitted without it: {why}");
+        }
     }
 }
 
 impl Drop for Debts {
     fn drop(&mut self) {
-        let left = self.collect(|_, _| true).len();
-        if left > 0 {
-            self.lost.charges.add(u64::try_from(left).unwrap_or(u64::MAX));
-            log::warn!("{left} keys are not charged in Redis for what was admitted without it: it is not used any more");
-        }
+        self.give_up("it is not used any more");
     }
 }
 
@@ -138,10 +171,12 @@ mod tests {
         while Instant::now() < end {
             std::thread::yield_now();
         }
-        let mut charges = debts.collect(|_, _| true);
+        let (mut charges, in_hand) = debts.collect(|_, _| true);
         charges.sort_by(|a, b| a.key.cmp(&b.key));
         let found: Vec<_> = charges.iter().map(|charge| (&*charge.key, charge.costs.as_slice())).collect();
         assert_eq!(found, [(&b"k"[..], &[0, 4][..]), (&b"other"[..], &[0, 3][..])]);
-        assert!(debts.collect(|_, _| true).is_empty());
+        assert_eq!(debts.left(), 2, "nobody knows yet that they were charged");
+        drop(in_hand);
+        assert!(debts.left() == 0 && debts.collect(|_, _| true).0.is_empty());
     }
 }

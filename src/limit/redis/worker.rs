@@ -44,6 +44,7 @@ impl Work for Shared {
     ) -> Result<(), Broken> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut next_beat = Instant::now() + jittered(HEARTBEAT_EVERY);
+        let mut ends = self.ends.subscribe();
         loop {
             tokio::select! {
                 count = questions.recv_many(&mut batch, BATCH) => {
@@ -58,6 +59,7 @@ impl Work for Shared {
                     self.settle(server, link).await?;
                     next_beat = Instant::now() + jittered(HEARTBEAT_EVERY);
                 }
+                Ok(()) = ends.changed() => self.settle(server, link).await?,
             }
         }
     }
@@ -219,7 +221,7 @@ impl Shared {
     /// Charges what was admitted without this server.
     async fn settle(&self, server: &Server<()>, link: &mut ScriptLink) -> Result<(), Broken> {
         let cluster = self.servers.topology.is_cluster();
-        let charges = self.debts.collect(|set, key| !cluster || self.servers.has(server, || set.slot(key)));
+        let (charges, _in_hand) = self.debts.collect(|set, key| !cluster || self.servers.has(server, || set.slot(key)));
         let owed = charges.into_iter().map(|charge| Owed { shared: self, charge: Some(charge), sent: false });
         // Made at once, so that none is forgotten if this ends in the middle.
         let mut owed = owed.collect::<Vec<_>>().into_iter();
