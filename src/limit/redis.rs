@@ -329,8 +329,10 @@ impl RedisStore {
         self.ask(set, key, 0, |_| What::Look, patience).await.map(|(decision, _)| decision.standings().clone())
     }
 
-    /// Forgets a key. What gateways hold of it on leases they still spend.
+    /// Forgets a key, and what this gateway owes for it. What gateways hold of it on leases they still spend.
     pub async fn reset(&self, set: &Arc<SharedSet>, key: &[u8], patience: Duration) -> bool {
+        // Before, so that it is not charged after.
+        self.shared.debts.forget(set, key);
         self.ask(set, key, 0, |_| What::Reset, patience).await.is_some()
     }
 
@@ -388,15 +390,15 @@ impl RedisStore {
 
 impl Shared {
     fn untold(self: &Arc<Self>, owed: Option<(Arc<SharedSet>, Arc<[u8]>, u64)>) -> Untold {
+        self.untold.fetch_add(1, Ordering::AcqRel);
         Untold { shared: Arc::clone(self), owed, sent: false, confirmed: false }
     }
-        self.untold.fetch_add(1, Ordering::AcqRel);
 
     fn pending(self: &Arc<Self>, set: &Arc<SharedSet>, key: &Arc<[u8]>, errand: Errand) -> What {
         let (set, key) = (Arc::clone(set), Arc::clone(key));
+        self.untold.fetch_add(1, Ordering::AcqRel);
         What::Lease(Pending { shared: Arc::clone(self), set, key, errand, sent: false, answered: false })
     }
-        self.untold.fetch_add(1, Ordering::AcqRel);
 
     /// Sends an errand that nobody waits for.
     fn run(self: &Arc<Self>, set: &Arc<SharedSet>, key: &[u8], errand: Errand) {

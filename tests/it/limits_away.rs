@@ -1,9 +1,10 @@
 //! Redis away, seen from outside: how many gateways share a limit then, and how long requests wait for it at most.
 
+use crate::support::gateway::run;
 use crate::support::raw::{Client, request};
 use crate::support::redis::Redis;
-use crate::support::{Gateway, SOON, eventually, exclusive};
-use std::net::SocketAddr;
+use crate::support::{Gateway, SOON, eventually, eventually_some, exclusive};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,58 @@ fn the_share_of_a_gateway_follows_how_many_there_are() {
     redis.kill();
     wait_redis(&first, false);
     assert_eq!(admitted(&first, "one", 80), 60, "all of it");
+}
+
+/// What is admitted without Redis is owed to it, until an operator forgets the key.
+#[test]
+fn a_key_that_is_reset_while_redis_is_away_owes_nothing() {
+    let mut redis = Redis::start();
+    let gateway = Gateway::start(&config(&redis, "timeout = \"500ms\""));
+    wait_redis(&gateway, true);
+    redis.kill();
+    wait_redis(&gateway, false);
+    assert_eq!((admitted(&gateway, "reset", 60), admitted(&gateway, "kept", 60)), (60, 60));
+    let reset = run(&["limit", "--admin", &gateway.admin.argument(), "reset", "a", "header:x-key=reset"]);
+    assert!(reset.code == Some(1) && reset.stderr.contains("Redis does not answer"), "{reset:?}");
+    redis.restart();
+    wait_redis(&gateway, true);
+    let left = |key: &str| {
+        let key = format!("header:x-key={key}");
+        run(&["limit", "--admin", &gateway.admin.argument(), "show", "a", &key]).stdout
+    };
+    assert!(left("reset").contains("60 left (limit 60)"), "{}", left("reset"));
+    assert!(!left("kept").contains("60 left (limit 60)"), "{}", left("kept"));
+}
+
+/// By a listener that is no Redis: who comes to it counts the attempts.
+#[test]
+fn attempts_to_come_back_have_growing_pauses_that_differ() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let text = format!(
+        "[redis]\nurl = \"redis://{}\"\n[routes.a]\nmatch = {{ path = \"/a\" }}\nfilters = [{{ rate_limit = {{ by = 'route', limits = \
+         [{{ rate = '60/1h' }}], store = 'redis' }} }}, {{ respond = {{ body = \"hello\" }} }}]\n",
+        listener.local_addr().unwrap()
+    );
+    let begun = Instant::now();
+    let _gateway = Gateway::start(&text);
+    // 50, 100, 200, 400, 800 ms and from then on one second each, of which at least half is waited.
+    let least: Vec<u64> = [25, 50, 100, 200, 400].into_iter().chain([500; 9]).collect();
+    let at: Vec<Duration> = (0..=least.len())
+        .map(|_| {
+            drop(eventually_some("another attempt", SOON, || listener.accept().ok()));
+            begun.elapsed()
+        })
+        .collect();
+    // Counted from before the gateway was there, so that whatever is slow makes it later and never earlier.
+    for (number, at) in at.iter().enumerate() {
+        let earliest = Duration::from_millis(least[..number].iter().sum());
+        assert!(*at >= earliest, "attempt {number} after {at:?}, {earliest:?} at the earliest");
+    }
+    // The last nine are all drawn from half a second to a second: all of them within 50 ms is one case in ten millions.
+    let pauses: Vec<Duration> = at.windows(2).skip(5).map(|pair| pair[1] - pair[0]).collect();
+    let (shortest, longest) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+    assert!(*longest - *shortest > Duration::from_millis(50), "{pauses:?}");
 }
 
 /// Requests that are all sent just after Redis has stopped: how long the slowest of them took, and the slowest of as many that ask

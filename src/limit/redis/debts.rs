@@ -115,6 +115,12 @@ impl Debts {
         }
     }
 
+    /// Forgets what is owed for a key, by whatever set of that scope.
+    pub fn forget(&self, set: &SharedSet, key: &[u8]) {
+        // Not by the place of the set: what a reload has replaced is owed by the old one.
+        self.noted.lock().retain(|(_, noted), debt| debt.set.scope != set.scope || **noted != *key);
+    }
+
     /// Everything of those keys that `mine` names that is still owed now; it is not noted any more afterwards.
     pub fn collect(&self, mine: impl Fn(&SharedSet, &[u8]) -> bool) -> (Vec<Charge>, InHand<'_>) {
         let now = self.now();
@@ -159,6 +165,20 @@ impl Drop for Debts {
 mod tests {
     use super::*;
     use crate::limit::{Limit, Shape};
+
+    #[test]
+    fn a_key_that_is_forgotten_owes_nothing_whatever_was_reloaded_meanwhile() {
+        let limit = Limit { name: "t".into(), shape: Shape::TokenBucket { per: 3_600_000_000_000, capacity: 10 }, number: 10 };
+        let set = |scope| Arc::new(SharedSet::new(scope, std::slice::from_ref(&limit), 0));
+        let (before, after, other) = (set("route:a"), set("route:a"), set("route:b"));
+        let debts = Debts::new(Arc::default());
+        assert!([&before, &after, &other].iter().all(|set| debts.note(set, b"k", 1)) && debts.note(&after, b"other", 1));
+        debts.forget(&after, b"k");
+        let mut left: Vec<_> =
+            debts.collect(|_, _| true).0.into_iter().map(|charge| (charge.set.scope.clone(), charge.key)).collect();
+        left.sort();
+        assert_eq!(left, [("route:a".into(), b"other".as_slice().into()), ("route:b".into(), b"k".as_slice().into())]);
+    }
 
     #[test]
     fn only_what_time_has_not_given_back_is_charged() {
