@@ -74,10 +74,12 @@ impl Limit {
         }
     }
 
-    /// The share of one gateway among `gateways`, for when they cannot count together. At least one use for each.
-    pub fn share(&self, gateways: u64) -> Limit {
+    /// The share of one gateway among `gateways`, for when they cannot count together. At least as much as `dearest`, the cost of
+    /// the dearest request: else it would be refused for as long as that lasts.
+    pub fn share(&self, gateways: u64, dearest: u64) -> Limit {
         let gateways = gateways.max(1);
-        let part = |whole: u64| whole.checked_div(gateways).unwrap_or(whole).max(1);
+        let least = dearest.min(self.most()).max(1);
+        let part = |whole: u64| whole.checked_div(gateways).unwrap_or(whole).max(least);
         let (number, shape) = match self.shape {
             // The same number over a longer time is the exact share; dividing the number would round.
             Shape::TokenBucket { per, capacity } => {

@@ -221,7 +221,8 @@ impl RateLimit {
         match &*share {
             Some((known, local)) if *known == gateways => Arc::clone(local),
             _ => {
-                let limits: Vec<Limit> = set.limits.iter().map(|limit| limit.share(gateways)).collect();
+                let dearest = self.costs.iter().copied().max().unwrap_or(1).into();
+                let limits: Vec<Limit> = set.limits.iter().map(|limit| limit.share(gateways, dearest)).collect();
                 let local = Arc::new(self.local.set(&format!("{} share", set.scope), &limits));
                 *share = Some((gateways, Arc::clone(&local)));
                 local

@@ -298,7 +298,10 @@ impl Work<'_> {
                     let _ = self.next.try_push(after);
                 }
                 Err(wait) => {
-                    if let Place::Known(at) = place {
+                    // What is never admitted is no reason to keep a key for ever.
+                    if let Place::Known(at) = place
+                        && wait < u64::MAX
+                    {
                         table.limited(at, self.now.mono.saturating_add(wait));
                     }
                     if longest.is_none_or(|(_, known)| wait > known) {

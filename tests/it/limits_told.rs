@@ -89,6 +89,31 @@ fn a_client_that_waits_is_admitted_whatever_refused_it() {
     });
 }
 
+/// Four gateways share what they cannot count together: each tells the wait of its own share, and has room for the dearest request.
+#[test]
+fn a_client_that_waits_is_admitted_while_redis_is_away() {
+    let mut redis = Redis::start();
+    let store = ", store = 'redis'";
+    let routes = [
+        route("bucket", "[{ rate = '8/2s' }]", store),
+        route("sliding", "[{ rate = '8/2s', algorithm = 'sliding_window' }]", store),
+        route("both", "[{ rate = '8/2s' }, { rate = '12/3s', algorithm = 'sliding_window' }]", store),
+        route("dear", "[{ rate = '8/2s' }]", &format!("{store}, cost = {{ GET = 3 }}")),
+        route("leased", "[{ rate = '8/2s' }]", &format!("{store}, lease = 2")),
+    ]
+    .concat();
+    let gateway = start(&redis, &format!("gateways = 4\n{routes}"));
+    redis.kill();
+    eventually("redis is down", SOON, || gateway.metric("gatewright_redis_up", &[]) == 0.0);
+    let gateway = &gateway;
+    std::thread::scope(|scope| {
+        for path in ["/bucket", "/sliding", "/both", "/dear", "/leased"] {
+            scope.spawn(move || waits_and_is_admitted(gateway, path, 3));
+        }
+    });
+    assert_eq!(gateway.metric("gatewright_redis_up", &[]), 0.0, "it was away all the time");
+}
+
 #[test]
 fn a_quota_tells_the_end_of_its_period() {
     let redis = Redis::start();

@@ -29,6 +29,22 @@ fn any_limit() -> impl Strategy<Value = Limit> {
     })
 }
 
+/// Nobody is refused for as long as Redis is away only because there are many gateways.
+#[test]
+fn a_share_has_room_for_the_dearest_request() {
+    for limit in [bucket(10, 60 * SECOND, 10), sliding(10, 60 * SECOND), fixed(10, Period::Minute)] {
+        assert_eq!([1, 2, 7, 10, 11].map(|dearest| limit.share(4, dearest).most()), [2, 2, 7, 10, 10], "{limit:?}");
+        let share = limit.share(4, 7);
+        let state = share.take(&State::default(), at(SECOND), 7).expect("the dearest request");
+        let wait = share.take(&state, at(SECOND), 7).unwrap_err();
+        assert!(share.take(&state, at(SECOND + wait), 7).is_ok(), "{wait}: {limit:?}");
+        assert!(limit.share(4, 7).take(&state, at(SECOND), 1).is_err(), "it has no more than one of them: {limit:?}");
+    }
+    // However fast it comes back, a gateway alone gives no more than its part of the rate.
+    let Shape::TokenBucket { per, .. } = bucket(10, 60 * SECOND, 10).share(4, 7).shape else { panic!() };
+    assert_eq!(per, 240 * SECOND);
+}
+
 proptest! {
     /// Whatever the clock does: no panic, no more than the limit at one moment, and a wait that is true when nobody else comes.
     #[test]

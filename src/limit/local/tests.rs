@@ -123,6 +123,19 @@ fn a_charge_takes_what_is_left_of_each_limit_and_a_reset_gives_it_back() {
 }
 
 #[test]
+fn a_request_that_is_never_admitted_keeps_no_key_from_being_forgotten() {
+    let (store, _) = store(MEMORY_MIN);
+    let set = store.set("route", &[bucket(5, 3600, 5)]);
+    for n in 0..200_000_u32 {
+        assert!(admitted(&store.take(&set, &n.to_be_bytes(), 1)));
+        let Decision::Refused { wait, .. } = store.take(&set, &n.to_be_bytes(), 6) else { panic!() };
+        assert_eq!(wait, u64::MAX);
+    }
+    let stats = store.stats();
+    assert!(stats.evicted > 100_000 && stats.shared == 0, "{} forgotten, {} share a count", stats.evicted, stats.shared);
+}
+
+#[test]
 fn threads_together_get_exactly_the_limit() {
     let (store, _) = store(MEMORY_MIN);
     let set = store.set("route", &[bucket(10_000, 60, 10_000)]);
