@@ -13,7 +13,7 @@ mod password;
 mod tests;
 
 pub use config::{ConsumerConfig, CredentialConfig, TierConfig, is_role};
-pub use digest::KeyDigest;
+pub use digest::{KeyDigest, LONG};
 pub use issued::{ConsumerSourceConfig, Issued};
 pub use password::{PASSWORD_MAX, PasswordHash};
 #[cfg(test)]
@@ -126,6 +126,11 @@ impl Consumers {
     /// The credential of an API key, by its digest.
     pub fn by_api_key(&self, key: &KeyDigest) -> Option<&Credential> {
         self.by_key.get(key)
+    }
+
+    /// The API keys of the configuration whose digests begin with these digits.
+    pub fn api_keys_like(&self, digits: &str) -> impl Iterator<Item = &Credential> {
+        self.by_key.iter().filter(move |(digest, _)| digest.to_string().starts_with(digits)).map(|(_, credential)| credential)
     }
 
     /// The credential `{ basic = { username = "..." } }`.

@@ -11,9 +11,12 @@ mod signed;
 pub use headers::{IdentityHeaders, write};
 pub use signed::{IdentityConfig, IdentitySigner, Signed};
 
-use crate::consumer::Consumer;
+use crate::consumer::{Consumer, KeyDigest};
 use serde_json::{Map, Value};
 use std::sync::Arc;
+
+/// The kind of credential that keys are.
+pub const API_KEY: &str = "api_key";
 
 /// Who the request is from. Holds no secret, so that any part of it may be logged or sent upstream.
 #[derive(Debug)]
@@ -22,8 +25,10 @@ pub struct Identity {
     pub consumer: Option<Arc<Consumer>>,
     /// The consumer's name, or the subject of a token that belongs to no consumer.
     pub name: Arc<str>,
-    /// What proved it, for logs and limits, never a secret: `api_key:3f2a9c01`, `jwt:main:SUBJECT`, `basic:USERNAME`.
+    /// What proved it, for logs and upstreams, never a secret: `api_key:3f2a9c01`, `jwt:main:SUBJECT`, `basic:USERNAME`.
     pub credential: Arc<str>,
+    /// What limits count it by, where `credential` is too short to tell any two apart: that of an API key.
+    pub counted: Option<Arc<str>>,
     /// The kind of credential: `api_key`, `jwt`, `basic`, `hmac`, `mtls`, `forward_auth`.
     pub method: &'static str,
     /// The `[jwt.NAME]` whose token it was.
@@ -47,6 +52,7 @@ impl Identity {
             consumer: Some(Arc::clone(consumer)),
             name: Arc::clone(&consumer.name),
             credential,
+            counted: None,
             method,
             issuer: None,
             roles: Arc::clone(&consumer.roles),
@@ -57,12 +63,24 @@ impl Identity {
         }
     }
 
+    /// The identity that an API key with this digest proves.
+    pub fn of_api_key(consumer: &Arc<Consumer>, digest: &KeyDigest) -> Self {
+        let id = |digits: String| Arc::from(format!("{API_KEY}:{digits}"));
+        Identity { counted: Some(id(digest.long())), ..Identity::of(consumer, API_KEY, id(digest.short())) }
+    }
+
+    /// The credential as limits tell it from any other.
+    pub fn counted(&self) -> &str {
+        self.counted.as_ref().unwrap_or(&self.credential)
+    }
+
     /// No consumer, and nothing that it may do: what an identity begins with that no credential of the configuration proves.
     pub fn nobody() -> Self {
         Identity {
             consumer: None,
             name: Arc::from(""),
             credential: Arc::from(""),
+            counted: None,
             method: "",
             issuer: None,
             roles: Arc::default(),

@@ -1,7 +1,7 @@
 //! `/limits`: how a key stands, forgetting it, and who is refused most. For operators: keys show who is counted.
 
 use super::Admin;
-use crate::consumer::Consumer;
+use crate::consumer::{Consumer, Consumers, LONG};
 use crate::identity::{Identity, Signed};
 use crate::jwt::ClaimPath;
 use crate::limit::top::Top;
@@ -81,7 +81,7 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
             }
             ("consumer", _) => consumer = Some(text),
             ("subject", _) => subject = Some(Subject::parse(value)?),
-            ("credential", _) => credential = Some(text),
+            ("credential", _) => credential = Some(counted(&snapshot.consumers, text)?),
             ("tier", _) => tier = Some(text),
             (_, Some(("header", header))) => {
                 let header = HeaderName::from_bytes(header.to_ascii_lowercase().as_bytes());
@@ -112,6 +112,7 @@ fn facts(admin: &Admin, pairs: &[(String, String)]) -> Result<(Arc<Route>, Reque
             consumer: known,
             name: consumer.unwrap_or(name),
             credential: credential.unwrap_or_default(),
+            counted: None,
             method,
             issuer,
             roles: Arc::default(),
@@ -129,6 +130,23 @@ fn claim_of(name: &str, value: &str) -> Result<(ClaimPath, Value), String> {
     let Some(name) = name.strip_suffix(':') else { return Ok((ClaimPath::parse(name)?, Value::from(value))) };
     let json = serde_json::from_str(value);
     Ok((ClaimPath::parse(name)?, json.map_err(|why| format!("`{value}` is not JSON: {why}; for a text give claim:{name}=..."))?))
+}
+
+/// A credential as limits count it. Of an API key, whoever has seen it in a log or in `key list` knows only the first digits.
+fn counted(consumers: &Consumers, text: Arc<str>) -> Result<Arc<str>, String> {
+    let Some(digits) = text.strip_prefix("api_key:").map(str::to_ascii_lowercase) else { return Ok(text) };
+    if let Some(long) = digits.get(..LONG) {
+        return Ok(format!("api_key:{long}").into());
+    }
+    let mut like = consumers.api_keys_like(&digits);
+    match (like.next(), like.next()) {
+        (Some(one), None) => Ok(one.identity.counted().into()),
+        // It may be the key itself, so it is not repeated.
+        (Some(_), Some(_)) => Err("several API keys begin like that: give more of the hash".to_owned()),
+        (None, _) => Err(format!(
+            "no API key of the configuration begins like that: of one that was issued, give the first {LONG} digits of its SHA-256"
+        )),
+    }
 }
 
 /// Who is no consumer, as an identity has it.

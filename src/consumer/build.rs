@@ -17,7 +17,6 @@ use std::sync::Arc;
 const PEM_MAX: u64 = 64 << 10;
 
 /// The kinds of credential, in access logs, limits and code.
-const API_KEY: &str = "api_key";
 const JWT: &str = "jwt";
 const BASIC: &str = "basic";
 const HMAC: &str = "hmac";
@@ -80,16 +79,12 @@ impl Consumers {
     ) -> Result<(), (Arc<str>, String)> {
         let (not_before, expires) = config.validity();
         let (not_before, expires) = (not_before.map(|at| at.value.0), expires.map(|at| at.value.0));
-        let credential = |method, id: String| Credential {
-            identity: Arc::new(Identity::of(consumer, method, id.into())),
-            consumer: Arc::clone(consumer),
-            not_before,
-            expires,
-        };
+        let proving = |identity| Credential { identity: Arc::new(identity), consumer: Arc::clone(consumer), not_before, expires };
+        let credential = |method, id: String| proving(Identity::of(consumer, method, id.into()));
         match config {
             CredentialConfig::ApiKey(key) => {
                 let digest = key.sha256.value;
-                let credential = credential(API_KEY, format!("{API_KEY}:{}", digest.short()));
+                let credential = proving(Identity::of_api_key(consumer, &digest));
                 insert(&mut self.by_key, digest, credential, "this API key".to_owned())
             }
             CredentialConfig::Jwt(jwt) => {

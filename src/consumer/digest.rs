@@ -8,6 +8,9 @@ use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
+/// The hexadecimal digits of [`KeyDigest::long`].
+pub const LONG: usize = 32;
+
 /// A SHA-256 digest, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyDigest([u8; SHA256_OUTPUT_LEN]);
@@ -27,8 +30,17 @@ impl KeyDigest {
 
     /// The first 32 bits: tells keys apart in logs, and says nothing about a key that was made at random.
     pub fn short(&self) -> String {
+        self.first(8)
+    }
+
+    /// The first 128 bits, by which keys are counted: of 32, two among a hundred thousand would be the same.
+    pub fn long(&self) -> String {
+        self.first(LONG)
+    }
+
+    fn first(&self, digits: usize) -> String {
         let mut text = self.to_string();
-        text.truncate(8);
+        text.truncate(digits);
         text
     }
 
@@ -81,6 +93,7 @@ mod tests {
         assert_eq!(abc.parse(), Ok(KeyDigest::of(b"abc")));
         assert_eq!(abc.to_uppercase().parse(), Ok(KeyDigest::of(b"abc")));
         assert_eq!(KeyDigest::of(b"abc").short(), "ba7816bf");
+        assert_eq!(KeyDigest::of(b"abc").long(), "ba7816bf8f01cfea414140de5dae2223");
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl Key {
             Some(_) => return None,
         };
         let credential = Credential {
-            identity: Arc::new(Identity::of(&consumer, "api_key", format!("api_key:{}", digest.short()).into())),
+            identity: Arc::new(Identity::of_api_key(&consumer, digest)),
             consumer,
             not_before: self.record.not_before.and_then(at),
             expires: self.record.expires.and_then(at),

@@ -314,6 +314,7 @@ impl Issuer {
             consumer: consumer.cloned(),
             name: consumer.map_or_else(|| name.into(), |consumer| Arc::clone(&consumer.name)),
             credential: format!("jwt:{}:{}", self.name, subject.unwrap_or(name)).into(),
+            counted: None,
             method: "jwt",
             issuer: Some(Arc::clone(&self.name)),
             roles: roles.into(),

@@ -185,7 +185,7 @@ impl Keys {
                     Some(identity) if identity.consumer.is_none() => self.subject(identity, out),
                     identity => self.value(b"c", identity.map(|identity| identity.name.as_bytes()), out),
                 },
-                By::Credential => self.value(b"k", ctx.identity.as_ref().map(|identity| identity.credential.as_bytes()), out),
+                By::Credential => self.value(b"k", ctx.identity.as_ref().map(|identity| identity.counted().as_bytes()), out),
                 By::Route => self.value(b"r", ctx.route.as_ref().map(|route| route.as_bytes()), out),
                 By::Claim(path) => {
                     let claims = ctx.identity.as_ref().and_then(|identity| identity.claims.as_ref());

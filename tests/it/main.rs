@@ -43,6 +43,7 @@ mod leases;
 mod limits;
 mod limits_away;
 mod limits_end;
+mod limits_keys;
 mod limits_kinds;
 mod limits_together;
 mod limits_told;

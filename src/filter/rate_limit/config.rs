@@ -33,6 +33,7 @@ pub struct RateLimitConfig {
     /// these for each combination. Requests that lack it share one count.
     /// By `"consumer"`, who is no consumer (the subject of a token, or of a certificate) is counted by that name together with the
     /// method and the issuer that vouch for it, and never with the consumer that has the same name.
+    /// By `"credential"`, an API key is counted by the first 128 bits of its SHA-256, of which logs show 32.
     /// Headers that hold credentials (`authorization`, `proxy-authorization`, `cookie`, `x-api-key`, `x-auth-token`, `x-access-token`
     /// and those in which a filter of the route looks for one) are counted by their SHA-256: no value of theirs is in Redis or in what
     /// `gatewright limit top` prints.
