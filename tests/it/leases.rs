@@ -4,10 +4,8 @@
 //! The oracle knows nothing of leases or of the script: it has the true times of all admissions, and looks whether they obey the
 //! limit; and, where nothing goes wrong, how many an exact limit would have admitted.
 
-use crate::support::gateway::run;
-use crate::support::raw::{Client, request};
 use crate::support::redis::Redis;
-use crate::support::{Gateway, SOON, eventually, full};
+use crate::support::{full, record};
 use gatewright::limit::redis::lease::{Back, Book, Errand, IDLE, LIFE, Spent};
 use gatewright::limit::redis::{Reply, SCRIPT, SharedSet, lease_arguments, reply};
 use gatewright::limit::{Decision, Limit, Shape};
@@ -78,9 +76,10 @@ enum Event {
         member: usize,
         lives: u32,
         batch: u64,
+        cost: u64,
     },
     /// The same for what Redis admitted at this time.
-    Give(u64),
+    Give(u64, u64),
 }
 
 #[derive(Clone, Copy)]
@@ -91,9 +90,11 @@ struct Faults {
     partitions: bool,
     /// Of a hundred admitted requests: refused by a later limit, up to 0.3 s after.
     refused: u64,
+    /// What the dearest request costs; every other one costs 1.
+    dearest: u64,
 }
 
-const NONE: Faults = Faults { lost: 0, crashes: false, partitions: false, refused: 0 };
+const NONE: Faults = Faults { lost: 0, crashes: false, partitions: false, refused: 0, dearest: 1 };
 
 struct Simulation {
     redis: redis::Connection,
@@ -105,7 +106,9 @@ struct Simulation {
     events: BinaryHeap<Reverse<(u64, u64)>>,
     bodies: std::collections::HashMap<u64, Event>,
     number: u64,
-    offered: Vec<u64>,
+    /// When, and at which cost.
+    offered: Vec<(u64, u64)>,
+    /// When; a request that costs three stands there three times.
     admitted: Vec<u64>,
     asked: usize,
     /// When gateways crashed: what they held is out until it expires, beside what they hold after that.
@@ -118,11 +121,11 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(redis: &Redis, limit: &Limit, lease: u64, members: usize, seed: u64, faults: Faults) -> Self {
-        Self::with(redis, SCRIPT, limit, lease, members, seed, faults)
+    fn new(redis: &Redis, limits: &[Limit], lease: u64, members: usize, seed: u64, faults: Faults) -> Self {
+        Self::with(redis, SCRIPT, limits, lease, members, seed, faults)
     }
 
-    fn with(redis: &Redis, script: &str, limit: &Limit, lease: u64, members: usize, seed: u64, faults: Faults) -> Self {
+    fn with(redis: &Redis, script: &str, limits: &[Limit], lease: u64, members: usize, seed: u64, faults: Faults) -> Self {
         let mut connection = redis.connection();
         // The one thing that is not real: what time it is.
         let edited = script.replace("redis.call('TIME')", "redis.call('HMGET', 'clock', 's', 'us')");
@@ -139,8 +142,8 @@ impl Simulation {
             cut_off_until: 0,
         });
         let members: Vec<_> = members.collect();
-        let set = Arc::new(SharedSet::new(&format!("sim{seed}"), std::slice::from_ref(limit), lease));
-        let key = format!("sim:{}:{seed}:{}", limit.name, members.len());
+        let set = Arc::new(SharedSet::new(&format!("sim{seed}"), limits, lease));
+        let key = format!("sim:{}:{seed}:{}", name(limits), members.len());
         Simulation {
             redis: connection,
             script,
@@ -196,19 +199,20 @@ impl Simulation {
                         member.book.lost(&self.set, b"k", &message.errand, true, member.clock(now));
                     }
                 }
-                Event::Unspend { member, lives, batch } => {
+                Event::Unspend { member, lives, batch, cost } => {
                     let member = &self.members[member];
                     if member.lives == lives {
-                        member.book.unspend(&self.set, b"k", batch, 1);
+                        member.book.unspend(&self.set, b"k", batch, cost);
                     }
                 }
-                Event::Give(taken) => drop(self.ask(now, "give", &[taken.to_string()], 1)),
+                Event::Give(taken, cost) => drop(self.ask(now, "give", &[taken.to_string()], cost)),
             }
         }
     }
 
     fn request(&mut self, now: u64, faults: Faults) {
-        self.offered.push(now);
+        let cost = if faults.dearest > 1 && self.random.chance(50) { faults.dearest } else { 1 };
+        self.offered.push((now, cost));
         // Most come to one gateway for a while, then to another.
         let count = self.members.len() as u64;
         let member = if self.random.chance(50) { (now / (3 * SECOND)) % count } else { self.random.below(count) } as usize;
@@ -224,7 +228,7 @@ impl Simulation {
             self.members[member].cut_off_until = now + long;
         }
         let clock = self.members[member].clock(now);
-        match self.members[member].book.spend(&self.set, b"k", 1, clock) {
+        match self.members[member].book.spend(&self.set, b"k", cost, clock) {
             Spent::Here { decision, batch, errand } => {
                 if matches!(decision, Decision::Admitted(_)) {
                     match batch.filter(|_| self.random.chance(faults.refused)) {
@@ -232,17 +236,21 @@ impl Simulation {
                             let lives = self.members[member].lives;
                             self.given += 1;
                             let later = self.random.below(3 * SECOND / 10);
-                            self.at(now + later, Event::Unspend { member, lives, batch });
+                            self.at(now + later, Event::Unspend { member, lives, batch, cost });
                         }
-                        None => self.admitted.push(now),
+                        None => self.admit(now, cost),
                     }
                 }
                 if let Some(errand) = errand {
                     self.send(now, member, *errand, 0, faults);
                 }
             }
-            Spent::Ask(errand) => self.send(now, member, errand, 1, faults),
+            Spent::Ask(errand) => self.send(now, member, errand, cost, faults),
         }
+    }
+
+    fn admit(&mut self, now: u64, cost: u64) {
+        self.admitted.extend((0..cost).map(|_| now));
     }
 
     fn send(&mut self, now: u64, member: usize, errand: Errand, cost: u64, faults: Faults) {
@@ -263,7 +271,7 @@ impl Simulation {
         let mut pipeline = redis::pipe();
         pipeline.cmd("HSET").arg("clock").arg("s").arg(now / SECOND).arg("us").arg(now % SECOND).ignore();
         pipeline.cmd("EVALSHA").arg(&self.script).arg(1).arg(&self.key).arg(mode).arg(extra.len()).arg(extra);
-        for argument in self.set.arguments(std::iter::once(cost)) {
+        for argument in self.set.arguments(std::iter::repeat(cost)) {
             pipeline.arg(argument);
         }
         pipeline.cmd("HGET").arg(&self.key).arg("#");
@@ -311,10 +319,10 @@ impl Simulation {
                 let later = self.random.below(3 * SECOND / 10);
                 // What is told to Redis may get lost, as everything.
                 if !self.random.chance(faults.lost) {
-                    self.at(now + later, Event::Give(now));
+                    self.at(now + later, Event::Give(now, message.cost));
                 }
             } else {
-                self.admitted.push(now);
+                self.admit(now, message.cost);
             }
         }
         if reply_lost {
@@ -335,9 +343,17 @@ impl Simulation {
     }
 }
 
-/// Whether these times obey the limit; the error says where they do not.
-fn obeys(limit: &Limit, times: &mut [u64]) -> Result<(), String> {
+fn name(limits: &[Limit]) -> String {
+    limits.iter().map(|limit| &*limit.name).collect::<Vec<_>>().join("+")
+}
+
+/// Whether these times obey all limits; the error says where they do not.
+fn obeys(limits: &[Limit], times: &mut [u64]) -> Result<(), String> {
     times.sort_unstable();
+    limits.iter().try_for_each(|limit| obeys_one(limit, times))
+}
+
+fn obeys_one(limit: &Limit, times: &[u64]) -> Result<(), String> {
     match limit.shape {
         // A leaky bucket in doubles.
         Shape::TokenBucket { per, capacity } => {
@@ -373,43 +389,47 @@ fn obeys(limit: &Limit, times: &mut [u64]) -> Result<(), String> {
     Ok(())
 }
 
-/// How many of the offered requests an exact limit would have admitted.
-fn exact(limit: &Limit, offered: &[u64]) -> usize {
+/// How many uses exact limits would have admitted of what was offered.
+fn exact(limits: &[Limit], offered: &[(u64, u64)]) -> usize {
     let mut admitted: Vec<u64> = Vec::new();
-    let (mut level, mut last) = (0.0_f64, 0_u64);
-    for time in offered {
-        let admits = match limit.shape {
-            Shape::TokenBucket { per, capacity } => {
-                level = (level - (time - last) as f64 * 1_000.0 * limit.number as f64 / per as f64).max(0.0);
-                last = *time;
-                let fits = level + 1.0 <= capacity as f64;
-                level += if fits { 1.0 } else { 0.0 };
-                fits
-            }
-            Shape::SlidingWindow { per } => {
-                let old = admitted.len().checked_sub(limit.number as usize).map(|at| admitted[at]);
-                old.is_none_or(|old| (time - old) * 1_000 >= per)
-            }
-            Shape::FixedWindow { .. } => {
-                let minute = time / (60 * SECOND);
-                let count = admitted.iter().rev().take_while(|other| **other / (60 * SECOND) == minute).count();
-                (count as u64) < limit.number
-            }
-        };
-        if admits {
-            admitted.push(*time);
+    let (mut levels, mut last) = (vec![0.0_f64; limits.len()], 0);
+    for (time, cost) in offered {
+        let mut fits = true;
+        for (limit, level) in limits.iter().zip(&mut levels) {
+            fits &= match limit.shape {
+                Shape::TokenBucket { per, capacity } => {
+                    *level = (*level - (time - last) as f64 * 1_000.0 * limit.number as f64 / per as f64).max(0.0);
+                    *level + *cost as f64 <= capacity as f64
+                }
+                Shape::SlidingWindow { per } => {
+                    let old = (admitted.len() + *cost as usize).checked_sub(limit.number as usize + 1).map(|at| admitted[at]);
+                    old.is_none_or(|old| (time - old) * 1_000 >= per)
+                }
+                Shape::FixedWindow { .. } => {
+                    let minute = time / (60 * SECOND);
+                    let count = admitted.iter().rev().take_while(|other| **other / (60 * SECOND) == minute).count();
+                    count as u64 + cost <= limit.number
+                }
+            };
+        }
+        last = *time;
+        if fits {
+            levels.iter_mut().for_each(|level| *level += *cost as f64);
+            admitted.extend((0..*cost).map(|_| *time));
         }
     }
     admitted.len()
 }
 
-fn limits() -> [Limit; 3] {
+/// Limits that hold together, and what the dearest request costs.
+fn limits() -> [(Vec<Limit>, u64); 4] {
     let second = 1_000_000_000;
-    [
-        Limit { name: "bucket".into(), number: 200, shape: Shape::TokenBucket { per: 10 * second, capacity: 300 } },
-        Limit { name: "sliding".into(), number: 400, shape: Shape::SlidingWindow { per: 20 * second } },
-        Limit { name: "fixed".into(), number: 900, shape: Shape::FixedWindow { period: Period::Minute } },
-    ]
+    let bucket = Limit { name: "bucket".into(), number: 200, shape: Shape::TokenBucket { per: 10 * second, capacity: 300 } };
+    let sliding = Limit { name: "sliding".into(), number: 400, shape: Shape::SlidingWindow { per: 20 * second } };
+    let fixed = Limit { name: "fixed".into(), number: 900, shape: Shape::FixedWindow { period: Period::Minute } };
+    // Over a minute the second of them is the one that holds, after a burst the first.
+    let both = vec![bucket.clone(), fixed.clone()];
+    [(vec![bucket], 1), (vec![sliding], 1), (vec![fixed], 1), (both, 3)]
 }
 
 /// Requests of each run; `GATEWRIGHT_FULL=1` runs ten times as many.
@@ -422,16 +442,22 @@ fn requests() -> usize {
 fn whatever_happens_leases_never_admit_more_than_the_limit() {
     let redis = Redis::start();
     for (seed, members) in (1..).zip([2, 4, 9, 16]) {
-        for limit in limits() {
-            let faults = Faults { lost: 3, crashes: true, partitions: true, refused: 10 };
-            let mut simulation = Simulation::new(&redis, &limit, 20, members, seed, faults);
+        for (limits, dearest) in limits() {
+            let faults = Faults { lost: 3, crashes: true, partitions: true, refused: 10, dearest };
+            let mut simulation = Simulation::new(&redis, &limits, 20, members, seed, faults);
             simulation.run(requests(), 15_000, faults);
-            obeys(&limit, &mut simulation.admitted).unwrap_or_else(|wrong| panic!("{} of {members}: {wrong}", limit.name));
+            let name = name(&limits);
+            obeys(&limits, &mut simulation.admitted).unwrap_or_else(|wrong| panic!("{name} of {members}: {wrong}"));
             let admitted = simulation.admitted.len();
-            assert!(admitted > 300, "{} of {members}: only {admitted} were admitted", limit.name);
-            assert_eq!(simulation.too_much, None, "{} of {members}", limit.name);
+            assert!(admitted > 300, "{name} of {members}: only {admitted} were admitted");
+            assert_eq!(simulation.too_much, None, "{name} of {members}");
             assert!(simulation.given > 20 && !simulation.crashes.is_empty() && simulation.most_out.0 > 0);
-            println!("{} of {members}: {admitted} admitted, at most {:?} out", limit.name, simulation.most_out);
+            println!("{name} of {members}: {admitted} admitted, at most {:?} out", simulation.most_out);
+            let result = serde_json::json!({
+                "limits": name, "gateways": members, "offered": simulation.offered.len(), "admitted": admitted, "lease": 20,
+                "most_out": simulation.most_out.0, "most_out_of_one": simulation.most_out.1,
+            });
+            record("leases through losses, crashes and partitions", result);
         }
     }
 }
@@ -442,12 +468,11 @@ fn the_oracle_notices_a_script_that_forgets_leases() {
     let redis = Redis::start();
     let forgetful = SCRIPT.replace("      spent = uses\n", "      spent = 0\n");
     assert_ne!(forgetful, SCRIPT);
-    let faults = Faults { lost: 10, crashes: true, partitions: true, refused: 0 };
-    let limits = limits();
-    let found = limits.iter().filter(|limit| {
-        let mut simulation = Simulation::with(&redis, &forgetful, limit, 100, 9, 3, faults);
+    let found = limits().into_iter().filter(|(limits, dearest)| {
+        let faults = Faults { lost: 10, crashes: true, partitions: true, refused: 0, dearest: *dearest };
+        let mut simulation = Simulation::with(&redis, &forgetful, limits, 100, 9, 3, faults);
         simulation.run(6_000, 15_000, faults);
-        obeys(limit, &mut simulation.admitted).is_err()
+        obeys(limits, &mut simulation.admitted).is_err()
     });
     assert!(found.count() >= 2);
 }
@@ -457,7 +482,7 @@ fn the_oracle_notices_a_script_that_forgets_leases() {
 fn unknown_leases(redis: &Redis, script: &str) -> (Vec<u64>, bool) {
     let limit =
         Limit { name: "wide".into(), number: 1_000, shape: Shape::TokenBucket { per: 3_600_000_000_000, capacity: 1_000 } };
-    let mut simulation = Simulation::with(redis, script, &limit, 20, 2, 7, NONE);
+    let mut simulation = Simulation::with(redis, script, &[limit], 20, 2, 7, NONE);
     let set = Arc::clone(&simulation.set);
     let mut given = Vec::new();
     let reported: Back = [(1, 10)].into_iter().collect();
@@ -495,28 +520,54 @@ fn a_gateway_gets_no_more_than_its_lease_whatever_it_knows_of() {
 fn leases_cost_clients_no_more_than_one_for_each_gateway() {
     let redis = Redis::start();
     for (seed, members) in (11..).zip([2, 4, 16]) {
-        for limit in limits() {
-            let (lease, faults) = (10, NONE);
-            let mut simulation = Simulation::new(&redis, &limit, lease, members, seed, faults);
+        for (limits, dearest) in limits() {
+            let (lease, faults) = (10, Faults { dearest, ..NONE });
+            let mut simulation = Simulation::new(&redis, &limits, lease, members, seed, faults);
             simulation.run(requests(), 15_000, faults);
-            obeys(&limit, &mut simulation.admitted).unwrap_or_else(|wrong| panic!("{} of {members}: {wrong}", limit.name));
-            assert_eq!(simulation.too_much, None, "{} of {members}", limit.name);
-            let (admitted, expected) = (simulation.admitted.len(), exact(&limit, &simulation.offered));
+            let name = name(&limits);
+            obeys(&limits, &mut simulation.admitted).unwrap_or_else(|wrong| panic!("{name} of {members}: {wrong}"));
+            assert_eq!(simulation.too_much, None, "{name} of {members}");
+            let (admitted, expected) = (simulation.admitted.len(), exact(&limits, &simulation.offered));
             // A sliding window gives back up to a fifteenth late, and a refusal is believed for a tenth of a second.
-            let windows = match limit.shape {
-                Shape::TokenBucket { .. } => 1,
-                _ => 2 + (simulation.offered.last().unwrap() - BEGIN) as usize / (20 * SECOND as usize),
+            let bucket = |limit: &Limit| matches!(limit.shape, Shape::TokenBucket { .. });
+            let windows = match limits.iter().all(bucket) {
+                true => 1,
+                false => 2 + (simulation.offered.last().unwrap().0 - BEGIN) as usize / (20 * SECOND as usize),
             };
-            let late = if matches!(limit.shape, Shape::SlidingWindow { .. }) { expected / 14 } else { 0 };
+            let slides = |limit: &Limit| matches!(limit.shape, Shape::SlidingWindow { .. });
+            let late = if limits.iter().any(slides) { expected / 14 } else { 0 };
             let withheld = members * lease as usize * windows + late + expected / 50;
-            assert!(
-                admitted + withheld >= expected,
-                "{} of {members}: {admitted} of {expected}, {withheld} withheld",
-                limit.name
-            );
-            assert!(admitted <= expected + expected / 100, "{} of {members}: {admitted} of {expected}", limit.name);
+            assert!(admitted + withheld >= expected, "{name} of {members}: {admitted} of {expected}, {withheld} withheld");
+            assert!(admitted <= expected + expected / 100, "{name} of {members}: {admitted} of {expected}");
         }
     }
+}
+
+/// What a lease lives that is taken 2 s before the end of its minute, by the clock of Redis, in nanoseconds; and what is left just before
+/// that end, at it, and when the lease comes back after it.
+fn lease_at_the_border(redis: &Redis, script: &str) -> (u64, [u64; 3]) {
+    let limit = Limit { name: "minute".into(), number: 10, shape: Shape::FixedWindow { period: Period::Minute } };
+    let mut simulation = Simulation::with(redis, script, &[limit], 10, 2, 8, NONE);
+    let border = BEGIN + 20 * SECOND;
+    let mut lease = |at, id, want, back| {
+        let errand = Errand { id, want, back, at: 0 };
+        simulation.ask(at, "lease", &lease_arguments("g0", &errand, 2, 10), 0)
+    };
+    let given = lease(border - 2 * SECOND, 1, 5, Back::new());
+    assert_eq!(given.lease.0, 5);
+    // As long as it lives it is withheld; what comes back when the window is over was spent in that.
+    let left = [(border - 1, Back::new()), (border, Back::new()), (border + 1, [(1, 5)].into_iter().collect())];
+    let left = left.map(|(at, back)| lease(at, 2, 0, back).decision.standings()[0].remaining);
+    (given.lease.1, left)
+}
+
+#[test]
+fn a_lease_lives_no_longer_than_its_calendar_window() {
+    let redis = Redis::start();
+    assert_eq!(lease_at_the_border(&redis, SCRIPT), (2 * SECOND * 1_000, [5, 10, 10]));
+    let unfenced = SCRIPT.replace("if limit.ends then life", "if false then life");
+    assert_ne!(unfenced, SCRIPT);
+    assert_eq!(lease_at_the_border(&redis, &unfenced).0, LIFE, "the test would have noticed");
 }
 
 /// The same with 2 % for each gateway, as one would configure it: most requests make no round trip.
@@ -525,66 +576,8 @@ fn with_a_lease_most_requests_make_no_round_trip() {
     let redis = Redis::start();
     let shape = Shape::TokenBucket { per: 60_000_000_000, capacity: 100_000 };
     let limit = Limit { name: "wide".into(), number: 100_000, shape };
-    let mut simulation = Simulation::new(&redis, &limit, 2_000, 4, 99, NONE);
+    let mut simulation = Simulation::new(&redis, &[limit], 2_000, 4, 99, NONE);
     simulation.run(20_000, 1_000, NONE);
     assert_eq!(simulation.admitted.len(), 20_000);
     assert!(simulation.asked * 100 < 20_000 * 2, "{} round trips for 20000 requests", simulation.asked);
-}
-
-fn config(redis: &Redis, limits: &str, lease: &str) -> String {
-    format!(
-        "[redis]\nurl = \"{}\"\ntimeout = \"1s\"\ngateways = 2\n[routes.a]\nmatch = {{ path = \"/a\" }}\n\
-         filters = [{{ rate_limit = {{ by = 'route', limits = {limits}, store = 'redis', on_error = 'closed', lease = {lease} }} }}, \
-         {{ respond = {{ body = \"hello\" }} }}]\n",
-        redis.url()
-    )
-}
-
-#[test]
-fn a_gateway_that_stops_gives_its_leases_back() {
-    let redis = Redis::start();
-    let config = config(&redis, "[{ quota = '1000/1mo' }]", "500");
-    let mut first = Gateway::start(&config);
-    eventually("redis is up", SOON, || first.metric("gatewright_redis_up", &[]) == 1.0);
-    let mut client = Client::connect(first.http());
-    for _ in 0..10 {
-        assert_eq!(client.exchange(request("GET", "/a", &[], b"")).unwrap().status, 200);
-    }
-    assert!(first.metric("gatewright_redis_lease_uses", &[]) > 100.0);
-    drop(client);
-    first.sigterm();
-    assert!(first.wait_exit(SOON).success());
-    let second = Gateway::start(&config);
-    eventually("redis is up", SOON, || second.metric("gatewright_redis_up", &[]) == 1.0);
-    let shown = run(&["limit", "--admin", &second.admin.argument(), "show", "a"]);
-    assert!(shown.stdout.contains("990 left (limit 1000)"), "{shown:?}");
-}
-
-#[test]
-fn gateways_with_leases_admit_exactly_the_limit_and_give_back_what_they_do_not_use() {
-    let redis = Redis::start();
-    let config = config(&redis, "[{ rate = '200/1h' }, { quota = '10000/1mo' }]", "'10%'");
-    let gateways = [Gateway::start(&config), Gateway::start(&config)];
-    for gateway in &gateways {
-        eventually("redis is up", SOON, || gateway.metric("gatewright_redis_up", &[]) == 1.0);
-    }
-    let mut clients: Vec<Client> = gateways.iter().map(|gateway| Client::connect(gateway.http())).collect();
-    let mut ask = |n: usize| clients[n % 2].exchange(request("GET", "/a", &[], b"")).unwrap().status;
-    let admitted = (0..100).filter(|n| ask(*n) == 200).count();
-    assert_eq!(admitted, 100);
-    let leased = gateways.iter().map(|gateway| gateway.metric("gatewright_redis_leased_total", &[])).sum::<f64>();
-    assert!(leased > 40.0, "{leased} of 100 without a round trip");
-    // The second gateway falls idle and gives back what it has; the first gets all that is left.
-    let begun = std::time::Instant::now();
-    let mut rest = 0;
-    while rest < 100 && begun.elapsed() < SOON {
-        match ask(0) {
-            200 => rest += 1,
-            429 => std::thread::sleep(std::time::Duration::from_millis(50)),
-            other => panic!("{other}"),
-        }
-    }
-    assert_eq!(rest, 100);
-    assert_eq!(ask(0), 429, "more than the limit");
-    assert_eq!(ask(1), 429, "more than the limit");
 }

@@ -39,6 +39,7 @@ mod http2;
 mod issued;
 mod jwt;
 mod keepalive;
+mod leased;
 mod leases;
 mod limits;
 mod limits_away;
