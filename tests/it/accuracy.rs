@@ -172,18 +172,70 @@ fn fixed(seen: &[Seen]) -> usize {
     minutes.values().map(|count| (*count).min(quota() as usize)).sum()
 }
 
-/// In no stretch of time, of those that begin with one of three hundred requests, are more admitted that lie in it for certain than
-/// `most` says for its length.
-fn never_above(seen: &[Seen], most: impl Fn(f64) -> Option<f64>) {
-    let mut admitted: Vec<Seen> = seen.iter().copied().filter(|seen| seen.admitted).collect();
-    admitted.sort_by(|a, b| a.answered.total_cmp(&b.answered));
-    for first in (0..admitted.len()).step_by((admitted.len() / 300).max(1)) {
-        let from = admitted[first].sent;
-        let within = admitted.iter().filter(|seen| seen.sent >= from);
-        for (count, seen) in (1_u32..).zip(within) {
-            let Some(most) = most(seen.answered - from) else { break };
-            assert!(f64::from(count) <= most, "{count} in {} s", seen.answered - from);
+/// When what was admitted was sent (`false`) and answered (`true`), in order, in seconds since the first.
+fn admissions(seen: &[Seen]) -> Vec<(f64, bool)> {
+    let admitted = seen.iter().filter(|seen| seen.admitted);
+    let mut events: Vec<(f64, bool)> = admitted.flat_map(|seen| [(seen.sent, false), (seen.answered, true)]).collect();
+    events.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let begin = events.first().map_or(0.0, |event| event.0);
+    events.iter_mut().for_each(|event| event.0 -= begin);
+    events
+}
+
+/// In no stretch of time, whenever it begins and ends, more is admitted than a bucket gives in it. What was answered by its end, less
+/// what was sent before its beginning, lies in it for certain.
+fn never_above_a_bucket(seen: &[Seen], burst: f64, rate: f64) -> Result<(), String> {
+    let (mut sent, mut answered) = (0.0, 0.0);
+    // Of all beginnings until now, the one from which least may have been admitted: `rate * begin - sent before`.
+    let mut strictest = f64::NEG_INFINITY;
+    for (time, is_answer) in admissions(seen) {
+        if is_answer {
+            answered += 1.0;
+            let above = answered - rate * time + strictest - burst - 1.0;
+            if above > 1e-6 {
+                return Err(format!("{above} too many in a stretch that ends {time} s after the first"));
+            }
+        } else {
+            strictest = f64::max(strictest, rate * time - sent);
+            sent += 1.0;
         }
+    }
+    Ok(())
+}
+
+/// The same for a window that slides: no stretch that is shorter has more than `number`.
+fn never_above_a_window(seen: &[Seen], window: f64, number: f64) -> Result<(), String> {
+    let events = admissions(seen);
+    let mut answers = events.iter().filter(|event| event.1).map(|event| event.0).peekable();
+    let (mut sent, mut answered) = (0.0, 0.0);
+    for begin in events.iter().filter(|event| !event.1).map(|event| event.0) {
+        while answers.next_if(|answer| *answer < begin + window).is_some() {
+            answered += 1.0;
+        }
+        if answered - sent > number {
+            return Err(format!("{} in the window that begins {begin} s after the first", answered - sent));
+        }
+        sent += 1.0;
+    }
+    Ok(())
+}
+
+/// An oracle that finds nothing proves nothing.
+#[test]
+fn a_use_too_many_is_found_in_whatever_window_it_is() {
+    let at = |time: f64| Seen { sent: time, answered: time + 0.001, admitted: true };
+    // A burst of 10, then 10 in each second for 100 seconds.
+    let good: Vec<Seen> = (0..11).map(|_| at(0.0)).chain((1..1_000).map(|n| at(f64::from(n) / 10.0))).collect();
+    assert_eq!(never_above_a_bucket(&good, 10.0, 10.0), Ok(()));
+    for (time, more) in [(0.0, 2), (33.33, 2), (99.8, 2)] {
+        let bad: Vec<Seen> = good.iter().copied().chain((0..more).map(|_| at(time))).collect();
+        assert!(never_above_a_bucket(&bad, 10.0, 10.0).is_err(), "at {time}");
+    }
+    let steady: Vec<Seen> = (0..1_000).map(|n| at(f64::from(n) / 10.0)).collect();
+    assert_eq!(never_above_a_window(&steady, 2.0, 20.0), Ok(()));
+    for time in [0.05, 33.33, 99.8] {
+        let bad: Vec<Seen> = steady.iter().copied().chain([at(time)]).collect();
+        assert!(never_above_a_window(&bad, 2.0, 20.0).is_err(), "at {time}");
     }
 }
 
@@ -277,8 +329,8 @@ fn admits_what_one_limit_would(test: &str, addresses: &[SocketAddr], skews: &[f6
     }
     let all = all.into_inner().unwrap();
     assert_eq!(all.iter().map(Vec::len).sum::<usize>(), total);
-    never_above(&all[0], |time| Some(burst() + rate() * time + 1.0));
-    never_above(&all[1], |time| (time < WINDOW).then(|| rate() * WINDOW));
+    assert_eq!(never_above_a_bucket(&all[0], burst(), rate()), Ok(()));
+    assert_eq!(never_above_a_window(&all[1], WINDOW, rate() * WINDOW), Ok(()));
     never_above_in_a_minute(&all[2]);
     let mut trips: Vec<f64> = all.iter().flatten().map(|seen| seen.answered - seen.sent).collect();
     trips.sort_by(f64::total_cmp);
