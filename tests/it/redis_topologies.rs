@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// A limit that Redis is asked about with every request, and one by leases.
 pub const PATHS: [&str; 2] = ["/a", "/leased"];
+/// The longest that a request waits for Redis, as nothing else is configured here.
+const TIMEOUT: Duration = Duration::from_millis(20);
 /// What one gateway may have of each key on leases.
 const LEASE: usize = 4;
 
@@ -226,16 +228,23 @@ pub struct Times {
     others: Vec<Duration>,
 }
 
-fn p99(times: &[Duration]) -> Duration {
+fn percentile(times: &[Duration], percent: usize) -> Duration {
     let mut times = times.to_vec();
     times.sort();
-    times.get(times.len() * 99 / 100).copied().unwrap_or_default()
+    times.get(times.len() * percent / 100).copied().unwrap_or_default()
 }
 
 impl Times {
     /// How much longer the slowest hundredth took while Redis was away than before anything had happened.
     fn added(&self) -> Duration {
-        p99(&self.away).saturating_sub(p99(&self.before))
+        percentile(&self.away, 99).saturating_sub(percentile(&self.before, 99))
+    }
+
+    /// Whether requests waited for what was known to be away: then at least a third of them, as many as have their keys on one of three
+    /// masters, took the timeout longer. How busy the machine is, it is so before and after.
+    fn waited(&self) -> Option<(Duration, Duration)> {
+        let [before, away] = [&self.before, &self.away].map(|times| percentile(times, 75));
+        (away >= before + TIMEOUT * 3 / 4).then_some((before, away))
     }
 }
 
@@ -303,6 +312,11 @@ fn after(gateway: &Gateway, key: &str) {
 /// `GATEWRIGHT_FULL=1`, for a machine that does nothing else, the p99 while Redis is away is at most 5 ms above that before it first was.
 pub fn told(what: &str, rounds: usize, times: Times) {
     assert!(times.before.len() >= 1_000, "{} requests are no base", times.before.len());
+    assert_eq!(
+        times.waited(),
+        None,
+        "{what}: requests waited for what was known to be away, the upper quarter of them before and then"
+    );
     let added = times.added();
     assert!(!full() || added < Duration::from_millis(5), "{what}: {added:?} are added");
     let Times { before, away, others } = times;
@@ -325,6 +339,16 @@ fn what_an_outage_adds_is_told_from_before_it_and_not_from_its_start_and_end() {
     let millis = |all: &[u64]| all.iter().map(|each| Duration::from_millis(*each)).collect::<Vec<_>>();
     let times = Times { before: millis(&[1; 100]), away: millis(&[9; 100]), others: millis(&[250; 100]) };
     assert_eq!(times.added(), Duration::from_millis(8));
+    assert_eq!(times.waited(), None);
+}
+
+#[test]
+fn a_third_of_requests_that_wait_for_what_is_away_is_noticed() {
+    let quick = vec![Duration::from_millis(2); 100];
+    let mut away = quick.clone();
+    away[..30].fill(Duration::from_millis(2) + TIMEOUT);
+    let times = Times { before: quick, away, others: Vec::new() };
+    assert_eq!(times.waited(), Some((Duration::from_millis(2), Duration::from_millis(22))));
 }
 
 #[test]
