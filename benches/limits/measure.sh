@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How exact limits in Redis are, and what faults of Redis cost clients, measured and kept in benches/limits/runs: a million requests for
 # each algorithm through four gateways with wrong clocks, twenty rounds of each fault under load, leases and the script at full
-# length; how local limits count, and how long 100,000 consumers take to load. On a machine that does nothing else, about half an hour; its tests fail where a bound of docs/limits.md does not hold.
+# length; how local limits count, ten million keys in the least memory, and how long 100,000 consumers take to load. On a machine that does nothing else, about half an hour; its tests fail where a bound of docs/limits.md does not hold.
 #
 #   benches/limits/measure.sh          # a release build of the gateway, everything
 #   binary=target/pgo/gatewright benches/limits/measure.sh                   # as make release builds it
@@ -31,3 +31,4 @@ cargo test --locked --test it -- --nocapture --test-threads 1 \
   accuracy:: whatever_befalls a_failover_of_sentinels_costs a_failover_of_a_cluster_costs leases::whatever leases::leases_cost script:: \
   auth::a_hundred_thousand_consumers \
   2>&1 | grep -v '^ *Compiling' | tee "$out/output.txt"
+cargo test --locked --test alloc -- --nocapture a_local_store 2>&1 | grep -v '^ *Compiling' | tee -a "$out/output.txt"
