@@ -104,7 +104,7 @@ impl Limit {
         Limit { name: format!("{}*{factor}", self.name).into(), number: part(self.number, most), shape }
     }
 
-    /// The window in whole seconds, rounded up: `w` of `RateLimit-Policy`.
+    /// The window in whole seconds, rounded up, so that `5/100ms` has 1: `w` of `RateLimit-Policy`.
     pub fn window_seconds(&self) -> u64 {
         match self.shape {
             Shape::TokenBucket { per, .. } | Shape::SlidingWindow { per } => per.div_ceil(1_000_000_000),

@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Limits how many requests are under way at the same time, exactly. More are answered with 429 `concurrency_limited`.
+/// Limits how many requests are under way at the same time, exactly. More are answered with 429 `concurrency_limited` and a
+/// `Retry-After` of always one second, because nobody knows when a request ends.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConcurrencyConfig {

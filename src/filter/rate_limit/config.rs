@@ -81,7 +81,8 @@ pub struct RateLimitConfig {
     pub on_error: OnErrorChoice,
     /// What clients are told on each response: `"standard"` is `RateLimit-Policy` and `RateLimit`
     /// (draft-ietf-httpapi-ratelimit-headers-11), `"legacy"` is `X-RateLimit-Limit`, `-Remaining` and `-Reset` (of the limit that is
-    /// nearest to its end, in seconds; of several filters, the first), `"both"`, or `"off"`.
+    /// nearest to its end, in seconds; of several filters, the first), `"both"`, or `"off"`. Windows are told in whole seconds, rounded
+    /// up: `5/100ms` is `q=5;w=1`.
     #[serde(default)]
     pub headers: Style,
     /// How many leading bits of an IPv6 address make one client, from 32 to 128: providers give at least a /64 to each
