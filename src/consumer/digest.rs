@@ -39,9 +39,7 @@ impl KeyDigest {
     }
 
     fn first(&self, digits: usize) -> String {
-        let mut text = self.to_string();
-        text.truncate(digits);
-        text
+        self.0.iter().flat_map(|byte| hexadecimal(*byte)).take(digits).collect()
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -66,13 +64,12 @@ impl FromStr for KeyDigest {
 
 impl fmt::Display for KeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.0 {
-            for digit in [byte >> 4, byte & 15] {
-                f.write_char(char::from_digit(digit.into(), 16).unwrap_or('0'))?;
-            }
-        }
-        Ok(())
+        self.0.iter().flat_map(|byte| hexadecimal(*byte)).try_for_each(|digit| f.write_char(digit))
     }
+}
+
+fn hexadecimal(byte: u8) -> [char; 2] {
+    [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0'))
 }
 
 /// In full it would let guesses at a weak key be tried on whatever it was printed to.
