@@ -112,20 +112,22 @@ fn an_answer_that_ends_with_the_connection_needs_the_end_of_the_session() {
         for socket in listener.incoming().flatten() {
             let session = rustls::ServerConnection::new(config.clone()).unwrap();
             let mut stream = rustls::StreamOwned::new(session, socket);
-            let (mut head, mut byte) = (Vec::new(), [0]);
-            while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
-                head.push(byte[0]);
-            }
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello");
-            if head.starts_with(b"GET /whole") {
-                stream.conn.send_close_notify();
-            }
-            let _ = stream.flush();
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                    head.push(byte[0]);
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello");
+                if head.starts_with(b"GET /whole") {
+                    stream.conn.send_close_notify();
+                }
+                let _ = stream.flush();
+            });
         }
     });
     let toml = format!(
         "[upstreams.app]\nendpoints = [\"{address}\"]\ntls = {{ sni = \"orders.internal\", ca = \"ca.pem\" }}\n\
-         retry = {{ attempts = 1 }}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
+         retry = {{ attempts = 1 }}\ntimeouts = {{ connect = \"10s\" }}\n[routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
     );
     let write = |directory: &std::path::Path| std::fs::write(directory.join("ca.pem"), &authority.pem).unwrap();
     let gateway = Gateway::try_start_with(&toml, write).unwrap();
