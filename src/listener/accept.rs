@@ -22,6 +22,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -32,16 +33,11 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, everywhere: Arc<Active>) {
     let _in_runtime = runtime.workers.next().enter();
     match socket {
-        Socket::Tcp(socket) => match TcpListener::from_std(socket) {
-            Ok(listener) => {
-                let listener = Arc::new(listener);
-                state.accepts_on(&listener);
-                for worker in runtime.workers.each() {
-                    worker.spawn(accept_tcp(Arc::clone(&listener), Arc::clone(&state), Arc::clone(&everywhere), runtime.clone()));
-                }
+        Socket::Tcp(socket) => {
+            if let Err(e) = spawn_tcp(runtime, socket, &state, &everywhere) {
+                log::error!("listener `{}` cannot join the runtime: {e}", state.name);
             }
-            Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
-        },
+        }
         Socket::Unix { socket, owned } => match UnixListener::from_std(socket) {
             Ok(listener) => {
                 let listener = Arc::new(listener);
@@ -51,6 +47,41 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
     }
+}
+
+/// One loop for each worker. Workers of one runtime share the socket, which was measured (`benches/accept.rs`); one that has a runtime of
+/// its own is woken by a descriptor of its own, or the first would take all that comes while the others are being told.
+fn spawn_tcp(
+    runtime: &Runtime,
+    socket: std::net::TcpListener,
+    state: &Arc<ListenerState>,
+    everywhere: &Arc<Active>,
+) -> std::io::Result<()> {
+    let others = runtime.workers.others().map(|worker| Ok((worker, socket.try_clone()?))).collect::<std::io::Result<Vec<_>>>()?;
+    let joined = |worker: &Handle, socket| {
+        let _in_its_runtime = worker.enter();
+        TcpListener::from_std(socket).map(Arc::new)
+    };
+    let first = joined(runtime.workers.first(), socket)?;
+    state.accepts_on(&first);
+    let start = |worker: &Handle, listener: Arc<TcpListener>| {
+        // The first stands for all of them: it is there as long as one loop is.
+        let task = accept_tcp(listener, Arc::clone(state), Arc::clone(everywhere), runtime.clone());
+        let first = Arc::clone(&first);
+        worker.spawn(async move {
+            task.await;
+            drop(first);
+        });
+    };
+    if others.is_empty() {
+        runtime.workers.each().for_each(|worker| start(worker, Arc::clone(&first)));
+        return Ok(());
+    }
+    start(runtime.workers.first(), Arc::clone(&first));
+    for (worker, socket) in others {
+        start(worker, joined(worker, socket)?);
+    }
+    Ok(())
 }
 
 async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {

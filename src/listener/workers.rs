@@ -40,6 +40,15 @@ impl Workers {
         self.handles.iter().cycle().take(self.count)
     }
 
+    pub fn first(&self) -> &Handle {
+        &self.first
+    }
+
+    /// Those beside the first that have a runtime of their own.
+    pub fn others(&self) -> impl Iterator<Item = &Handle> {
+        self.handles.iter().skip(1)
+    }
+
     /// Whose turn it is.
     pub fn next(&self) -> &Handle {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
