@@ -20,6 +20,7 @@ mod cache_direct;
 mod cache_guard;
 mod cache_purge;
 mod cache_redis;
+mod cache_refresh;
 mod cache_rfc;
 mod canaries;
 mod compress;
