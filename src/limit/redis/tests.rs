@@ -130,8 +130,11 @@ fn the_end_waits_for_what_is_under_way_until_it_is_confirmed() {
             store.close();
             closed.store(true, Ordering::SeqCst);
         });
-        // Whoever does not wait for it has ended by now, on any machine that runs at all.
-        std::thread::sleep(CLOSING / 5);
+        // Whoever does not wait for it has ended by then, on any machine that runs at all.
+        let until = std::time::Instant::now() + CLOSING / 5;
+        while std::time::Instant::now() < until && !closed.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
         assert!(!closed.load(Ordering::SeqCst), "what was under way was left behind");
         assert!(store.shared.answer(sent, &Value::Array([1, 7, 0, 0, 77].map(Value::Int).to_vec())));
     });
