@@ -38,4 +38,4 @@ pub use route::{ChainConfig, ClientDeadline, RouteConfig, RouteTimeouts};
 pub use schema::schema;
 pub use server::{HeaderCase, ServerConfig};
 pub use split::{KeepConfig, KeepCookie, MirrorConfig, PartConfig, SplitConfig};
-pub use tree::{Config, Entry, Named};
+pub use tree::{Config, Entry, Named, Unread};

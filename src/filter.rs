@@ -168,6 +168,11 @@ pub trait Filter: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether it writes the name of the consumer somewhere: a mistake where no filter of its route tells who calls.
+    fn names_consumer(&self) -> bool {
+        false
+    }
+
     /// What operators may ask it, if it counts anything.
     fn limiter(&self) -> Option<&dyn Limiter> {
         None

@@ -122,16 +122,24 @@ impl Template {
     pub fn names_certificate(&self) -> bool {
         let of_certificate =
             |part: &Part| matches!(part, Part::Fact(Fact::ClientCertSubject | Fact::ClientCertSha256 | Fact::ClientCertNames));
-        matches!(&self.0, Inner::Parts(parts) if parts.iter().any(of_certificate))
+        self.parts().iter().any(of_certificate)
+    }
+
+    /// Whether it has a place for the consumer.
+    pub fn names_consumer(&self) -> bool {
+        self.parts().contains(&Part::Fact(Fact::Consumer))
+    }
+
+    fn parts(&self) -> &[Part] {
+        match &self.0 {
+            Inner::Fixed(_) => &[],
+            Inner::Parts(parts) => parts,
+        }
     }
 
     /// The path params that it has places for.
     pub fn path_params(&self) -> impl Iterator<Item = &str> {
-        let parts = match &self.0 {
-            Inner::Fixed(_) => &[][..],
-            Inner::Parts(parts) => parts,
-        };
-        parts.iter().filter_map(|part| match part {
+        self.parts().iter().filter_map(|part| match part {
             Part::PathParam(name) => Some(&**name),
             _ => None,
         })

@@ -130,9 +130,11 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> (String, bool, Pr
         let body = from.get(2..).unwrap_or_default();
         let end = body.find(|c: char| !matches!(c, 'A'..='Z' | '0'..='9' | '_')).unwrap_or(body.len());
         let (name, after) = body.split_at(end);
+        // What a shell understands besides is a mistake here, and nobody else's: a name of one letter may be a range of a pattern.
+        let of_shell = name.len() > 1 && after.starts_with(['-', '=', '?', '+']) && after.contains('}');
         if name.is_empty()
             || name.starts_with(|c: char| c.is_ascii_digit())
-            || !(after.is_empty() || after.starts_with(['}', ':']))
+            || !(after.is_empty() || after.starts_with(['}', ':']) || of_shell)
         {
             out.push_str(before);
             out.push_str("${");
@@ -236,6 +238,10 @@ mod tests {
         assert!(message.contains("`NONE` is not set"), "{message}");
         assert_eq!(problem("a ${HOST").0, 2..8);
         assert_eq!(problem("${HOST:x}").0, 0..9);
+        for text in ["${HOST-x}", "${HOST=x}", "${HOST?x}", "${HOST+x}"] {
+            assert_eq!(problem(text).0, 0..9, "{text}");
+        }
+        assert_eq!(good("^${A-Z}$"), "^${A-Z}$");
         assert_eq!(problem("${HOST:-${OTHER}}").0, 0..16);
     }
 

@@ -5,7 +5,7 @@ use super::filters::Filters;
 use super::interpolate::Replacements;
 use super::suggest::suggest;
 use super::syntax::{self, Spoiled};
-use super::{ChainConfig, Config, Entry, Named, RouteConfig};
+use super::{ChainConfig, Config, Entry, Named, RouteConfig, Unread};
 use crate::diagnostic::{Diagnostics, Span};
 use crate::filter::Registry;
 use crate::value::{Located, read_file, set_decoding_file};
@@ -122,6 +122,13 @@ impl Progress {
     pub fn failed_names(&self, section: &'static str) -> impl Iterator<Item = &str> + Clone {
         self.failed.keys().filter(move |(failed, _)| *failed == section).map(|(_, name)| name.as_str())
     }
+
+    fn unread(&self) -> Unread {
+        let any = |section| self.incomplete || self.failed_names(section).next().is_some();
+        let lost =
+            |(key, whole): (&(&str, String), &Whole)| (key.0 == "routes" && whole.has_lost("match")).then(|| key.1.clone());
+        Unread { jwt: any("jwt"), routes: any("routes"), matches: self.dirty.iter().filter_map(lost).collect() }
+    }
 }
 
 struct Loader<'a> {
@@ -152,7 +159,7 @@ impl<'a> Loader<'a> {
     }
 
     fn finish(mut self) -> Loaded {
-        self.config.jwt_incomplete = self.progress.incomplete || self.progress.failed_names("jwt").next().is_some();
+        self.config.unread = self.progress.unread();
         super::validate::check(&self.config, &self.progress, &mut self.d);
         Loaded {
             config: self.config,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// The most syntax errors that are reported for one file. After an unclosed quote the rest are echoes of it.
+/// The most syntax errors that are shown for one file; the rest are counted. After an unclosed quote they are echoes of it.
 const SYNTAX_ERRORS_MAX: usize = 20;
 
 /// The parser's message for a key or table that is defined twice.
@@ -42,11 +42,11 @@ pub(super) fn parse<'i>(text: &'i str, file: FileId, d: &mut Diagnostics) -> (De
     // What follows the first error of a line is mostly its echo; so are the keys of a table that is defined twice. All three
     // positions only move forward, so that a file of nothing but errors is still read in one pass.
     let (mut line_end, mut scanned, mut header) = (None, 0, 0);
-    let (mut reported, mut within_duplicate) = (0, None);
+    let (mut reported, mut within_duplicate, mut first_left_off) = (0_usize, None, None);
     for (range, message) in errors {
         let at = range.start;
         places.push(at);
-        if reported == SYNTAX_ERRORS_MAX || line_end.is_some_and(|end| at <= end) {
+        if line_end.is_some_and(|end| at <= end) {
             continue;
         }
         line_end = Some(text.get(at..).and_then(|rest| rest.find('\n')).map_or(text.len(), |length| at + length));
@@ -62,7 +62,17 @@ pub(super) fn parse<'i>(text: &'i str, file: FileId, d: &mut Diagnostics) -> (De
             within_duplicate = (newline == header).then_some(header).or(within_duplicate);
         }
         reported += 1;
-        report(text, file, message, range, d);
+        match reported.checked_sub(SYNTAX_ERRORS_MAX) {
+            None | Some(0) => report(text, file, message, range, d),
+            Some(1) => first_left_off = Some(range),
+            Some(_) => {}
+        }
+    }
+    if let Some(range) = first_left_off {
+        let more = reported.saturating_sub(SYNTAX_ERRORS_MAX);
+        let lines = if more == 1 { "line" } else { "lines" };
+        d.error(Span { file, range }, format!("not valid TOML: {more} more {lines} from here on"))
+            .help("often one quote or bracket before them is not closed");
     }
     let mut starts = Vec::new();
     for (section, value) in &tree {

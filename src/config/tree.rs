@@ -9,7 +9,7 @@ use crate::upstream::UpstreamConfig;
 use crate::value::Located;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
 /// Sections such as `[routes.NAME]`, by name. The order is that of the names, so that nothing depends on how the
@@ -67,15 +67,26 @@ pub struct Config {
     pub consumers: Named<ConsumerConfig>,
     /// Issuers of tokens.
     pub jwt: Named<IssuerConfig>,
-    /// Sections of `jwt` could not be read, which has been reported: a name that is missing may be one of them.
-    #[schemars(skip)]
-    pub jwt_incomplete: bool,
     /// Groups of endpoints that requests are sent to.
     pub upstreams: Named<UpstreamConfig>,
     /// Lists of filters that many routes share.
     pub chains: Named<ChainConfig>,
     /// What is done with which request.
     pub routes: Named<RouteConfig>,
+    /// What has been reported as unreadable, so that nothing else is said about it.
+    #[schemars(skip)]
+    pub unread: Unread,
+}
+
+/// What of a configuration could not be read.
+#[derive(Debug, Clone, Default)]
+pub struct Unread {
+    /// Sections of `jwt`: a name that is missing may be one of them.
+    pub jwt: bool,
+    /// Whole routes.
+    pub routes: bool,
+    /// Something of the `match` of these routes.
+    pub matches: BTreeSet<String>,
 }
 
 impl Config {

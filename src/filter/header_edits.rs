@@ -98,6 +98,10 @@ impl Edits {
         self.set.iter().chain(&self.add).any(|field| field.value.names_certificate())
     }
 
+    pub fn names_consumer(&self) -> bool {
+        self.set.iter().chain(&self.add).any(|field| field.value.names_consumer())
+    }
+
     /// The path params that are written.
     pub fn path_params(&self) -> Vec<&str> {
         self.set.iter().chain(&self.add).flat_map(|field| field.value.path_params()).collect()

@@ -109,6 +109,10 @@ impl Filter for Redirect {
         true
     }
 
+    fn names_consumer(&self) -> bool {
+        self.to.names_consumer()
+    }
+
     fn path_params(&self) -> Vec<&str> {
         self.to.path_params().collect()
     }

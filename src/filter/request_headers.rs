@@ -54,6 +54,10 @@ impl Filter for RequestHeaders {
         self.edits.name_certificate()
     }
 
+    fn names_consumer(&self) -> bool {
+        self.edits.names_consumer()
+    }
+
     fn path_params(&self) -> Vec<&str> {
         self.edits.path_params()
     }

@@ -49,6 +49,10 @@ impl Filter for ResponseHeaders {
         Phases::RESPONSE
     }
 
+    fn names_consumer(&self) -> bool {
+        self.edits.names_consumer()
+    }
+
     fn path_params(&self) -> Vec<&str> {
         self.edits.path_params()
     }

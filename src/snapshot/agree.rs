@@ -1,6 +1,6 @@
 //! What only shows where the filters of a route meet each other and its path.
 
-use crate::diagnostic::{Diagnostics, FileId, Severity, Span, nearest};
+use crate::diagnostic::{Diagnostics, FileId, Span, nearest};
 use crate::filter::{Filter, FilterSpec};
 use crate::limit::LIMITS_MAX;
 use crate::route::MatchConfig;
@@ -65,13 +65,17 @@ pub(super) fn once(d: &mut Diagnostics, span: Span, message: String, help: Optio
     }
 }
 
-/// Places for params of the path, in the filters of all routes: one that no route fills is a mistake.
+/// Places for facts of the request, in the filters of all routes: one that no route fills is a mistake.
 #[derive(Default)]
-pub(super) struct PathParams {
-    /// By file, where the filter's name begins in it, and the param. A filter of a chain is asked for once by each route.
-    wanted: BTreeMap<(FileId, usize, String), Wanted>,
-    /// Files in which something is wrong: of a route there nobody knows what its path was meant to be.
-    uncertain: Vec<FileId>,
+pub(super) struct Facts {
+    /// By file, where the filter's name begins in it, and the fact. A filter of a chain is asked for once by each route.
+    wanted: BTreeMap<(FileId, usize, Fact), Wanted>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Fact {
+    PathParam(String),
+    Consumer,
 }
 
 struct Wanted {
@@ -81,51 +85,60 @@ struct Wanted {
     known: Vec<Box<str>>,
 }
 
-impl PathParams {
-    /// `d` has what was found when the files were read.
-    pub fn new(d: &Diagnostics) -> Self {
-        let errors = d.list.iter().filter(|found| found.severity == Severity::Error);
-        let uncertain = errors.filter_map(|found| Some(found.primary.as_ref()?.0.file)).collect();
-        PathParams { uncertain, ..PathParams::default() }
-    }
-
-    pub fn note(&mut self, spec: &FilterSpec, filter: &dyn Filter, route: Option<&Span>, matcher: &MatchConfig) {
-        let params = filter.path_params();
-        if params.is_empty() {
-            return;
-        }
-        let certain = route.is_none_or(|route| !self.uncertain.contains(&route.file));
-        let matcher = Some(matcher).filter(|_| certain).and_then(|it| it.compile(&mut Diagnostics::default()));
-        for param in params {
-            let key = (spec.span.file, spec.span.range.start, param.to_owned());
-            let new = || Wanted { span: spec.span.clone(), found: false, known: Vec::new() };
-            let wanted = self.wanted.entry(key).or_insert_with(new);
-            match &matcher {
-                Some(matcher) => {
-                    let names = matcher.path_params();
-                    wanted.found |= names.iter().any(|known| **known == *param);
-                    if wanted.known.is_empty() {
-                        wanted.known = names.to_vec();
+impl Facts {
+    /// The filters of one route and its matcher, if all of that could be read; `complete` if all filters could be built.
+    pub fn note(&mut self, filters: &[(FilterSpec, Arc<dyn Filter>)], matcher: Option<&MatchConfig>, complete: bool) {
+        let identity = !complete || filters.iter().any(|(_, filter)| filter.establishes_identity());
+        let mut compiled = None;
+        for (spec, filter) in filters {
+            for param in filter.path_params() {
+                let matcher = compiled.get_or_insert_with(|| matcher?.compile(&mut Diagnostics::default()));
+                let wanted = self.wanted(spec, Fact::PathParam(param.to_owned()));
+                match matcher {
+                    Some(matcher) => {
+                        let names = matcher.path_params();
+                        wanted.found |= names.iter().any(|known| **known == *param);
+                        if wanted.known.is_empty() {
+                            wanted.known = names.to_vec();
+                        }
                     }
+                    None => wanted.found = true,
                 }
-                None => wanted.found = true,
+            }
+            if filter.names_consumer() {
+                self.wanted(spec, Fact::Consumer).found |= identity;
             }
         }
     }
 
+    fn wanted(&mut self, spec: &FilterSpec, fact: Fact) -> &mut Wanted {
+        let key = (spec.span.file, spec.span.range.start, fact);
+        self.wanted.entry(key).or_insert_with(|| Wanted { span: spec.span.clone(), found: false, known: Vec::new() })
+    }
+
     pub fn report(self, d: &mut Diagnostics) {
-        for ((.., param), wanted) in self.wanted.into_iter().filter(|(_, wanted)| !wanted.found) {
-            let known = wanted.known.iter().map(|name| &**name);
-            let help = match (nearest(&param, known.clone()), known.len()) {
-                (Some(near), _) => format!("did you mean `${{path.{near}}}`?"),
-                (None, 0) => format!("the path has none; write one as `{{{param}}}`"),
-                (None, _) => {
-                    let names: Vec<_> = known.map(|name| format!("`${{path.{name}}}`")).collect();
-                    format!("it has {}", names.join(", "))
+        for ((.., fact), wanted) in self.wanted.into_iter().filter(|(_, wanted)| !wanted.found) {
+            match fact {
+                Fact::PathParam(param) => report_param(&param, wanted, d),
+                Fact::Consumer => {
+                    let message = "`${consumer}` is never there: no route with this filter asks who calls";
+                    d.warning(wanted.span, message).help("put a filter such as `api_key` into the route, or take the field out");
                 }
-            };
-            let message = format!("`${{path.{param}}}` is never there: no route with this filter has such a param in its path");
-            d.error(wanted.span, message).help(help);
+            }
         }
     }
+}
+
+fn report_param(param: &str, wanted: Wanted, d: &mut Diagnostics) {
+    let known = wanted.known.iter().map(|name| &**name);
+    let help = match (nearest(param, known.clone()), known.len()) {
+        (Some(near), _) => format!("did you mean `${{path.{near}}}`?"),
+        (None, 0) => format!("the path has none; write one as `{{{param}}}`"),
+        (None, _) => {
+            let names: Vec<_> = known.map(|name| format!("`${{path.{name}}}`")).collect();
+            format!("it has {}", names.join(", "))
+        }
+    };
+    let message = format!("`${{path.{param}}}` is never there: no route with this filter has such a param in its path");
+    d.error(wanted.span, message).help(help);
 }

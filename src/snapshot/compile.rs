@@ -1,6 +1,6 @@
 //! From the tree of TOML to a snapshot. Everything wrong that only shows when the parts meet is reported here, all of it.
 
-use super::agree::{self, PathParams};
+use super::agree::{self, Facts};
 use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::canonical::PathRules;
 use crate::clock::SharedClock;
@@ -8,7 +8,7 @@ use crate::config::{
     AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
 };
 use crate::consumer::Consumers;
-use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::filter::{BuildContext, Chain, Filter, FilterSpec};
 use crate::forwarded::{TrustedProxies, Via};
 use crate::identity::{IdentityHeaders, IdentitySigner};
@@ -64,7 +64,6 @@ pub fn compile_or_files(
 fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnostics) -> Option<Snapshot> {
     // Before anything is read: what changes while it is must count as newer.
     let loaded_at = parts.clock.wall();
-    let read = PathParams::new(d);
     let listeners: Vec<_> = {
         let in_all = config.server.max_connections.as_ref().map(|most| most.value);
         config.listeners.values().map(|entry| listener(entry, in_all, parts, d)).collect()
@@ -76,7 +75,7 @@ fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnost
     let consumers = Consumers::build(consumers, tiers, d);
     let consumers = Arc::new(consumers.with_issued(super::consumers::issued(config, redis.as_ref(), parts)));
     let sections = config.jwt.values().map(|entry| (&entry.name, &entry.value));
-    let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.jwt_incomplete);
+    let issuers = Issuers::build(sections, parts.state, parts.clock, d).incomplete(config.unread.jwt);
     let limits = super::limits::stores(config, redis.as_ref(), parts, d);
     let builder = RouteBuilder {
         config,
@@ -86,10 +85,10 @@ fn build(config: &Config, hash: &str, parts: &CompileParts<'_>, d: &mut Diagnost
         redis: redis.as_ref(),
         limits: &limits,
         parts,
-        path_params: RefCell::new(read),
+        facts: RefCell::default(),
     };
     let routes = config.routes.values().map(|entry| builder.route(entry, d)).collect::<Vec<_>>();
-    builder.path_params.into_inner().report(d);
+    builder.facts.into_inner().report(d);
     let router = router(config, d);
     let cache = super::cache::store(config, redis.as_ref(), parts, d);
     let access_log = access_log(config, parts, d);
@@ -154,14 +153,13 @@ struct RouteBuilder<'a> {
     redis: Option<&'a Access>,
     limits: &'a Stores,
     parts: &'a CompileParts<'a>,
-    path_params: RefCell<PathParams>,
+    facts: RefCell<Facts>,
 }
 
 /// What the filters of one route are compiled for.
 struct Place<'a> {
     route: &'a str,
     /// Where the route stands.
-    span: Option<&'a Span>,
     matcher: &'a MatchConfig,
     credential_headers: &'a [HeaderName],
 }
@@ -172,15 +170,12 @@ impl RouteBuilder<'_> {
         let mut filters = Vec::new();
         let mut credential_headers = Vec::new();
         self.credential_headers(&entry.value.filters, 0, &mut credential_headers);
-        let place = Place {
-            route: name,
-            span: entry.name.span.as_ref(),
-            matcher: &entry.value.matcher,
-            credential_headers: &credential_headers,
-        };
+        let place = Place { route: name, matcher: &entry.value.matcher, credential_headers: &credential_headers };
         let complete = self.filters(&entry.value.filters, &place, 0, d, &mut filters);
         agree::order(&filters, complete, d);
         agree::untold(&filters, d);
+        let unread = self.config.unread.routes || self.config.unread.matches.contains(name);
+        self.facts.borrow_mut().note(&filters, Some(place.matcher).filter(|_| !unread), complete && !unread);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => Some(self.target(upstream)?),
@@ -279,7 +274,6 @@ impl RouteBuilder<'_> {
             complete &= match entry {
                 FilterEntry::Filter(spec) => match self.filter(spec, place, d) {
                     Some(filter) => {
-                        self.path_params.borrow_mut().note(spec, filter.as_ref(), place.span, place.matcher);
                         into.push((spec.clone(), filter));
                         true
                     }
