@@ -15,6 +15,7 @@ mod grpc_web;
 mod hit;
 pub mod http10;
 mod intake;
+mod max_forwards;
 mod record;
 mod target;
 mod trailers;
@@ -97,7 +98,10 @@ impl ProxyHttp for Gateway {
             return Ok(false);
         }
         let outcome = match intake::admit(session, ctx) {
-            Ok(Admitted::Route(route)) => route.chain.request(session, &mut ctx.request).await,
+            Ok(Admitted::Route(route)) => match route.chain.request(session, &mut ctx.request).await {
+                Ok(Flow::Continue) => max_forwards::count_down(session.req_header_mut()),
+                settled => settled,
+            },
             Ok(Admitted::Redirect(response)) => Ok(Flow::Respond(response)),
             Err(rejection) => Err(rejection),
         };

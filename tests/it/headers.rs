@@ -55,6 +55,25 @@ fn via_names_the_gateway_both_ways() {
     assert_eq!(origin.last().header_all("via").join(", "), "1.0 before, 1.1 edge-1");
 }
 
+/// RFC 9110 §7.6.2.
+#[test]
+fn the_gateway_at_which_max_forwards_ends_answers_by_itself() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&everything_to(&[&origin], ""));
+    let asked = |method: &str, hops: &str| send(gateway.http(), method, "/", &[("max-forwards", hops)], b"");
+    assert_eq!(asked("OPTIONS", "3").status, 200);
+    assert_eq!(origin.last().header("max-forwards").as_deref(), Some("2"));
+    assert_eq!(asked("OPTIONS", "few").status, 200);
+    assert_eq!(origin.last().header("max-forwards").as_deref(), Some("few"));
+    assert_eq!(asked("GET", "0").status, 200);
+    assert_eq!(origin.last().header("max-forwards").as_deref(), Some("0"), "it means nothing to other methods");
+    let before = origin.count();
+    assert_eq!(asked("OPTIONS", "0").status, 204);
+    let traced = asked("TRACE", "0");
+    assert_eq!((traced.status, traced.header("allow").is_some()), (405, true));
+    assert_eq!(origin.count(), before, "one of them went on");
+}
+
 #[test]
 fn forwarding_headers_of_a_stranger_are_replaced() {
     let origin = Origin::start("a");
