@@ -338,7 +338,7 @@ impl Listeners {
             retired.push(Weak::clone(&state));
         }
         let grace_period = runtime.grace_period;
-        runtime.workers.next().spawn(async move {
+        runtime.workers.first().spawn(async move {
             tokio::time::sleep(grace_period).await;
             if let Some(state) = state.upgrade() {
                 state.stage.advance(Stage::Closing);

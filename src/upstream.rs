@@ -27,6 +27,7 @@ pub mod hedge;
 pub mod outlier;
 pub mod overload;
 mod peer;
+mod place;
 mod pool;
 mod probe;
 mod report;
@@ -41,7 +42,8 @@ pub use dial::{Opened, take_opened};
 pub use endpoint::{Endpoint, EndpointId, EndpointState, InFlight, PASSED_MAX, Tried};
 pub use guards::{EndpointGuards, FixedAnswer, Guards, fixed, guard};
 pub use health::{CheckError, HealthState, Report};
-pub use pool::{Keeper, apart};
+pub use place::{apart, at_home};
+pub use pool::Keeper;
 pub use resolve::{Resolve, SystemResolver};
 pub use supervisor::Supervisor;
 

@@ -19,7 +19,9 @@ pub struct ServerConfig {
     /// next start.
     #[schemars(range(min = 1, max = 1024))]
     pub threads: Option<Located<u32>>,
-    /// Whether an idle worker takes over requests of a busy one. A change takes effect at the next start.
+    /// Whether an idle worker takes over requests of a busy one. Without it a connection stays with the worker that had the fewest when
+    /// it came, as in nginx or Envoy, which saves about an eighth of the CPU time. Worth it where very few connections
+    /// carry nearly all of the traffic. A change takes effect at the next start.
     pub work_stealing: bool,
     /// The longest that a stop waits for requests under way, from 0s to 1h. Those that are left then are cut off. After an
     /// upgrade it is how long the process that was replaced waits for its connections, idle ones included, and after a reload how
@@ -123,7 +125,7 @@ impl Default for ServerConfig {
     fn default() -> Self {
         ServerConfig {
             threads: None,
-            work_stealing: true,
+            work_stealing: false,
             grace_period: Located::nowhere(Duration::from_secs(30)),
             drain_delay: Located::nowhere(Duration::from_secs(0)),
             upgrade_probation: Located::nowhere(Duration::from_secs(2)),

@@ -1,10 +1,10 @@
-//! Accepting: one loop a worker on the shared socket, with the caps that hold before anything is read.
+//! Accepting: a few loops on the shared socket, with the caps that hold before anything is read.
 //!
 //! The workers share one socket, and do not have one each by `SO_REUSEPORT`. With one each, the kernel deals connections out by a
 //! hash of their addresses, whoever is busy, and those that wait in a socket are lost with it: fewer workers after an upgrade
-//! would lose some. With one for all, whoever is free takes the next connection, and one file descriptor is all that an upgrade
-//! hands over. What it costs is that accepts meet at one queue, which on two cores cannot be seen: 18,690 connections a second with
-//! one socket, 18,669 with two (`cargo bench --bench accept`, 2026-11-29).
+//! would lose some. With one for all, whoever is free takes the next connection, for the worker that has the fewest
+//! ([`super::workers`]), and one file descriptor is all that an upgrade hands over. What it costs is that accepts meet at one queue, which on two
+//! cores cannot be seen: 18,690 connections a second with one socket, 18,669 with two (`cargo bench --bench accept`, 2026-11-29).
 
 use super::bind::Socket;
 use super::connection::{self, Connection};
@@ -29,9 +29,12 @@ use tokio_rustls::server::TlsStream;
 /// Out of file descriptors or memory, accepting again at once would spin: the backlog waits this long instead.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
+/// How many workers with runtimes of their own accept, each for all: every one of them is woken for every connection.
+const ACCEPTORS: usize = 4;
+
 /// Starts the loops of one listener on the edge's runtime.
 pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, everywhere: Arc<Active>) {
-    let _in_runtime = runtime.workers.next().enter();
+    let _in_runtime = runtime.workers.first().enter();
     match socket {
         Socket::Tcp(socket) => {
             if let Err(e) = spawn_tcp(runtime, socket, &state, &everywhere) {
@@ -42,31 +45,33 @@ pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, every
             Ok(listener) => {
                 let listener = Arc::new(listener);
                 state.accepts_on(&listener);
-                runtime.workers.next().spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
+                runtime.workers.first().spawn(accept_unix(listener, owned, state, everywhere, runtime.clone()));
             }
             Err(e) => log::error!("listener `{}` cannot join the runtime: {e}", state.name),
         },
     }
 }
 
-/// One loop for each worker. Workers of one runtime share the socket, which was measured (`benches/accept.rs`); one that has a runtime of
-/// its own is woken by a descriptor of its own, or the first would take all that comes while the others are being told.
+/// One loop for each worker, or for a few that have runtimes of their own. Workers of one runtime share its descriptor; each that
+/// has a runtime of its own is woken by a descriptor of its own, or the first would take all that comes while the others are
+/// being told.
 fn spawn_tcp(
     runtime: &Runtime,
     socket: std::net::TcpListener,
     state: &Arc<ListenerState>,
     everywhere: &Arc<Active>,
 ) -> std::io::Result<()> {
-    let others = runtime.workers.others().map(|worker| Ok((worker, socket.try_clone()?))).collect::<std::io::Result<Vec<_>>>()?;
+    let others = runtime.workers.others().take(ACCEPTORS - 1).map(|(at, worker)| Ok((at, worker, socket.try_clone()?)));
+    let others = others.collect::<std::io::Result<Vec<_>>>()?;
     let joined = |worker: &Handle, socket| {
         let _in_its_runtime = worker.enter();
         TcpListener::from_std(socket).map(Arc::new)
     };
     let first = joined(runtime.workers.first(), socket)?;
     state.accepts_on(&first);
-    let start = |worker: &Handle, listener: Arc<TcpListener>| {
+    let start = |at: usize, worker: &Handle, listener: Arc<TcpListener>| {
         // The first stands for all of them: it is there as long as one loop is.
-        let task = accept_tcp(listener, Arc::clone(state), Arc::clone(everywhere), runtime.clone());
+        let task = accept_tcp(listener, at, Arc::clone(state), Arc::clone(everywhere), runtime.clone());
         let first = Arc::clone(&first);
         worker.spawn(async move {
             task.await;
@@ -74,24 +79,31 @@ fn spawn_tcp(
         });
     };
     if others.is_empty() {
-        runtime.workers.each().for_each(|worker| start(worker, Arc::clone(&first)));
+        runtime.workers.each().for_each(|(at, worker)| start(at, worker, Arc::clone(&first)));
         return Ok(());
     }
-    start(runtime.workers.first(), Arc::clone(&first));
-    for (worker, socket) in others {
-        start(worker, joined(worker, socket)?);
+    start(0, runtime.workers.first(), Arc::clone(&first));
+    for (at, worker, socket) in others {
+        start(at, worker, joined(worker, socket)?);
     }
     Ok(())
 }
 
-async fn accept_tcp(listener: Arc<TcpListener>, state: Arc<ListenerState>, everywhere: Arc<Active>, runtime: Runtime) {
+/// `own` is the number of the worker that this runs on.
+async fn accept_tcp(
+    listener: Arc<TcpListener>,
+    own: usize,
+    state: Arc<ListenerState>,
+    everywhere: Arc<Active>,
+    runtime: Runtime,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = state.stage.wait_for(Stage::HandedOver) => return,
         };
         match accepted {
-            Ok((stream, peer)) => start_tcp(stream, peer, &state, &everywhere, &runtime),
+            Ok((stream, peer)) => start_tcp(stream, peer, own, &state, &everywhere, &runtime),
             Err(e) => accept_failed(&state, &e).await,
         }
     }
@@ -130,7 +142,14 @@ async fn accept_failed(state: &ListenerState, error: &io::Error) {
     }
 }
 
-fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, everywhere: &Arc<Active>, runtime: &Runtime) {
+fn start_tcp(
+    stream: TcpStream,
+    peer: SocketAddr,
+    own: usize,
+    state: &Arc<ListenerState>,
+    everywhere: &Arc<Active>,
+    runtime: &Runtime,
+) {
     let settings = state.settings();
     let sent_by_proxy = settings.proxy_protocol.as_ref().is_some_and(|from| from.contains(peer.ip()));
     // Behind a load balancer it is the clients that are counted, once they are known.
@@ -141,7 +160,9 @@ fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, ev
     // Answers leave when they are flushed; Nagle's algorithm could only delay them. A failure costs latency, nothing else.
     let _ = stream.set_nodelay(true);
     let (state, runtime) = (Arc::clone(state), runtime.clone());
-    tokio::spawn(async move {
+    let seat = runtime.workers.seat(own);
+    let serve = move |stream, seat| async move {
+        let _seat = seat;
         let arriving = Arriving { stream, peer, admission };
         let arrived = if sent_by_proxy { Box::pin(arriving.named_by_proxy(&state, &settings)).await } else { Some(arriving) };
         let Some(Arriving { stream, peer, admission }) = arrived else { return };
@@ -155,7 +176,19 @@ fn start_tcp(stream: TcpStream, peer: SocketAddr, state: &Arc<ListenerState>, ev
         drop(settings);
         let connection = Connection::new(state, Some(peer.ip()), None);
         connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-    });
+    };
+    match seat.worker().filter(|_| seat.at() != own).cloned() {
+        None => drop(tokio::spawn(serve(stream, seat))),
+        // It is the reactor of that worker which is to wake it.
+        Some(worker) => {
+            let Ok(stream) = stream.into_std() else { return };
+            worker.spawn(async move {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    serve(stream, seat).await;
+                }
+            });
+        }
+    }
 }
 
 /// A connection with TLS. Boxed by whoever calls it: its session would be part of every plain connection's future.
@@ -247,12 +280,14 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
     let Some(admission) = Admission::try_new(state, everywhere, &settings, None) else {
         return;
     };
-    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
     let (state, runtime) = (Arc::clone(state), runtime.clone());
     // The one loop of a unix socket is not where all of its connections are to live.
-    let worker = runtime.workers.next().clone();
+    let seat = runtime.workers.seat(0);
+    let (Some(worker), Ok(stream)) = (seat.worker().cloned(), stream.into_std()) else { return };
     worker.spawn(async move {
-        let _admission = admission;
+        let (_seat, _admission) = (seat, admission);
+        let Ok(stream) = UnixStream::from_std(stream) else { return };
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         if settings.tls.is_some() {
             return Box::pin(secure(stream, None, digest, state, settings, runtime)).await;
         }

@@ -1,16 +1,33 @@
-//! The workers of the edge's runtime, which are one runtime together or, without work stealing, one each.
+//! The workers of the edge's runtime: one runtime each or, with work stealing, one together.
+//!
+//! A worker with a runtime of its own keeps the connections that it begins with. So that none of them has much more to do than the
+//! others, a new connection goes to the one that has the fewest: whoever was woken first by a burst takes no more than its
+//! share, and a few connections of HTTP/2, each of which may be worth hundreds of others, are spread one by one.
 
+use crate::upstream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 #[derive(Debug, Clone)]
 pub struct Workers {
-    /// Never empty.
-    handles: Arc<[Handle]>,
+    /// Those with a runtime of their own, or one for all. Never empty.
+    runtimes: Arc<[Worker]>,
     first: Handle,
     count: usize,
-    turn: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    connections: AtomicUsize,
+}
+
+/// Where a connection lives; dropping it gives the place back.
+#[derive(Debug)]
+pub struct Seat {
+    runtimes: Arc<[Worker]>,
+    at: usize,
 }
 
 impl Workers {
@@ -18,8 +35,8 @@ impl Workers {
     pub fn find(count: usize) -> Self {
         let count = count.max(1);
         let first = pingora_runtime::current_handle();
-        let mut handles = vec![first.clone()];
-        if first.runtime_flavor() == RuntimeFlavor::CurrentThread {
+        let mut handles = vec![first];
+        if handles.iter().any(|first| first.runtime_flavor() == RuntimeFlavor::CurrentThread) {
             // Without work stealing Pingora tells of one worker at a time, by chance. That one is missed in so many tries has a
             // chance of less than one in 10^20; then the others do its work.
             for _ in 0..count.saturating_mul(64) {
@@ -31,38 +48,90 @@ impl Workers {
                     handles.push(next);
                 }
             }
+            for (at, worker) in handles.iter().enumerate() {
+                worker.spawn(async move { upstream::at_home(at) });
+            }
         }
-        Workers { handles: handles.into(), first, count, turn: Arc::default() }
+        Workers::of(handles, count)
     }
 
-    /// One handle for each worker.
-    pub fn each(&self) -> impl Iterator<Item = &Handle> {
-        self.handles.iter().cycle().take(self.count)
+    fn of(handles: Vec<Handle>, count: usize) -> Self {
+        let first = handles.first().cloned().unwrap_or_else(Handle::current);
+        let runtimes = handles.into_iter().map(|handle| Worker { handle, connections: AtomicUsize::new(0) }).collect();
+        Workers { runtimes, first, count }
+    }
+
+    /// One handle for each worker, with the number of its runtime.
+    pub fn each(&self) -> impl Iterator<Item = (usize, &Handle)> {
+        self.runtimes.iter().map(|worker| &worker.handle).enumerate().cycle().take(self.count)
     }
 
     pub fn first(&self) -> &Handle {
         &self.first
     }
 
-    /// Those beside the first that have a runtime of their own.
-    pub fn others(&self) -> impl Iterator<Item = &Handle> {
-        self.handles.iter().skip(1)
+    /// Those beside the first that have a runtime of their own, each with its number.
+    pub fn others(&self) -> impl Iterator<Item = (usize, &Handle)> {
+        self.runtimes.iter().map(|worker| &worker.handle).enumerate().skip(1)
     }
 
-    /// Whose turn it is.
-    pub fn next(&self) -> &Handle {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let at = turn.checked_rem(self.handles.len()).unwrap_or_default();
-        self.handles.get(at).unwrap_or(&self.first)
+    /// For one connection more: a place with the worker that has the fewest; with `own`, if none has fewer.
+    pub fn seat(&self, own: usize) -> Seat {
+        let connections = |at: usize| self.runtimes.get(at).map_or(usize::MAX, |worker| worker.connections.load(Relaxed));
+        let least = (0..self.runtimes.len()).min_by_key(|at| connections(*at)).unwrap_or_default();
+        let at = if connections(least) < connections(own) { least } else { own };
+        if let Some(worker) = self.runtimes.get(at) {
+            worker.connections.fetch_add(1, Relaxed);
+        }
+        Seat { runtimes: Arc::clone(&self.runtimes), at }
     }
 
     /// Whether all of them run tasks.
     pub async fn ping(&self) -> bool {
-        for worker in self.handles.iter() {
-            if worker.spawn(async {}).await.is_err() {
+        for worker in self.runtimes.iter() {
+            if worker.handle.spawn(async {}).await.is_err() {
                 return false;
             }
         }
         true
+    }
+}
+
+impl Seat {
+    /// The number of its runtime.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    pub fn worker(&self) -> Option<&Handle> {
+        self.runtimes.get(self.at).map(|worker| &worker.handle)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(worker) = self.runtimes.get(self.at) {
+            worker.connections.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_goes_where_there_are_fewest() {
+        let workers = Workers::of(vec![Handle::current(); 3], 3);
+        // A burst that the second was woken by: the first of it is its own.
+        let mut seats: Vec<Seat> = (0..9).map(|_| workers.seat(1)).collect();
+        assert_eq!(seats.iter().map(Seat::at).collect::<Vec<_>>(), [1, 0, 2, 1, 0, 2, 1, 0, 2]);
+        // Those of the third end.
+        seats.retain(|seat| seat.at() != 2);
+        assert!((0..3).all(|_| {
+            seats.push(workers.seat(0));
+            seats.last().unwrap().at() == 2
+        }));
+        assert_eq!(workers.seat(0).at(), 0, "all have as many");
     }
 }

@@ -19,6 +19,7 @@
 //! does not ask.
 
 use super::answer::{AnswerScanner, Asked, Malformed};
+use super::place::Place;
 use crate::alarm::Alarm;
 use crate::http1::ending::Ending;
 use crate::http1::trailers::Passing;
@@ -50,11 +51,13 @@ pub struct Patience {
 pub struct Line<T> {
     pub transport: T,
     pub alarm: Alarm,
+    /// On which runtime.
+    pub opened: Place,
 }
 
 impl<T> Line<T> {
     pub fn new(transport: T) -> Self {
-        Line { transport, alarm: Alarm::default() }
+        Line { transport, alarm: Alarm::default(), opened: Place::here() }
     }
 }
 

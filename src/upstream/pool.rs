@@ -4,7 +4,7 @@
 //! none that it could see. This one also costs less. A connection is one entry of a list behind a lock that is held for a
 //! push or a pop; nothing is spawned for it and no timer runs. Who takes one looks whether it is still quiet, and once a
 //! second the keeper does so for all and closes those whose time is over. The one that was used last is taken first, so that
-//! those which are not needed grow old and go.
+//! those which are not needed grow old and go; before it come those that the same worker has opened.
 //!
 //! How many an endpoint has is bounded by who may put one in, see [`InFlight::may_pool`]; how many there are in all by the
 //! keeper, which closes the one that has been idle longest.
@@ -14,10 +14,10 @@
 
 use super::answer::Malformed;
 use super::exchange::{Home, Idle, Line, look};
+use super::place::Place;
 use crate::state::StatePool;
 use crate::telemetry::metrics::UpstreamMetrics;
 use parking_lot::Mutex;
-use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -106,18 +106,6 @@ struct Entry {
     line: Line<Link>,
     since: Instant,
     until: Instant,
-    /// It was opened on a thread that is [`apart`].
-    apart: bool,
-}
-
-thread_local! {
-    static APART: Cell<bool> = const { Cell::new(false) };
-}
-
-/// This thread has a runtime of its own, which may end before others do: a connection that was opened on it is of no use then,
-/// so that those of such threads and those of the edge are never exchanged.
-pub fn apart() {
-    APART.set(true);
 }
 
 impl Pool {
@@ -137,8 +125,10 @@ impl Pool {
     pub fn take(&self) -> Option<Line<Link>> {
         loop {
             let mut entry = {
+                let here = Place::here();
                 let mut idle = self.idle.lock();
-                let at = idle.iter().rposition(|entry| entry.apart == APART.get())?;
+                let own = idle.iter().rposition(|entry| entry.line.opened == here);
+                let at = own.or_else(|| idle.iter().rposition(|entry| entry.line.opened.lends_to(here)))?;
                 idle.remove(at)
             };
             self.keeper.leave(1);
@@ -153,7 +143,7 @@ impl Pool {
         let since = Instant::now();
         let Some(until) = since.checked_add(idle) else { return };
         self.keeper.enter();
-        self.idle.lock().push(Entry { line, since, until, apart: APART.get() });
+        self.idle.lock().push(Entry { line, since, until });
     }
 
     fn is_quiet(&self, link: &mut Link) -> bool {

@@ -43,6 +43,25 @@ async fn the_one_used_last_is_taken_first_and_each_once() {
 }
 
 #[tokio::test]
+async fn a_worker_takes_what_it_has_opened_before_what_others_have() {
+    let (state, listener) = (StatePool::new(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let pool = pool(&state, "a");
+    let mut theirs = Vec::new();
+    let mut ports = Vec::new();
+    for place in [Place::Edge(1), Place::Edge(0), Place::Apart, Place::Edge(1)] {
+        let (mut line, end) = pair(&listener).await;
+        line.opened = place;
+        ports.push(port(&line));
+        theirs.push(end);
+        pool.put(line, LONG);
+    }
+    // This thread is worker 0. What is apart is for nobody here.
+    let taken: Vec<u16> = std::iter::from_fn(|| pool.take()).map(|line| port(&line)).collect();
+    assert_eq!(taken, [ports[1], ports[3], ports[0]]);
+    assert_eq!(pool.idle.lock().len(), 1);
+}
+
+#[tokio::test]
 async fn what_the_endpoint_has_closed_or_written_on_is_not_taken() {
     let (state, listener) = (StatePool::new(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let pool = pool(&state, "a");
