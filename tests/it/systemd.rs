@@ -1,9 +1,10 @@
 //! What the service manager hears, on a socket that the test listens on in its place.
 
-use crate::support::SOON;
-use crate::support::gateway::Gateway;
+use crate::support::gateway::{Gateway, binary};
+use crate::support::{SOON, eventually};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const TOML: &str = "[routes.hello]\nmatch = {}\nfilters = [{ respond = { body = \"one\" } }]\n";
@@ -39,6 +40,11 @@ impl Manager {
     }
 }
 
+/// Seconds since this machine has started, by the clock that systemd compares with.
+fn uptime() -> f64 {
+    std::fs::read_to_string("/proc/uptime").unwrap().split(' ').next().unwrap().parse().unwrap()
+}
+
 fn start(directory: &Path, more: &[(&str, &str)]) -> (Manager, Gateway) {
     let path = directory.join("notify.sock");
     let manager = Manager::listen(&path);
@@ -55,10 +61,13 @@ fn readiness_reload_and_stop_are_announced() {
     let ready = manager.hears("READY=1");
     assert!(ready.contains("STATUS=1 routes, 0 upstreams"), "{ready}");
 
+    let before = uptime();
     gateway.reload_with(&TOML.replace("one", "two")).unwrap();
     let reloading = manager.hears("RELOADING=1");
     let stamp = reloading.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap_or_else(|| panic!("{reloading}"));
-    assert!(stamp.parse::<u64>().is_ok_and(|stamp| stamp > 0), "{reloading}");
+    let stamp = stamp.parse::<f64>().unwrap() / 1e6;
+    // Told in hundredths.
+    assert!((before - 0.01..=uptime() + 0.01).contains(&stamp), "{reloading} at {before}");
     manager.hears("READY=1");
 
     gateway.reload_with("[routes.hello]\nwrong = 1\n").unwrap_err();
@@ -78,4 +87,31 @@ fn watchdog_is_fed_while_runtime_and_reloader_live() {
         manager.hears("WATCHDOG=1");
     }
     drop(gateway);
+}
+
+/// Under the journal a line begins with its priority and has no time of its own (sd-daemon(3)).
+#[test]
+fn lines_for_the_journal_begin_with_their_priority() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("gatewright.toml");
+    let admin = directory.path().join("admin.sock");
+    let head = format!("[admin]\nlisten = \"unix:{}\"\n[listeners.main]\naddress = \"127.0.0.1:0\"\n", admin.display());
+    std::fs::write(&config, head + TOML).unwrap();
+    let path = directory.path().join("journal");
+    let journal = std::fs::File::create(&path).unwrap();
+    let metadata = journal.metadata().unwrap();
+    let mut process = Command::new(binary())
+        .args(["run", "-c", config.to_str().unwrap()])
+        .env("JOURNAL_STREAM", format!("{}:{}", metadata.dev(), metadata.ino()))
+        .stderr(journal)
+        .spawn()
+        .unwrap();
+    let said = || std::fs::read_to_string(&path).unwrap();
+    eventually("a line about the start", SOON, || said().contains("<6>INFO gatewright"));
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let said = said();
+    let priority = |line: &str| line.strip_prefix('<').and_then(|rest| rest.get(1..2)) == Some(">");
+    assert!(said.lines().all(priority), "{said}");
 }
