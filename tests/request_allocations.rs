@@ -4,7 +4,7 @@
 //!
 //! What happens beside requests (timers, a thread that writes logs) adds to a few batches of them: the median is what a request costs.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test may panic")]
 #![allow(unsafe_code, reason = "an allocator that counts is one")]
 
 #[path = "../benches/wrk/bare.rs"]
@@ -136,7 +136,7 @@ fn cost(path: &Path) -> f64 {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         for _ in 0..REQUESTS {
             client.write_all(REQUEST).unwrap();
-            let length = read_head(&mut answers, &mut line).expect("an answer");
+            let length = read_head(&mut answers, &mut line).unwrap();
             body.clear();
             (&mut answers).take(length).read_to_end(&mut body).unwrap();
             assert_eq!(body, b"hello");

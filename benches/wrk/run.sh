@@ -18,7 +18,8 @@ usage: benches/wrk/run.sh [options]
   --auth            instead: Gatewright without authentication against Gatewright with keys and tokens
   --allocators      instead: Gatewright with mimalloc against Gatewright with jemalloc and with the system's allocator
   --pgo             also Gatewright as pgo.sh builds it
-  --proxies LIST    default gatewright,baseline,nginx,haproxy
+  --proxies LIST    default gatewright,gatewright-stealing,baseline,baseline-apart,nginx,haproxy: Gatewright and the bare proxy as
+                    they are by default, and each with the other's kind of workers
   --name NAME       the end of the directory's name (default: proxies, or routes-N)
   --no-build        use the release binaries as they are
   --no-save         print the table only
@@ -28,7 +29,7 @@ EOF
 }
 
 rounds=5 seconds=8 connections=64 threads=$(nproc) origin_count=2 routes='' limits='' auth='' allocators='' pgo='' name='' build=1 save=1
-proxies=gatewright,baseline,nginx,haproxy
+proxies=gatewright,gatewright-stealing,baseline,baseline-apart,nginx,haproxy
 while (($#)); do
   case $1 in
     --rounds) rounds=$2; shift ;;
@@ -124,6 +125,7 @@ for proxy in "${order[@]}"; do
   counts[$proxy]=10
   case $proxy in
     gatewright) gatewright "$proxy" 10 ;;
+    gatewright-stealing) stealing=true gatewright "$proxy" 10 ;;
     gatewright-pgo) binary=${CARGO_TARGET_DIR:-target}/pgo/gatewright gatewright "$proxy" 10 ;;
     auth-*) gatewright "$proxy" 10 "$(auth_filters "$proxy")" "$(auth_sections)" ;;
     mimalloc | jemalloc | system) binary=$work/gatewright-$proxy gatewright "$proxy" 10 ;;
@@ -132,6 +134,7 @@ for proxy in "${order[@]}"; do
     limit-*) gatewright "$proxy" 10 "$(limit_filter "${proxy#limit-}")" "[redis]
 url = \"redis://127.0.0.1:$redis_port\"" ;;
     baseline) baseline "$proxy" ;;
+    baseline-apart) baseline "$proxy" -apart ;;
     nginx) nginx_proxy "$proxy" ;;
     haproxy) haproxy_proxy "$proxy" ;;
     *) echo "run.sh: unknown proxy $proxy" >&2; exit 2 ;;

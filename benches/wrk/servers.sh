@@ -51,7 +51,8 @@ limit_filter() {
   esac
 }
 
-# Gatewright with routing, round-robin, metrics and an access log to a file; $binary is another build of it.
+# Gatewright with routing, round-robin, metrics and an access log to a file; $binary is another build of it, $stealing whether its
+# workers steal from each other.
 # gatewright NAME ROUTES [FILTERS [SECTIONS]]
 gatewright() {
   local name=$1 routes=$2 filters=${3-} sections=${4-} endpoints
@@ -61,6 +62,7 @@ gatewright() {
     cat <<EOF
 [server]
 threads = $threads
+work_stealing = ${stealing:-false}
 
 [admin]
 listen = "unix:$work/$name.sock"
@@ -84,10 +86,10 @@ EOF
   start "$name" "${binary:-$binaries/gatewright}" run -c "$work/$name.toml"
 }
 
-# The do-nothing Pingora proxy.
+# The do-nothing Pingora proxy, with workers as Pingora has them by default, or with a runtime for each. baseline NAME [-apart]
 baseline() {
   free_port
-  start "$1" "$binaries/examples/baseline" "127.0.0.1:$port" "$threads" "${origins[@]}"
+  start "$1" "$binaries/examples/baseline" "127.0.0.1:$port" "$threads${2-}" "${origins[@]}"
 }
 
 # nginx as a proxy that does nothing else: round-robin, keep-alive both ways, no log.
