@@ -82,6 +82,8 @@ static LANGUAGE: LazyLock<Arc<Env>> = LazyLock::new(|| {
 /// A condition, checked and ready.
 pub struct Condition {
     expression: IdedExpr,
+    /// Params of the path that it reads as `request.params.NAME`, and does not ask for by `has` first.
+    path_params: Box<[String]>,
 }
 
 impl std::fmt::Debug for Condition {
@@ -107,7 +109,9 @@ impl Condition {
         })?;
         let mut check = Check::default();
         check.part(&expression, 0)?;
-        let condition = Condition { expression };
+        let Check { mut params, asked, .. } = check;
+        params.retain(|param| !asked.contains(param));
+        let condition = Condition { expression, path_params: params.into() };
         // Many parts are of a known type already.
         match condition.value(&Facts::none()) {
             Ok(_) | Err(Failed::Error(_) | Failed::TooMuch) => Ok(condition),
@@ -116,6 +120,11 @@ impl Condition {
                 Some("compare it, such as `request.method == 'GET'`".to_owned()),
             )),
         }
+    }
+
+    /// The params of the path that must be there for it to be evaluated.
+    pub fn path_params(&self) -> impl Iterator<Item = &str> {
+        self.path_params.iter().map(String::as_str)
     }
 
     /// Whether it holds. What cannot be evaluated does not.
@@ -171,6 +180,9 @@ struct Check {
     bound: Vec<String>,
     within_list: bool,
     joins: usize,
+    /// Params of the path that are read, and those whose presence is.
+    params: Vec<String>,
+    asked: Vec<String>,
 }
 
 type Wrong = (String, Option<String>);
@@ -188,7 +200,13 @@ impl Check {
             Expr::Ident(name) => Err(unknown(name)),
             Expr::Select(select) => match &select.operand.expr {
                 Expr::Ident(root) if !self.bound.contains(root) => known(root, &select.field),
-                _ => self.part(&select.operand, next),
+                _ => {
+                    if self.is_params(&select.operand) {
+                        let list = if select.test { &mut self.asked } else { &mut self.params };
+                        list.push(select.field.clone());
+                    }
+                    self.part(&select.operand, next)
+                }
             },
             Expr::Call(call) => {
                 let name = call.func_name.as_str();
@@ -240,6 +258,15 @@ impl Check {
             }
             Expr::Struct(_) | Expr::Unspecified => Err(("a condition makes no messages".to_owned(), None)),
         }
+    }
+}
+
+impl Check {
+    /// Whether it is `request.params`.
+    fn is_params(&self, part: &IdedExpr) -> bool {
+        let Expr::Select(select) = &part.expr else { return false };
+        let root = |root: &String| root == "request" && !self.bound.contains(root);
+        select.field == "params" && matches!(&select.operand.expr, Expr::Ident(name) if root(name))
     }
 }
 

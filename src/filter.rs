@@ -168,6 +168,11 @@ pub trait Filter: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The params of the path without which its condition cannot hold: a mistake as well.
+    fn condition_params(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// Whether it writes the name of the consumer somewhere: a mistake where no filter of its route tells who calls.
     fn names_consumer(&self) -> bool {
         false

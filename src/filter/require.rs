@@ -262,6 +262,10 @@ impl Filter for Require {
         &self.unknown_roles
     }
 
+    fn condition_params(&self) -> Vec<&str> {
+        self.condition.iter().flat_map(Condition::path_params).collect()
+    }
+
     fn may_wait(&self) -> bool {
         false
     }

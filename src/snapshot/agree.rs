@@ -74,7 +74,8 @@ pub(super) struct Facts {
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Fact {
-    PathParam(String),
+    /// By the name of the param, and whether a condition asks for it.
+    PathParam(String, bool),
     Consumer,
 }
 
@@ -91,9 +92,10 @@ impl Facts {
         let identity = !complete || filters.iter().any(|(_, filter)| filter.establishes_identity());
         let mut compiled = None;
         for (spec, filter) in filters {
-            for param in filter.path_params() {
+            let written = filter.path_params().into_iter().map(|param| (param, false));
+            for (param, condition) in written.chain(filter.condition_params().into_iter().map(|param| (param, true))) {
                 let matcher = compiled.get_or_insert_with(|| matcher?.compile(&mut Diagnostics::default()));
-                let wanted = self.wanted(spec, Fact::PathParam(param.to_owned()));
+                let wanted = self.wanted(spec, Fact::PathParam(param.to_owned(), condition));
                 match matcher {
                     Some(matcher) => {
                         let names = matcher.path_params();
@@ -119,7 +121,7 @@ impl Facts {
     pub fn report(self, d: &mut Diagnostics) {
         for ((.., fact), wanted) in self.wanted.into_iter().filter(|(_, wanted)| !wanted.found) {
             match fact {
-                Fact::PathParam(param) => report_param(&param, wanted, d),
+                Fact::PathParam(param, condition) => report_param(&param, condition, wanted, d),
                 Fact::Consumer => {
                     let message = "`${consumer}` is never there: no route with this filter asks who calls";
                     d.warning(wanted.span, message).help("put a filter such as `api_key` into the route, or take the field out");
@@ -129,16 +131,14 @@ impl Facts {
     }
 }
 
-fn report_param(param: &str, wanted: Wanted, d: &mut Diagnostics) {
+fn report_param(param: &str, condition: bool, wanted: Wanted, d: &mut Diagnostics) {
+    let spelled = |name: &str| if condition { format!("`request.params.{name}`") } else { format!("`${{path.{name}}}`") };
     let known = wanted.known.iter().map(|name| &**name);
     let help = match (nearest(param, known.clone()), known.len()) {
-        (Some(near), _) => format!("did you mean `${{path.{near}}}`?"),
+        (Some(near), _) => format!("did you mean {}?", spelled(near)),
         (None, 0) => format!("the path has none; write one as `{{{param}}}`"),
-        (None, _) => {
-            let names: Vec<_> = known.map(|name| format!("`${{path.{name}}}`")).collect();
-            format!("it has {}", names.join(", "))
-        }
+        (None, _) => format!("it has {}", known.map(spelled).collect::<Vec<_>>().join(", ")),
     };
-    let message = format!("`${{path.{param}}}` is never there: no route with this filter has such a param in its path");
+    let message = format!("{} is never there: no route with this filter has such a param in its path", spelled(param));
     d.error(wanted.span, message).help(help);
 }
