@@ -82,7 +82,7 @@ static LANGUAGE: LazyLock<Arc<Env>> = LazyLock::new(|| {
 /// A condition, checked and ready.
 pub struct Condition {
     expression: IdedExpr,
-    /// Params of the path that it reads as `request.params.NAME`, and does not ask for by `has` first.
+    /// Params of the path that it reads as `request.params.NAME`, and does not ask for by `has` or `in` first.
     path_params: Box<[String]>,
 }
 
@@ -122,7 +122,7 @@ impl Condition {
         }
     }
 
-    /// The params of the path that must be there for it to be evaluated.
+    /// The params of the path that it reads without having asked whether they are there.
     pub fn path_params(&self) -> impl Iterator<Item = &str> {
         self.path_params.iter().map(String::as_str)
     }
@@ -210,6 +210,12 @@ impl Check {
             },
             Expr::Call(call) => {
                 let name = call.func_name.as_str();
+                if let (op::IN, [key, table]) = (name, call.args.as_slice())
+                    && let Expr::Literal(LiteralValue::String(param)) = &key.expr
+                    && self.is_params(table)
+                {
+                    self.asked.push(param.inner().to_owned());
+                }
                 if !FUNCTIONS.contains(&name) && !MORE_FUNCTIONS.contains(&name) {
                     return Err(no_function(name));
                 }

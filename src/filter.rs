@@ -168,12 +168,12 @@ pub trait Filter: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The params of the path without which its condition cannot hold: a mistake as well.
+    /// The params of the path that its condition reads: probably a mistake where there is none of that name.
     fn condition_params(&self) -> Vec<&str> {
         Vec::new()
     }
 
-    /// Whether it writes the name of the consumer somewhere: a mistake where no filter of its route tells who calls.
+    /// Whether it writes the name of the consumer somewhere: probably a mistake where no filter of its route tells who calls.
     fn names_consumer(&self) -> bool {
         false
     }

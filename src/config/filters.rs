@@ -27,12 +27,16 @@ pub enum FilterEntry {
 
 /// The filters of a route or a chain, as written.
 #[derive(Clone, Default)]
-pub struct Filters(pub Vec<FilterEntry>);
+pub struct Filters {
+    list: Vec<FilterEntry>,
+    /// One is wrong, which has been reported, and left out.
+    pub lacks_some: bool,
+}
 
 impl Deref for Filters {
     type Target = [FilterEntry];
     fn deref(&self) -> &[FilterEntry] {
-        &self.0
+        &self.list
     }
 }
 
@@ -68,26 +72,26 @@ impl JsonSchema for Filters {
 impl<'i> Decoder<'_, 'i> {
     /// Takes `filters` out of a route or chain and decodes it. Leaves an empty list behind, so that serde does not miss it.
     pub fn filters(&mut self, section: &mut Spanned<DeValue<'i>>) -> Filters {
-        self.list(section, "filters").0
+        self.list(section, "filters")
     }
 
-    /// The same for the list behind any key; `false` if one is wrong and left out.
-    fn list(&mut self, section: &mut Spanned<DeValue<'i>>, key: &str) -> (Filters, bool) {
-        let (mut filters, mut clean) = (Filters::default(), true);
-        let DeValue::Table(table) = section.get_mut() else { return (filters, clean) };
-        let Some(value) = table.get_mut(key) else { return (filters, clean) };
+    /// The same for the list behind any key.
+    fn list(&mut self, section: &mut Spanned<DeValue<'i>>, key: &str) -> Filters {
+        let mut filters = Filters::default();
+        let DeValue::Table(table) = section.get_mut() else { return filters };
+        let Some(value) = table.get_mut(key) else { return filters };
         let range = value.span();
         match std::mem::replace(value.get_mut(), DeValue::Array(Default::default())) {
             DeValue::Array(list) => {
                 for element in list {
                     match self.filter(element) {
-                        Some(entry) => filters.0.push(entry),
-                        None => clean = false,
+                        Some(entry) => filters.list.push(entry),
+                        None => filters.lacks_some = true,
                     }
                 }
             }
             other => {
-                clean = false;
+                filters.lacks_some = true;
                 let span = self.span(range);
                 self.d
                     .error(span, "expected a list of filters")
@@ -95,7 +99,7 @@ impl<'i> Decoder<'_, 'i> {
                     .help(format!("write {key} = [{{ NAME = {{ ... }} }}, ...]"));
             }
         }
-        (filters, clean)
+        filters
     }
 
     fn filter(&mut self, element: Spanned<DeValue<'i>>) -> Option<FilterEntry> {
@@ -143,9 +147,10 @@ impl<'i> Decoder<'_, 'i> {
 
     /// The filters of a list within a filter. `None` if one is wrong: that was reported.
     fn nested(&mut self, filter: &mut Spanned<DeValue<'i>>, key: &str) -> Option<Vec<FilterSpec>> {
-        let (list, mut clean) = self.list(filter, key);
+        let Filters { list, lacks_some } = self.list(filter, key);
+        let mut clean = !lacks_some;
         let mut specs = Vec::new();
-        for entry in list.0 {
+        for entry in list {
             match entry {
                 FilterEntry::Filter(spec) => specs.push(spec),
                 FilterEntry::Use(name) => {

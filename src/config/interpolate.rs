@@ -1,7 +1,7 @@
 //! `${NAME}` and `${NAME:-text}` in string values.
 //!
 //! Names are `[A-Z_][A-Z0-9_]*`. Anything else behind `${` belongs to somebody else, such as a filter's `${request_id}`, and
-//! is left alone. As in a shell, `:-` also stands in for a variable that is empty. `$${NAME}` is the text `${NAME}`.
+//! is left alone, but for what only a shell would understand, such as `${NAME-text}`: that is a mistake. As in a shell, `:-` also stands in for a variable that is empty. `$${NAME}` is the text `${NAME}`.
 
 use crate::diagnostic::{Diagnostics, FileId, Span};
 use std::collections::{HashMap, HashSet};
@@ -165,7 +165,7 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> (String, bool, Pr
             Some(default) => Some(default),
             None if default.is_empty() => None,
             None => {
-                problems.push((reference, format!("after `${{{name}` only `}}` or `:-default}}` may follow")));
+                problems.push((reference, format!("after `${{{name}` only `}}` or `:-default}}` may follow; a text that is to be as it is begins with `$${{`")));
                 continue;
             }
         };

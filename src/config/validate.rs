@@ -71,7 +71,7 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
     }
     if !progress.incomplete {
         references(config, progress, d);
-    } else if !config.routes.is_empty() {
+    } else if !(config.routes.is_empty() && config.chains.is_empty() && config.consumers.is_empty()) {
         d.warning(None, "whether names that are used exist is looked at once everything can be read");
     }
     cycles(&config.chains, d);

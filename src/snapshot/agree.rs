@@ -140,5 +140,7 @@ fn report_param(param: &str, condition: bool, wanted: Wanted, d: &mut Diagnostic
         (None, _) => format!("it has {}", known.map(spelled).collect::<Vec<_>>().join(", ")),
     };
     let message = format!("{} is never there: no route with this filter has such a param in its path", spelled(param));
-    d.error(wanted.span, message).help(help);
+    // A condition can hold by its other parts.
+    let found = if condition { d.warning(wanted.span, message) } else { d.error(wanted.span, message) };
+    found.help(help);
 }

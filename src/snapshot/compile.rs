@@ -5,7 +5,8 @@ use super::{DeadlineRules, Route, Snapshot, Split, Target};
 use crate::canonical::PathRules;
 use crate::clock::SharedClock;
 use crate::config::{
-    AccessOutput, Config, Entry, FilterEntry, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig, RouteConfig,
+    AccessOutput, Config, Entry, FilterEntry, Filters, HeaderCase, Http2, ListenerConfig, MirrorConfig, ProxyProtocolConfig,
+    RouteConfig,
 };
 use crate::consumer::Consumers;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
@@ -259,7 +260,7 @@ impl RouteBuilder<'_> {
     /// Appends the filters in the order in which they run, those of named chains in place. `false` if one could not be built.
     fn filters(
         &self,
-        entries: &[FilterEntry],
+        entries: &Filters,
         place: &Place<'_>,
         depth: usize,
         d: &mut Diagnostics,
@@ -269,8 +270,8 @@ impl RouteBuilder<'_> {
         if depth > self.config.chains.len() {
             return false;
         }
-        let mut complete = true;
-        for entry in entries {
+        let mut complete = !entries.lacks_some;
+        for entry in entries.iter() {
             complete &= match entry {
                 FilterEntry::Filter(spec) => match self.filter(spec, place, d) {
                     Some(filter) => {
