@@ -2,7 +2,7 @@
 //!
 //! Pingora's cannot be added or removed while running, cap no connections, bound a header only read by read, and hand the
 //! parser whatever arrives. These are bound first and swapped in as part of a reload, check every head before a session
-//! exists, and know how to leave politely. One listener is one socket, with an accept loop on every worker.
+//! exists, and know how to leave politely. One listener is one socket, with accept loops on a few workers.
 
 mod accept;
 mod bind;

@@ -31,6 +31,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+/// The most threads for work that would hold up a worker, such as compressing a large answer once for all: tokio's own default.
+const BLOCKING_THREADS: usize = 512;
 /// How long the last log lines may take to be written when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -240,6 +242,12 @@ fn server_conf(fixed: &Fixed) -> ServerConf {
     ServerConf {
         threads: fixed.threads,
         work_stealing: fixed.work_stealing,
+        // Workers with runtimes of their own have such threads each.
+        max_blocking_threads: Some(if fixed.work_stealing {
+            BLOCKING_THREADS
+        } else {
+            BLOCKING_THREADS.div_ceil(fixed.threads.max(1))
+        }),
         upstream_keepalive_pool_size: fixed.upstream_keepalive,
         // The bound on attempts is ours (`attempts` of the upstream); this one only has to lie above it.
         max_retries: 32,

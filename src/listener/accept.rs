@@ -2,7 +2,7 @@
 //!
 //! The workers share one socket, and do not have one each by `SO_REUSEPORT`. With one each, the kernel deals connections out by a
 //! hash of their addresses, whoever is busy, and those that wait in a socket are lost with it: fewer workers after an upgrade
-//! would lose some. With one for all, whoever is free takes the next connection, for the worker that has the fewest
+//! would lose some. With one for all, whoever accepts and is free takes the next connection, for the worker that has the fewest
 //! ([`super::workers`]), and one file descriptor is all that an upgrade hands over. What it costs is that accepts meet at one queue, which on two
 //! cores cannot be seen: 18,690 connections a second with one socket, 18,669 with two (`cargo bench --bench accept`, 2026-11-29).
 
@@ -10,12 +10,14 @@ use super::bind::Socket;
 use super::connection::{self, Connection};
 use super::proxy_protocol::{self, Named};
 use super::transport::Transport;
+use super::workers::{Seat, Workers};
 use super::{Active, ListenerSettings, ListenerState, Refusal, Runtime, Stage};
 use crate::request::TlsFacts;
 use crate::telemetry::metrics::GaugeGuard;
 use crate::tls::ServerTls;
 use pingora::protocols::SocketDigest;
 use pingora::protocols::l4::socket::SocketAddr as DigestAddr;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -30,7 +32,7 @@ use tokio_rustls::server::TlsStream;
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many workers with runtimes of their own accept, each for all: every one of them is woken for every connection.
-const ACCEPTORS: usize = 4;
+pub const ACCEPTORS: usize = 4;
 
 /// Starts the loops of one listener on the edge's runtime.
 pub fn spawn(runtime: &Runtime, socket: Socket, state: Arc<ListenerState>, everywhere: Arc<Active>) {
@@ -60,13 +62,15 @@ fn spawn_tcp(
     socket: std::net::TcpListener,
     state: &Arc<ListenerState>,
     everywhere: &Arc<Active>,
-) -> std::io::Result<()> {
-    let others = runtime.workers.others().take(ACCEPTORS - 1).map(|(at, worker)| Ok((at, worker, socket.try_clone()?)));
-    let others = others.collect::<std::io::Result<Vec<_>>>()?;
+) -> io::Result<()> {
     let joined = |worker: &Handle, socket| {
         let _in_its_runtime = worker.enter();
         TcpListener::from_std(socket).map(Arc::new)
     };
+    // All of them, before one accepts.
+    let more = runtime.workers.others().take(ACCEPTORS - 1);
+    let others = more.map(|(at, worker)| Ok((at, worker, joined(worker, socket.try_clone()?)?)));
+    let others = others.collect::<io::Result<Vec<_>>>()?;
     let first = joined(runtime.workers.first(), socket)?;
     state.accepts_on(&first);
     let start = |at: usize, worker: &Handle, listener: Arc<TcpListener>| {
@@ -83,8 +87,8 @@ fn spawn_tcp(
         return Ok(());
     }
     start(0, runtime.workers.first(), Arc::clone(&first));
-    for (at, worker, socket) in others {
-        start(at, worker, joined(worker, socket)?);
+    for (at, worker, listener) in others {
+        start(at, worker, listener);
     }
     Ok(())
 }
@@ -160,8 +164,9 @@ fn start_tcp(
     // Answers leave when they are flushed; Nagle's algorithm could only delay them. A failure costs latency, nothing else.
     let _ = stream.set_nodelay(true);
     let (state, runtime) = (Arc::clone(state), runtime.clone());
-    let seat = runtime.workers.seat(own);
-    let serve = move |stream, seat| async move {
+    let workers = runtime.workers.clone();
+    let failed = Arc::clone(&state);
+    let serve = move |stream: TcpStream, seat: Seat| async move {
         let _seat = seat;
         let arriving = Arriving { stream, peer, admission };
         let arrived = if sent_by_proxy { Box::pin(arriving.named_by_proxy(&state, &settings)).await } else { Some(arriving) };
@@ -177,17 +182,59 @@ fn start_tcp(
         let connection = Connection::new(state, Some(peer.ip()), None);
         connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
     };
-    match seat.worker().filter(|_| seat.at() != own).cloned() {
-        None => drop(tokio::spawn(serve(stream, seat))),
-        // It is the reactor of that worker which is to wake it.
-        Some(worker) => {
-            let Ok(stream) = stream.into_std() else { return };
-            worker.spawn(async move {
-                if let Ok(stream) = TcpStream::from_std(stream) {
-                    serve(stream, seat).await;
-                }
-            });
+    place(stream, own, &workers, failed, serve);
+}
+
+/// Has the worker serve a connection that has the fewest. It is that worker's reactor which is to watch it.
+fn place<S: Moves, F: Future<Output = ()> + Send + 'static>(
+    stream: S,
+    own: usize,
+    workers: &Workers,
+    state: Arc<ListenerState>,
+    serve: impl FnOnce(S, Seat) -> F + Send + 'static,
+) {
+    let seat = workers.seat(own);
+    let elsewhere = seat.worker().filter(|_| seat.at() != own).cloned();
+    let Some(worker) = elsewhere else {
+        // As it is: a future that waits for one that it has been given has room for two of them.
+        tokio::spawn(serve(stream, seat));
+        return;
+    };
+    // Which fails where the kernel has no memory for it.
+    let lost = move || state.metrics.refused.count(Refusal::AcceptFailed as usize);
+    let Ok(stream) = stream.leave() else { return lost() };
+    worker.spawn(async move {
+        match S::join(stream) {
+            Ok(stream) => serve(stream, seat).await,
+            Err(_) => lost(),
         }
+    });
+}
+
+/// A socket that can go from one runtime to another.
+trait Moves: Sized + Send + 'static {
+    type Plain: Send + 'static;
+    fn leave(self) -> io::Result<Self::Plain>;
+    fn join(plain: Self::Plain) -> io::Result<Self>;
+}
+
+impl Moves for TcpStream {
+    type Plain = std::net::TcpStream;
+    fn leave(self) -> io::Result<Self::Plain> {
+        self.into_std()
+    }
+    fn join(plain: Self::Plain) -> io::Result<Self> {
+        TcpStream::from_std(plain)
+    }
+}
+
+impl Moves for UnixStream {
+    type Plain = std::os::unix::net::UnixStream;
+    fn leave(self) -> io::Result<Self::Plain> {
+        self.into_std()
+    }
+    fn join(plain: Self::Plain) -> io::Result<Self> {
+        UnixStream::from_std(plain)
     }
 }
 
@@ -281,12 +328,10 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
         return;
     };
     let (state, runtime) = (Arc::clone(state), runtime.clone());
-    // The one loop of a unix socket is not where all of its connections are to live.
-    let seat = runtime.workers.seat(0);
-    let (Some(worker), Ok(stream)) = (seat.worker().cloned(), stream.into_std()) else { return };
-    worker.spawn(async move {
+    let workers = runtime.workers.clone();
+    let failed = Arc::clone(&state);
+    let serve = move |stream: UnixStream, seat: Seat| async move {
         let (_seat, _admission) = (seat, admission);
-        let Ok(stream) = UnixStream::from_std(stream) else { return };
         let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
         if settings.tls.is_some() {
             return Box::pin(secure(stream, None, digest, state, settings, runtime)).await;
@@ -294,7 +339,9 @@ fn start_unix(stream: UnixStream, state: &Arc<ListenerState>, everywhere: &Arc<A
         drop(settings);
         let connection = Connection::new(state, None, None);
         connection::serve(stream, digest, connection, &runtime.edge, &runtime.shutdown).await;
-    });
+    };
+    // The one loop of a unix socket is the first worker's.
+    place(stream, 0, &workers, failed, serve);
 }
 
 /// The places that one connection takes; dropping it gives them back, also when the connection's task panics.

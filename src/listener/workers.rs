@@ -4,29 +4,33 @@
 //! others, a new connection goes to the one that has the fewest: whoever was woken first by a burst takes no more than its
 //! share, and a few connections of HTTP/2, each of which may be worth hundreds of others, are spread one by one.
 
+use super::accept::ACCEPTORS;
 use crate::upstream;
+use parking_lot::Mutex;
+use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 #[derive(Debug, Clone)]
 pub struct Workers {
-    /// Those with a runtime of their own, or one for all. Never empty.
-    runtimes: Arc<[Worker]>,
+    runtimes: Arc<Runtimes>,
     first: Handle,
     count: usize,
 }
 
+/// Of workers that have their own, or one for all.
 #[derive(Debug)]
-struct Worker {
-    handle: Handle,
-    connections: AtomicUsize,
+struct Runtimes {
+    /// Never empty.
+    handles: Vec<Handle>,
+    /// How many connections each has. Locked once when a connection comes and once when it goes.
+    connections: Mutex<Vec<usize>>,
 }
 
 /// Where a connection lives; dropping it gives the place back.
 #[derive(Debug)]
 pub struct Seat {
-    runtimes: Arc<[Worker]>,
+    runtimes: Arc<Runtimes>,
     at: usize,
 }
 
@@ -57,13 +61,13 @@ impl Workers {
 
     fn of(handles: Vec<Handle>, count: usize) -> Self {
         let first = handles.first().cloned().unwrap_or_else(Handle::current);
-        let runtimes = handles.into_iter().map(|handle| Worker { handle, connections: AtomicUsize::new(0) }).collect();
-        Workers { runtimes, first, count }
+        let connections = Mutex::new(vec![0; handles.len()]);
+        Workers { runtimes: Arc::new(Runtimes { handles, connections }), first, count }
     }
 
     /// One handle for each worker, with the number of its runtime.
     pub fn each(&self) -> impl Iterator<Item = (usize, &Handle)> {
-        self.runtimes.iter().map(|worker| &worker.handle).enumerate().cycle().take(self.count)
+        self.runtimes.handles.iter().enumerate().cycle().take(self.count)
     }
 
     pub fn first(&self) -> &Handle {
@@ -72,24 +76,26 @@ impl Workers {
 
     /// Those beside the first that have a runtime of their own, each with its number.
     pub fn others(&self) -> impl Iterator<Item = (usize, &Handle)> {
-        self.runtimes.iter().map(|worker| &worker.handle).enumerate().skip(1)
+        self.runtimes.handles.iter().enumerate().skip(1)
     }
 
-    /// For one connection more: a place with the worker that has the fewest; with `own`, if none has fewer.
+    /// For one connection more: a place with the worker that has the fewest, with `own` if it is one of these. Where only some of the
+    /// workers accept, those who do not come first.
     pub fn seat(&self, own: usize) -> Seat {
-        let connections = |at: usize| self.runtimes.get(at).map_or(usize::MAX, |worker| worker.connections.load(Relaxed));
-        let least = (0..self.runtimes.len()).min_by_key(|at| connections(*at)).unwrap_or_default();
-        let at = if connections(least) < connections(own) { least } else { own };
-        if let Some(worker) = self.runtimes.get(at) {
-            worker.connections.fetch_add(1, Relaxed);
+        let mut connections = self.runtimes.connections.lock();
+        let all_accept = connections.len() <= ACCEPTORS;
+        let order = |(at, count): &(usize, &usize)| (**count, if all_accept { usize::from(*at != own) } else { 0 }, Reverse(*at));
+        let at = connections.iter().enumerate().min_by_key(order).map_or(own, |(at, _)| at);
+        if let Some(count) = connections.get_mut(at) {
+            *count = count.saturating_add(1);
         }
         Seat { runtimes: Arc::clone(&self.runtimes), at }
     }
 
     /// Whether all of them run tasks.
     pub async fn ping(&self) -> bool {
-        for worker in self.runtimes.iter() {
-            if worker.handle.spawn(async {}).await.is_err() {
+        for worker in &self.runtimes.handles {
+            if worker.spawn(async {}).await.is_err() {
                 return false;
             }
         }
@@ -104,14 +110,14 @@ impl Seat {
     }
 
     pub fn worker(&self) -> Option<&Handle> {
-        self.runtimes.get(self.at).map(|worker| &worker.handle)
+        self.runtimes.handles.get(self.at)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let Some(worker) = self.runtimes.get(self.at) {
-            worker.connections.fetch_sub(1, Relaxed);
+        if let Some(count) = self.runtimes.connections.lock().get_mut(self.at) {
+            *count = count.saturating_sub(1);
         }
     }
 }
@@ -125,7 +131,7 @@ mod tests {
         let workers = Workers::of(vec![Handle::current(); 3], 3);
         // A burst that the second was woken by: the first of it is its own.
         let mut seats: Vec<Seat> = (0..9).map(|_| workers.seat(1)).collect();
-        assert_eq!(seats.iter().map(Seat::at).collect::<Vec<_>>(), [1, 0, 2, 1, 0, 2, 1, 0, 2]);
+        assert_eq!(seats.iter().map(Seat::at).collect::<Vec<_>>(), [1, 2, 0, 1, 2, 0, 1, 2, 0]);
         // Those of the third end.
         seats.retain(|seat| seat.at() != 2);
         assert!((0..3).all(|_| {
@@ -133,5 +139,12 @@ mod tests {
             seats.last().unwrap().at() == 2
         }));
         assert_eq!(workers.seat(0).at(), 0, "all have as many");
+    }
+
+    #[tokio::test]
+    async fn workers_that_do_not_accept_come_first() {
+        let workers = Workers::of(vec![Handle::current(); ACCEPTORS + 2], ACCEPTORS + 2);
+        let seats: Vec<Seat> = (0..3).map(|_| workers.seat(0)).collect();
+        assert_eq!(seats.iter().map(Seat::at).collect::<Vec<_>>(), [ACCEPTORS + 1, ACCEPTORS, ACCEPTORS - 1]);
     }
 }

@@ -15,6 +15,7 @@
 use super::answer::Malformed;
 use super::exchange::{Home, Idle, Line, look};
 use super::place::Place;
+use crate::alarm::Alarm;
 use crate::state::StatePool;
 use crate::telemetry::metrics::UpstreamMetrics;
 use parking_lot::Mutex;
@@ -123,16 +124,28 @@ impl Pool {
 
     /// A connection that can be used, if there is one.
     pub fn take(&self) -> Option<Line<Link>> {
+        let here = Place::here();
         loop {
             let mut entry = {
-                let here = Place::here();
                 let mut idle = self.idle.lock();
-                let own = idle.iter().rposition(|entry| entry.line.opened == here);
-                let at = own.or_else(|| idle.iter().rposition(|entry| entry.line.opened.lends_to(here)))?;
-                idle.remove(at)
+                let (mut own, mut lent) = (None, None);
+                for (at, entry) in idle.iter().enumerate().rev() {
+                    if entry.line.opened == here {
+                        own = Some(at);
+                        break;
+                    }
+                    if lent.is_none() && entry.line.opened.lends_to(here) {
+                        lent = Some(at);
+                    }
+                }
+                idle.remove(own.or(lent)?)
             };
             self.keeper.leave(1);
             if entry.until > Instant::now() && self.is_quiet(&mut entry.line.transport) {
+                if entry.line.opened != here {
+                    // The timer of its waits is another worker's, which may be busy.
+                    entry.line.alarm = Alarm::default();
+                }
                 return Some(entry.line);
             }
         }

@@ -240,7 +240,11 @@ fn connections_are_spread_over_the_workers_one_by_one() {
             assert_eq!(client.exchange(request("GET", "/hello", &[], b"")).unwrap().status, 200);
         }
     };
-    let mut clients: Vec<Client> = (0..4).map(|_| Client::connect(address)).collect();
+    let greeted = |mut client: Client| {
+        assert_eq!(client.exchange(request("GET", "/hello", &[], b"")).unwrap().status, 200);
+        client
+    };
+    let mut clients: Vec<Client> = (0..4).map(|_| greeted(Client::connect(address))).collect();
     let before = worked();
     assert_eq!(before.len(), 4, "workers of the edge");
     for client in &mut clients {
