@@ -62,14 +62,15 @@ profile() {
   read -r requests _ <<<"$(read_wrk "$work/$name.wrk")"
   perf report -i "$work/$name.data" --sort dso,symbol --no-inline --stdio 2>/dev/null | sed '/^#/d; /^ *$/d; s/^ *//' >"$work/$name.symbols"
   awk -v name="$name" -v whole="$(((user1 - user0 + system1 - system0) * 1000000 / $(getconf CLK_TCK)))" -v requests="$requests" '
-    { share = $1 + 0; dso = $2 }
+    # Not by the name of the program, which is that of its crate.
+    { share = $1 + 0; dso = $2; symbol = $0; sub(/^[^[]*/, "", symbol) }
     dso ~ /kernel|vdso/ { part["kernel"] += share; next }
-    /mem(move|cpy|set|cmp)/ { part["copying of memory"] += share; next }
-    /mi_|malloc/ { part["allocator"] += share; next }
-    /gatewright/ { part["Gatewright"] += share; next }
-    /pingora/ { part["Pingora"] += share; next }
-    /tokio|core::future|mio::/ { part["runtime (tokio)"] += share; next }
-    /http::|bytes::|httparse/ { part["http, bytes, httparse"] += share; next }
+    symbol ~ /mem(move|cpy|set|cmp)/ { part["copying of memory"] += share; next }
+    symbol ~ /mi_|malloc/ { part["allocator"] += share; next }
+    symbol ~ /gatewright/ { part["Gatewright"] += share; next }
+    symbol ~ /pingora/ { part["Pingora"] += share; next }
+    symbol ~ /tokio|core::future|mio::/ { part["runtime (tokio)"] += share; next }
+    symbol ~ /http::|bytes::|httparse/ { part["http, bytes, httparse"] += share; next }
     { part["other"] += share }
     END { for (p in part) printf "%s\t%s\t%.1f\n", name, p, part[p] / 100 * whole / requests }
   ' "$work/$name.symbols" >>"$work/parts.tsv"
@@ -77,18 +78,20 @@ profile() {
 
 baseline baseline
 profile baseline
+baseline baseline-apart -apart
+profile baseline-apart
 gatewright gatewright 10
 profile gatewright
 
 report() {
-  echo "| µs for each request | bare Pingora proxy | Gatewright |"
-  echo "|---|---|---|"
+  echo "| µs for each request | bare Pingora proxy | the same without work stealing | Gatewright |"
+  echo "|---|---|---|---|"
   awk -F'\t' '
     { cell[$1, $2] = $3; sum[$1] += $3; parts[$2] }
     END {
-      for (p in parts) printf "| %s | %.1f | %.1f |\n", p, cell["baseline", p], cell["gatewright", p] | "sort"
+      for (p in parts) printf "| %s | %.1f | %.1f | %.1f |\n", p, cell["baseline", p], cell["baseline-apart", p], cell["gatewright", p] | "sort"
       close("sort")
-      printf "| **all** | %.1f | %.1f |\n", sum["baseline"], sum["gatewright"]
+      printf "| **all** | %.1f | %.1f | %.1f |\n", sum["baseline"], sum["baseline-apart"], sum["gatewright"]
     }' "$work/parts.tsv"
 }
 
@@ -96,5 +99,5 @@ report
 if [[ $save ]]; then
   keep_run profile "$seconds s of samples at 1999 Hz, $connections connections, $threads threads for each proxy, 2 origins"
   report >"$run/table.md"
-  for name in baseline gatewright; do head -n 100 "$work/$name.symbols" >"$run/$name.txt"; done
+  for name in baseline baseline-apart gatewright; do head -n 100 "$work/$name.symbols" >"$run/$name.txt"; done
 fi

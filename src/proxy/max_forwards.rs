@@ -18,7 +18,8 @@ pub fn count_down(head: &mut RequestHeader) -> Result<Flow, Rejection> {
     if head.method != Method::OPTIONS && head.method != Method::TRACE {
         return Ok(Flow::Continue);
     }
-    let Some(left) = head.headers.get(MAX_FORWARDS).and_then(hops) else { return Ok(Flow::Continue) };
+    // There must be one line only; of several the least is what is safe.
+    let Some(left) = head.headers.get_all(MAX_FORWARDS).iter().filter_map(hops).min() else { return Ok(Flow::Continue) };
     match left.checked_sub(1) {
         Some(left) => {
             let _ = head.insert_header(MAX_FORWARDS, HeaderValue::from(left));
