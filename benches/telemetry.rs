@@ -58,7 +58,7 @@ fn contended(work: impl Fn() + Send + Sync, measure: impl FnOnce()) {
 }
 
 fn benches(c: &mut Criterion) {
-    let metrics = RouteMetrics::default();
+    let metrics = Arc::new(RouteMetrics::default());
     let end =
         || metrics.end(Method::of(black_box(b"GET")), black_box(Some(200)), black_box(Duration::from_micros(700)), 0, 5_120);
     c.bench_function("route_metrics_end", |b| b.iter(end));

@@ -82,36 +82,38 @@ pub struct Snapshot {
     pub access_log: Option<Arc<AccessLog>>,
 }
 
-/// One route, ready to run.
+/// One route, ready to run. With thousands of them it is in no near cache when a request comes, so that what all requests look at
+/// comes first, in this order, and what is large and rare is behind a pointer.
+#[repr(C)]
 pub struct Route {
     pub name: Arc<str>,
+    pub metrics: Arc<RouteMetrics>,
     pub chain: Chain,
     pub upstream: Option<Target>,
+    /// How its answers are stored; `None`: they are not.
+    pub cache: Option<Arc<Policy>>,
+    /// How its answers are compressed; `None`: they are not.
+    pub compress: Option<Arc<Compression>>,
     /// Where parts of the requests go instead.
-    pub split: Option<Split>,
+    pub split: Option<Box<Split>>,
     /// Where requests go that the upstream cannot take.
     pub fallback: Option<Target>,
     /// Who gets copies.
     pub mirror: Option<Arc<Mirror>>,
-    /// How its answers are stored; `None`: they are not.
-    pub cache: Option<Arc<Policy>>,
-    /// Whether a hit is nobody's business but that of the cache: no filter runs before or after it, all callers are asked the same,
-    /// and it goes out in the coding in which it is kept.
-    pub direct_hits: bool,
-    /// How its answers are compressed; `None`: they are not.
-    pub compress: Option<Arc<Compression>>,
+    /// Of the request body, in bytes.
+    pub max_body: u64,
     /// From the first byte of the request to the last of the response.
     pub timeout: Option<Duration>,
     /// What clients may say about that.
     pub deadline: DeadlineRules,
+    pub breaker: Option<Breaker>,
     /// In place of the upstream's.
     pub retry: Option<Arc<RetryPolicy>>,
-    pub breaker: Option<Breaker>,
     /// What is answered while it is open.
     pub breaker_answer: Option<Arc<FixedAnswer>>,
-    /// Of the request body, in bytes.
-    pub max_body: u64,
-    pub metrics: Arc<RouteMetrics>,
+    /// Whether a hit is nobody's business but that of the cache: no filter runs before or after it, all callers are asked the same,
+    /// and it goes out in the coding in which it is kept.
+    pub direct_hits: bool,
 }
 
 /// Whose word counts on how long a request may take, and where it stands.

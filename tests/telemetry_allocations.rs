@@ -41,7 +41,7 @@ fn an_access_log_line_allocates_nothing() {
 
 #[test]
 fn metrics_allocate_nothing() {
-    let (route, upstream) = (RouteMetrics::default(), UpstreamMetrics::new(&[]));
+    let (route, upstream) = (Arc::new(RouteMetrics::default()), UpstreamMetrics::new(&[]));
     let count = || {
         let _guard = route.begin();
         upstream.connected(Duration::from_micros(300));

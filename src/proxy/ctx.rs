@@ -13,7 +13,7 @@ use crate::mirror::MirrorCopy;
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
 use crate::snapshot::{Choice, Route, Snapshot};
-use crate::telemetry::metrics::{CacheResult, GaugeGuard};
+use crate::telemetry::metrics::{CacheResult, UnderWay};
 use crate::upstream::hedge::Ticket;
 use crate::upstream::{InFlight, Tried};
 use http::{HeaderValue, header};
@@ -49,7 +49,7 @@ pub struct Ctx {
     pub(super) mirror_drawn: bool,
     pub(super) attempt: Attempt,
     pub(super) grpc_web: GrpcWeb,
-    pub(super) in_flight: Option<GaugeGuard>,
+    pub(super) in_flight: Option<UnderWay>,
     pub(super) recorded: bool,
     /// What the cache is to do with the answer; `None` on routes without one.
     pub(super) cache: Option<Box<super::cache::Role>>,

@@ -2,6 +2,7 @@
 
 use super::path::{Pattern, Segment};
 use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 use std::collections::HashMap;
 
 /// What a walk through the tree does on its way.
@@ -14,6 +15,9 @@ pub(super) trait Visit {
     fn leaf(&mut self, leaf: u32) -> Option<Self::Out>;
 }
 
+/// The text of a literal. Most are short, and then stand in the table itself: one cache miss less.
+type Literal = SmallVec<[u8; 24]>;
+
 /// All patterns of all hosts while the router is built: one tree of segments for each host, in one arena. Children come
 /// after their parents.
 #[derive(Debug, Default)]
@@ -22,7 +26,7 @@ pub(super) struct TrieBuilder {
     /// The literal children: by node and literal.
     children: HashMap<(u32, u32), u32, RandomState>,
     /// The number of each literal.
-    literals: HashMap<Box<str>, u32, RandomState>,
+    literals: HashMap<Literal, u32, RandomState>,
 }
 
 /// What leads on from a node, but for literals.
@@ -42,7 +46,7 @@ pub(super) struct Trie {
     nodes: Box<[Node]>,
     /// Literal and child, those of one node side by side.
     edges: Box<[(u32, u32)]>,
-    literals: HashMap<Box<str>, u32, RandomState>,
+    literals: HashMap<Literal, u32, RandomState>,
     /// The longest literal, so that a longer segment need not be hashed.
     longest: usize,
     /// The children of nodes that have more than [`FEW`]: by node and literal.
@@ -99,7 +103,7 @@ impl TrieBuilder {
             at = match segment {
                 Segment::Literal(text) => {
                     let next = count(self.literals.len());
-                    let literal = *self.literals.entry(text.clone()).or_insert(next);
+                    let literal = *self.literals.entry(text.as_bytes().into()).or_insert(next);
                     *self.children.entry((at, literal)).or_insert(fresh)
                 }
                 Segment::Param => self.nodes.get_mut(index(at))?.param.get_or_insert_with(|| fresh),
@@ -189,7 +193,7 @@ impl Trie {
                 let next = slash.and_then(|_| end.checked_add(1));
                 if node.edges != 0
                     && segment.len() <= self.longest
-                    && let Some(&literal) = self.literals.get(segment)
+                    && let Some(&literal) = self.literals.get(segment.as_bytes())
                     && let Some(child) = self.child(at, node, literal)
                     && let Some(out) = self.step(child, path, next, visit)
                 {

@@ -197,7 +197,7 @@ impl RouteBuilder<'_> {
         let split = match &entry.value.split {
             Some(split) => {
                 let targets: Option<Vec<_>> = split.to.iter().map(|part| self.target(&part.upstream)).collect();
-                Some(Split::new(split, targets?))
+                Some(Box::new(Split::new(split, targets?)))
             }
             None => None,
         };

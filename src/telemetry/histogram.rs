@@ -35,11 +35,13 @@ pub const BOUNDS: [(u64, &str); 18] = [
 
 const BUCKETS: usize = BOUNDS.len() + 1;
 
+/// The sum comes first, near to what else whoever holds it counts.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Histogram {
-    buckets: [AtomicU64; BUCKETS],
     /// Wraps around after 584 years of observed time, which Prometheus takes for a restart.
     sum_nanos: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
 }
 
 /// What a histogram held at one time.

@@ -31,7 +31,7 @@ pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
 pub use limit::{LimitMetrics, LimitsSample, RedisLost, RedisMetrics};
 pub use listener::{ListenerMetrics, ReasonNames, Reasons};
 pub use resilience::{BreakerSample, EjectionSample, OverloadSample, ResilienceSample};
-pub use route::{NO_ROUTE, RouteMetrics};
+pub use route::{NO_ROUTE, RouteMetrics, UnderWay};
 pub use table::{Kind, METRICS, Metric};
 pub use upstream::{DiscoverySample, EndpointSample, MirrorSample, UpstreamMetrics};
 

@@ -1,42 +1,59 @@
 //! What is counted for each route.
 
+use super::Counter;
 use super::label::{METHODS, Method, STATUS_CLASSES, StatusClass};
-use super::{Counter, Gauge, GaugeGuard};
 use crate::rejection::{self, Code};
 use crate::telemetry::histogram::Histogram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The label of requests that no route matched, malformed ones included. No name in a config begins with an underscore.
 pub const NO_ROUTE: &str = "_none";
 
+/// With thousands of routes these are in no near cache when a request comes. So what each request counts stands together, in the
+/// order in which it is written here, behind the reference count: three or four cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub struct RouteMetrics {
-    requests: [[Counter; STATUS_CLASSES.len()]; METHODS.len()],
-    duration: Histogram,
+    in_flight: AtomicU64,
     bytes_in: Counter,
     bytes_out: Counter,
+    duration: Histogram,
+    requests: [[Counter; STATUS_CLASSES.len()]; METHODS.len()],
     /// One for each of `rejection::ALL`, and one more for codes that are not of this crate.
     rejections: Box<[Counter]>,
-    in_flight: Gauge,
+}
+
+/// A request of a route. A panic or a dropped future ends it like any other end.
+#[derive(Debug)]
+pub struct UnderWay(Arc<RouteMetrics>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // Each takes back the one that it added, so this cannot go below zero.
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Default for RouteMetrics {
     fn default() -> Self {
         RouteMetrics {
-            requests: Default::default(),
-            duration: Histogram::default(),
+            in_flight: AtomicU64::new(0),
             bytes_in: Counter::default(),
             bytes_out: Counter::default(),
+            duration: Histogram::default(),
+            requests: Default::default(),
             rejections: (0..=rejection::ALL.len()).map(|_| Counter::default()).collect(),
-            in_flight: Gauge::default(),
         }
     }
 }
 
 impl RouteMetrics {
     /// Counts a request as under way, until the guard is dropped.
-    pub fn begin(&self) -> GaugeGuard {
-        self.in_flight.enter()
+    pub fn begin(self: &Arc<Self>) -> UnderWay {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(self))
     }
 
     /// Counts a request that is over. `status`: `None` if no response was sent. Bytes are those of the bodies.
@@ -85,7 +102,7 @@ impl RouteMetrics {
     }
 
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.get()
+        self.in_flight.load(Ordering::Relaxed)
     }
 }
 
@@ -109,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_request_counts_once_by_method_and_class() {
-        let metrics = RouteMetrics::default();
+        let metrics = Arc::new(RouteMetrics::default());
         let guard = metrics.begin();
         assert_eq!(metrics.in_flight(), 1);
         metrics.end(Method::of(b"PATCH"), Some(404), Duration::from_millis(3), 10, 20);
