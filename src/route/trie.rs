@@ -46,11 +46,20 @@ pub(super) struct Trie {
     nodes: Box<[Node]>,
     /// Literal and child, those of one node side by side.
     edges: Box<[(u32, u32)]>,
-    literals: HashMap<Literal, u32, RandomState>,
+    literals: HashMap<Literal, Known, RandomState>,
     /// The longest literal, so that a longer segment need not be hashed.
     longest: usize,
-    /// The children of nodes that have more than [`FEW`]: by node and literal.
+    /// The children of nodes that have more than [`FEW`], by node and literal, but for those that their literal tells of.
     wide: HashMap<(u32, u32), u32, RandomState>,
+}
+
+/// What the text of a literal tells.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    number: u32,
+    /// Where it leads on, if that is from one node only, as with the names of services: no other look-up is needed then.
+    parent: Link,
+    child: u32,
 }
 
 #[derive(Debug)]
@@ -148,6 +157,14 @@ impl TrieBuilder {
         let mut sorted: Vec<(u32, u32, u32)> =
             self.children.into_iter().map(|((at, literal), child)| (at, child, literal)).collect();
         sorted.sort_unstable();
+        // The one parent of each literal, and the child; none where there are more.
+        let mut only: Vec<(usize, u32, u32)> = vec![(0, 0, 0); self.literals.len()];
+        for &(at, child, literal) in &sorted {
+            if let Some(seen) = only.get_mut(index(literal)) {
+                *seen = (seen.0.saturating_add(1), at, child);
+            }
+        }
+        let of = |literal: u32| only.get(index(literal)).filter(|(parents, ..)| *parents == 1);
         let mut nodes: Vec<Node> = self.nodes.into_iter().map(|links| Node { first_edge: 0, edges: 0, links }).collect();
         let mut edges = Vec::with_capacity(sorted.len());
         let mut wide = HashMap::default();
@@ -156,18 +173,33 @@ impl TrieBuilder {
             node.first_edge = count(edges.len());
             node.edges = count(siblings.len());
             if node.edges > FEW {
-                wide.extend(siblings.iter().map(|&(at, child, literal)| ((at, literal), child)));
+                let shared = siblings.iter().filter(|(.., literal)| of(*literal).is_none());
+                wide.extend(shared.map(|&(at, child, literal)| ((at, literal), child)));
             } else {
                 edges.extend(siblings.iter().map(|&(_, child, literal)| (literal, child)));
             }
         }
+        let known = |number: u32| match of(number) {
+            Some(&(_, at, child)) => Known { number, parent: Link(at), child },
+            None => Known { number, parent: Link::default(), child: 0 },
+        };
         let longest = self.literals.keys().map(|text| text.len()).max().unwrap_or(0);
-        Trie { nodes: nodes.into(), edges: edges.into(), literals: self.literals, longest, wide }
+        Trie {
+            nodes: nodes.into(),
+            edges: edges.into(),
+            literals: self.literals.into_iter().map(|(text, number)| (text, known(number))).collect(),
+            longest,
+            wide,
+        }
     }
 }
 
 impl Trie {
-    fn child(&self, at: u32, node: &Node, literal: u32) -> Option<u32> {
+    fn child(&self, at: u32, node: &Node, literal: Known) -> Option<u32> {
+        if let Some(parent) = literal.parent.get() {
+            return (parent == at).then_some(literal.child);
+        }
+        let literal = literal.number;
         if node.edges > FEW {
             return self.wide.get(&(at, literal)).copied();
         }
@@ -237,6 +269,52 @@ pub(super) fn index(at: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The leaves of a path, in their order.
+    fn leaves(trie: &Trie, root: u32, path: &str) -> Vec<u32> {
+        struct All(Vec<u32>);
+        impl Visit for All {
+            type Out = ();
+            fn push(&mut self, _: usize, _: usize) {}
+            fn pop(&mut self) {}
+            fn leaf(&mut self, leaf: u32) -> Option<()> {
+                self.0.push(leaf);
+                None
+            }
+        }
+        let mut all = All(Vec::new());
+        trie.walk(root, path, &mut all);
+        all.0
+    }
+
+    #[test]
+    fn a_literal_leads_on_from_its_own_nodes_alone() {
+        let mut builder = TrieBuilder::default();
+        let roots = [builder.add_root(), builder.add_root()];
+        let mut number = 0;
+        let mut add = |root: usize, path: &str| {
+            number += 1;
+            builder.leaf_slot(roots[root], &Pattern::parse(path).unwrap()).unwrap().get_or_insert_with(|| number);
+            number
+        };
+        // More than a few in both: some literals have one parent, `both` and `deep` have two.
+        let own: Vec<u32> = (0..20).map(|n| add(0, &format!("/own-{n}"))).collect();
+        let other: Vec<u32> = (0..20).map(|n| add(1, &format!("/other-{n}"))).collect();
+        let both = [add(0, "/both"), add(1, "/both")];
+        let deep = [add(0, "/own-3/deep"), add(0, "/deep")];
+        let any = add(1, "/{any}");
+        let trie = builder.build();
+        for n in 0..20 {
+            assert_eq!(leaves(&trie, roots[0], &format!("/own-{n}")), [own[n]]);
+            assert_eq!(leaves(&trie, roots[1], &format!("/other-{n}")), [other[n], any]);
+            assert_eq!(leaves(&trie, roots[1], &format!("/own-{n}")), [any], "of another node");
+        }
+        assert_eq!(leaves(&trie, roots[0], "/both"), [both[0]]);
+        assert_eq!(leaves(&trie, roots[1], "/both"), [both[1], any]);
+        assert_eq!(leaves(&trie, roots[0], "/own-3/deep"), [deep[0]]);
+        assert_eq!(leaves(&trie, roots[0], "/deep"), [deep[1]]);
+        assert_eq!(leaves(&trie, roots[0], "/own-4/deep"), [0; 0]);
+    }
 
     #[test]
     fn a_walk_never_costs_more_than_computed() {
