@@ -265,9 +265,7 @@ impl Check {
             Expr::Struct(_) | Expr::Unspecified => Err(("a condition makes no messages".to_owned(), None)),
         }
     }
-}
 
-impl Check {
     /// Whether it is `request.params`.
     fn is_params(&self, part: &IdedExpr) -> bool {
         let Expr::Select(select) = &part.expr else { return false };

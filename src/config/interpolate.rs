@@ -1,7 +1,8 @@
 //! `${NAME}` and `${NAME:-text}` in string values.
 //!
 //! Names are `[A-Z_][A-Z0-9_]*`. Anything else behind `${` belongs to somebody else, such as a filter's `${request_id}`, and
-//! is left alone, but for what only a shell would understand, such as `${NAME-text}`: that is a mistake. As in a shell, `:-` also stands in for a variable that is empty. `$${NAME}` is the text `${NAME}`.
+//! is left alone, but for what only a shell would understand, such as `${NAME-text}`: that is a mistake. As in a shell, `:-`
+//! also stands in for a variable that is empty. `$${NAME}` is the text `${NAME}`.
 
 use crate::diagnostic::{Diagnostics, FileId, Span};
 use std::collections::{HashMap, HashSet};

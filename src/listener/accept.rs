@@ -3,8 +3,9 @@
 //! The workers share one socket, and do not have one each by `SO_REUSEPORT`. With one each, the kernel deals connections out by a
 //! hash of their addresses, whoever is busy, and those that wait in a socket are lost with it: fewer workers after an upgrade
 //! would lose some. With one for all, whoever accepts and is free takes the next connection, for the worker that has the fewest
-//! ([`super::workers`]), and one file descriptor is all that an upgrade hands over. What it costs is that accepts meet at one queue, which on two
-//! cores cannot be seen: 18,690 connections a second with one socket, 18,669 with two (`cargo bench --bench accept`, 2026-11-29).
+//! ([`super::workers`]), and one file descriptor is all that an upgrade hands over. What it costs is that accepts meet at one
+//! queue, which on two cores cannot be seen: 18,690 connections a second with one socket, 18,669 with two
+//! (`cargo bench --bench accept`, 2026-11-29).
 
 use super::bind::Socket;
 use super::connection::{self, Connection};

@@ -19,7 +19,7 @@ use crate::limit::shield::Shield;
 use crate::listener::{Http2Mode, IoBounds, ListenerPlan, ListenerSettings, Tolerance, head::HeadLimits};
 use crate::mirror::{Mirror, MirrorBounds, MirrorMetrics, Worker};
 use crate::redis_link::Access;
-use crate::route::{MatchConfig, RouteEntry, Router};
+use crate::route::{RouteEntry, Router};
 use crate::state::StatePool;
 use crate::telemetry::access_log::{AccessLog, AccessLogOptions};
 use crate::telemetry::metrics::RouteMetrics;
@@ -160,8 +160,6 @@ struct RouteBuilder<'a> {
 /// What the filters of one route are compiled for.
 struct Place<'a> {
     route: &'a str,
-    /// Where the route stands.
-    matcher: &'a MatchConfig,
     credential_headers: &'a [HeaderName],
 }
 
@@ -171,12 +169,12 @@ impl RouteBuilder<'_> {
         let mut filters = Vec::new();
         let mut credential_headers = Vec::new();
         self.credential_headers(&entry.value.filters, 0, &mut credential_headers);
-        let place = Place { route: name, matcher: &entry.value.matcher, credential_headers: &credential_headers };
+        let place = Place { route: name, credential_headers: &credential_headers };
         let complete = self.filters(&entry.value.filters, &place, 0, d, &mut filters);
         agree::order(&filters, complete, d);
         agree::untold(&filters, d);
         let unread = self.config.unread.routes || self.config.unread.matches.contains(name);
-        self.facts.borrow_mut().note(&filters, Some(place.matcher).filter(|_| !unread), complete && !unread);
+        self.facts.borrow_mut().note(&filters, Some(&entry.value.matcher).filter(|_| !unread), complete && !unread);
         let filters: Vec<_> = filters.into_iter().map(|(_, filter)| filter).collect();
         let upstream = match &entry.value.upstream {
             Some(upstream) => Some(self.target(upstream)?),

@@ -25,7 +25,8 @@ pub struct RouteMetrics {
     rejections: Box<[Counter]>,
 }
 
-/// A request of a route. A panic or a dropped future ends it like any other end.
+/// A request of a route. A panic or a dropped future ends it like any other end. It is no [`super::GaugeGuard`], whose number is
+/// an allocation of its own.
 #[derive(Debug)]
 pub struct UnderWay(Arc<RouteMetrics>);
 
