@@ -7,7 +7,7 @@ use crate::listener::{ListenerPlan, ListenerState};
 use crate::snapshot::Route;
 use crate::telemetry::metrics::{
     self, AuthMetrics, AuthSample, CacheSample, CertificateSample, DiscoverySample, EndpointSample, KeySample, LimitMetrics,
-    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, RouteMetrics, SourceSample,
+    LimitsSample, LogSample, MetricsView, MirrorSample, NO_ROUTE, QueueMetrics, RouteMetrics, SourceSample,
 };
 use crate::telemetry::process::ProcessSample;
 use crate::upstream::{self, Endpoint, Upstream};
@@ -100,6 +100,9 @@ fn limits(admin: &Admin) -> LimitsSample {
         })
         .collect();
     limits.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+    let queues = admin.state.live::<QueueMetrics>().into_iter();
+    let mut queues: Vec<_> = queues.map(|(route, metrics)| (route, metrics.waiting.get())).collect();
+    queues.sort_unstable();
     let shields = snapshot.listeners.iter().filter_map(|listener| {
         let shield = listener.settings.shield.as_ref()?;
         Some((listener.name.to_string(), shield.refused.get()))
@@ -107,6 +110,7 @@ fn limits(admin: &Admin) -> LimitsSample {
     let local = snapshot.limits.live(&admin.state).map(|store| store.stats());
     LimitsSample {
         limits,
+        queues,
         local: local.map(|stats| (stats.evicted, stats.shared, stats.bytes)),
         redis: snapshot.limits.live_redis().map(|redis| Arc::clone(redis.metrics())),
         redis_gateways: snapshot.limits.live_redis().map_or(0, |redis| redis.gateways()),

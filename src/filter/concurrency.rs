@@ -6,7 +6,7 @@ use crate::limit::concurrency::{Answer, Estimate, Running};
 use crate::limit::{By, ByConfig, Keys, key};
 use crate::rejection::{self, Rejection};
 use crate::request::RequestCtx;
-use crate::telemetry::metrics::LimitMetrics;
+use crate::telemetry::metrics::{LimitMetrics, QueueMetrics};
 use crate::value::{Duration, Located};
 use http::HeaderMap;
 use pingora::proxy::Session;
@@ -76,6 +76,7 @@ pub struct Concurrency {
     running: Arc<Running>,
     estimate: Option<Arc<Estimate>>,
     metrics: Arc<LimitMetrics>,
+    queued: Arc<QueueMetrics>,
     label: Arc<String>,
     clock: SharedClock,
     scope: Box<str>,
@@ -122,6 +123,7 @@ impl FilterConfig for ConcurrencyConfig {
             estimate: estimated.then(|| cx.state.get_or_create(&scope, Estimate::default)),
             running: cx.state.get_or_create(&scope, Running::default),
             metrics: cx.state.get_or_create(&format!("{}/concurrency", cx.route), LimitMetrics::default),
+            queued: cx.state.get_or_create(cx.route, QueueMetrics::default),
             label: Arc::new("concurrency".to_owned()),
             clock: Arc::clone(cx.clock),
             scope: scope.as_str().into(),
@@ -196,6 +198,7 @@ impl Filter for Concurrency {
                 }
                 Answer::Full => Step::reject(self.refuse()),
                 Answer::Wait(place) => Step::Wait(Box::pin(async move {
+                    let _waits = self.queued.waiting.enter();
                     match tokio::time::timeout(self.patience(ctx.deadline), place).await {
                         Ok(Ok(permit)) => {
                             self.metrics.allowed.increment();

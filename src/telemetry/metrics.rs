@@ -28,7 +28,7 @@ pub use cache::{Bypass, CacheMetrics, CacheResult, CacheSample};
 pub use encode::{AuthSample, CONTENT_TYPE, CertificateSample, KeySample, LogSample, MetricsView, encode};
 pub use gateway::{ConfigState, GatewayMetrics};
 pub use label::{METHODS, Method, STATUS_CLASSES, StatusClass};
-pub use limit::{LimitMetrics, LimitsSample, RedisLost, RedisMetrics};
+pub use limit::{LimitMetrics, LimitsSample, QueueMetrics, RedisLost, RedisMetrics};
 pub use listener::{ListenerMetrics, ReasonNames, Reasons};
 pub use resilience::{BreakerSample, EjectionSample, OverloadSample, ResilienceSample};
 pub use route::{NO_ROUTE, RouteMetrics, UnderWay};

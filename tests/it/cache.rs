@@ -69,11 +69,14 @@ pub fn ask(address: SocketAddr, target: &str) -> TcpStream {
     stream
 }
 
-/// Opens the gate once this many requests of the route `c` are under way, by the gateway's own count.
-pub fn open_for(gate: &Gate, gateway: &Gateway, requests: f64) {
-    eventually("everyone has asked", SOON, || {
-        gateway.metric("gatewright_http_requests_in_flight", &[("route", "c")]) >= requests
-    });
+/// Waits until this many requests to the route `c` wait for the fetch of another, by the gateway's own count.
+pub fn waiting(gateway: &Gateway, requests: usize) {
+    eventually("everyone waits", SOON, || gateway.metric("gatewright_cache_waiting", &[("route", "c")]) == requests as f64);
+}
+
+/// Opens the gate once this many have asked for the same: one fetches, and the others wait for it.
+pub fn open_for(gate: &Gate, gateway: &Gateway, requests: usize) {
+    waiting(gateway, requests - 1);
     gate.open();
 }
 
@@ -148,7 +151,7 @@ fn five_thousand_misses_are_one_fetch() {
             })
         });
         let clients: Vec<_> = clients.collect();
-        tokio::task::block_in_place(|| open_for(&gate, &gateway, 5_000.0));
+        tokio::task::block_in_place(|| open_for(&gate, &gateway, 5_000));
         let mut answered = 0;
         for client in clients {
             answered += usize::from(client.await.unwrap().is_some());
@@ -351,6 +354,8 @@ fn slow_readers_hold_no_more_than_the_bound() {
         support::upstream("app", &[&origin], ""),
         route("c", "max_object = \"4MiB\""),
         "[cache]\nmemory = \"32MiB\"\n".to_owned(),
+        // The first waits until all have asked.
+        "[listeners.http]\naddress = \"127.0.0.1:0\"\nwrite_timeout = \"5m\"\n".to_owned(),
     ];
     let gateway = Gateway::start(&config.concat());
     let before = gateway.rss();
@@ -511,7 +516,7 @@ fn conditions_parts_and_heads_are_asked_once_too() {
         std::thread::scope(|scope| {
             let asked: Vec<_> =
                 (0..50).map(|_| scope.spawn(move || raw::send(address, method, target, &[header], b"").status)).collect();
-            open_for(&gate, &gateway, 50.0);
+            open_for(&gate, &gateway, 50);
             assert!(asked.into_iter().all(|asked| asked.join().unwrap() == status), "{target}");
         });
         assert_eq!(fetches.swap(0, Ordering::SeqCst), 1, "{target}");
@@ -543,7 +548,7 @@ fn what_others_may_not_have_is_asked_by_each() {
                     scope.spawn(move || ask().header("set-cookie").unwrap().to_owned())
                 })
                 .collect();
-            open_for(&gate, &gateway, 6.0);
+            open_for(&gate, &gateway, 6);
             asked.into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
         });
         gate.shut();

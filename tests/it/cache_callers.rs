@@ -119,7 +119,7 @@ fn what_comes_with_a_304_is_for_the_one_who_asked() {
     let address = gateway.http();
     let mut cookies = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..5).map(|_| scope.spawn(move || raw::get(address, "/c/x"))).collect();
-        open_for(&gate, &gateway, 5.0);
+        open_for(&gate, &gateway, 5);
         let own = |answer: Response| {
             assert_eq!(answer.text(), "body");
             answer.header("set-cookie").unwrap().to_owned()

@@ -1,7 +1,7 @@
 //! What the cache must not do for one client at the cost of another: choose what others get, keep them apart from each other, give
 //! them what is of the past, or hold more memory than it may.
 
-use crate::cache::{ask, before, ok, rest, route, script, slow, threaded};
+use crate::cache::{ask, before, ok, open_for, rest, route, script, slow, threaded};
 use crate::support::gateway::run;
 use crate::support::h2::H2Client;
 use crate::support::{self, Gate, Gateway, Origin, SOON, eventually, raw, runtime};
@@ -94,12 +94,6 @@ fn crowd(gateway: &Gateway, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| ask(gateway.http(), "/c/x")).collect()
 }
 
-fn under_way(gateway: &Gateway, requests: usize) {
-    eventually("everyone has asked", SOON, || {
-        gateway.metric("gatewright_http_requests_in_flight", &[("route", "c")]) >= requests as f64
-    });
-}
-
 #[test]
 fn who_sends_credentials_does_not_keep_others_apart() {
     let (gate, fetches) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
@@ -113,10 +107,9 @@ fn who_sends_credentials_does_not_keep_others_apart() {
     let address = gateway.http();
     let with =
         std::thread::spawn(move || raw::send(address, "GET", "/c/x", &[("host", "h"), ("authorization", "Basic eDp5")], b""));
-    under_way(&gateway, 1);
+    eventually("the first is being fetched", SOON, || fetches.load(Ordering::SeqCst) == 1);
     let clients = crowd(&gateway, 30);
-    under_way(&gateway, 31);
-    gate.open();
+    open_for(&gate, &gateway, 30);
     assert!(clients.into_iter().map(rest).all(|text| text.ends_with("the answer")));
     assert_eq!(with.join().unwrap().text(), "the answer");
     assert_eq!(fetches.load(Ordering::SeqCst), 2, "one for each kind");
@@ -143,8 +136,7 @@ fn an_error_is_given_to_all_who_wait_and_later_ones_are_fetched_for_together() {
     broken.store(false, Ordering::SeqCst);
     let before = fetches.load(Ordering::SeqCst);
     let clients = crowd(&gateway, 30);
-    under_way(&gateway, 30);
-    gate.open();
+    open_for(&gate, &gateway, 30);
     assert!(clients.into_iter().map(rest).all(|text| text.ends_with("the answer")));
     assert_eq!(fetches.load(Ordering::SeqCst) - before, 1, "one fetch");
 }

@@ -199,8 +199,7 @@ fn an_estimate_of_requests_under_way_refuses_what_is_too_much() {
     for client in &mut clients {
         client.send(request("GET", "/slow", &[], b""));
     }
-    let under_way = || gateway.metric("gatewright_http_requests_in_flight", &[("route", "all")]);
-    eventually("two under way", SOON, || under_way() == 2.0);
+    eventually("two under way", SOON, || origin.count() == 2);
     assert_eq!(get(gateway.http(), "/x").code(), "concurrency_limited");
     gate.open();
     clients.iter_mut().for_each(|client| assert_eq!(client.response().status, 200));

@@ -208,6 +208,7 @@ impl Miss {
     /// Waits until it is decided what becomes of the fetch; `None`: for as long as this request may.
     async fn decided(&self, session: &mut Session, ctx: &mut Ctx, joining: &Joining, patience: Instant) -> Result<Option<Phase>> {
         let Joining { fill, leads, .. } = joining;
+        let _waits = (!leads).then(|| self.policy.metrics.waiting.enter());
         loop {
             let left = ctx.check_deadline()?;
             let wait = match leads {

@@ -1,6 +1,6 @@
 //! What is counted for the cache of each route.
 
-use super::Counter;
+use super::{Counter, Gauge};
 use crate::cache::memory::MemoryStats;
 use crate::cache::policy::Refusal;
 use crate::cache::redis::RedisTier;
@@ -64,6 +64,8 @@ pub struct CacheMetrics {
     pub direct_hits: Counter,
     /// Fetches in the background of answers that were stale, or would be soon.
     pub refreshes: Counter,
+    /// Requests that wait for the fetch of another now.
+    pub waiting: Gauge,
     pub invalidations: Counter,
     pub stored: Counter,
 }

@@ -229,6 +229,10 @@ fn limits(page: &mut Page, sample: &LimitsSample) {
             family.sample(&[route, limit, decision], counter.get());
         }
     }
+    let mut family = page.family(&t::LIMIT_WAITING);
+    for (route, waiting) in &sample.queues {
+        family.sample(&[route], *waiting);
+    }
     if let Some((forgotten, shared, bytes)) = sample.local {
         page.family(&t::LIMIT_FORGOTTEN).sample(&[], forgotten);
         page.family(&t::LIMIT_CROWDED).sample(&[], shared);
@@ -294,6 +298,7 @@ fn cache(page: &mut Page, sample: &CacheSample) {
     each(page, &t::CACHE_BYTES, routes, |metrics| metrics.bytes.get());
     each(page, &t::CACHE_DIRECT, routes, |metrics| metrics.direct_hits.get());
     each(page, &t::CACHE_REFRESHES, routes, |metrics| metrics.refreshes.get());
+    each(page, &t::CACHE_WAITING, routes, |metrics| metrics.waiting.get());
     each(page, &t::CACHE_INVALIDATIONS, routes, |metrics| metrics.invalidations.get());
     if let Some(memory) = &sample.memory {
         let mut family = page.family(&t::CACHE_MEMORY);

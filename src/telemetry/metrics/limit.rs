@@ -1,6 +1,6 @@
 //! What is counted for limits.
 
-use super::Counter;
+use super::{Counter, Gauge};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,6 +11,13 @@ pub struct LimitMetrics {
     pub refused: Counter,
     /// What would have been refused, had the filter not been in shadow mode.
     pub shadowed: Counter,
+}
+
+/// The queues of the `concurrency` filters of one route.
+#[derive(Debug, Default)]
+pub struct QueueMetrics {
+    /// Requests that wait for a place now.
+    pub waiting: Gauge,
 }
 
 /// The shared store, as this gateway sees it.
@@ -64,6 +71,8 @@ impl RedisMetrics {
 pub struct LimitsSample {
     /// Route, limit, counts; sorted.
     pub limits: Vec<(String, String, Arc<LimitMetrics>)>,
+    /// Route, those of its requests that wait in a queue; sorted.
+    pub queues: Vec<(String, u64)>,
     /// Keys forgotten early, decisions in a shared bucket, bytes of the table.
     pub local: Option<(u64, u64, u64)>,
     pub redis: Option<Arc<RedisMetrics>>,

@@ -127,6 +127,8 @@ metrics! {
         "Requests refused because the upstream has more to do than it can";
     LIMIT_DECISIONS = Counter "gatewright_limit_decisions_total" ["route", "limit", "decision"]
         "Decisions of limits: allowed, refused, or shadowed, which is what would have been refused";
+    LIMIT_WAITING = Gauge "gatewright_limit_waiting" ["route"]
+        "Requests that wait in the queue of a concurrency filter now";
     LIMIT_FORGOTTEN = Counter "gatewright_limit_local_forgotten_total" []
         "Keys that had to be forgotten before they were idle because the memory of the local store is full";
     LIMIT_CROWDED = Counter "gatewright_limit_local_shared_total" []
@@ -171,6 +173,8 @@ metrics! {
         "Hits that were answered before a session was made for them: none on routes with filters, a split or compression";
     CACHE_REFRESHES = Counter "gatewright_cache_refreshes_total" ["route"]
         "Fetches in the background of answers that were stale or about to be";
+    CACHE_WAITING = Gauge "gatewright_cache_waiting" ["route"]
+        "Requests that wait for the fetch of another now";
     CACHE_INVALIDATIONS = Counter "gatewright_cache_invalidations_total" ["route"]
         "Stored answers that unsafe requests to the route have made invalid";
     CACHE_MEMORY = Gauge "gatewright_cache_memory_bytes" ["state"]

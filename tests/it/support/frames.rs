@@ -139,8 +139,9 @@ impl Frames {
         }
     }
 
-    /// What becomes of this stream. A ping is sent after everything else, whose answer says that all of it was read.
-    pub fn outcome(&mut self, stream: u32, wait: Duration) -> End {
+    /// What becomes of this stream. A ping is sent after everything else, whose answer says that all of it was read; what is
+    /// answered at all is answered so long after it.
+    pub fn outcome(&mut self, stream: u32, wait: Duration, after: Duration) -> End {
         self.send(&frame(PING, 0, 0, b"all-read"));
         let end = Instant::now() + wait;
         let mut read = false;
@@ -153,7 +154,7 @@ impl Frames {
                 HEADERS | DATA if on == stream && flags & END_STREAM != 0 => return End::Answered,
                 PING if flags & ACK != 0 && payload == b"all-read" => {
                     read = true;
-                    patience = Instant::now() + Duration::from_millis(300);
+                    patience = Instant::now() + after;
                 }
                 _ => {}
             }

@@ -1,5 +1,6 @@
 //! A real Redis as a child process, on a port that the kernel picks.
 
+use super::raw::reserved_port;
 use super::{SOON, eventually_some};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -7,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use tokio::net::TcpSocket;
 
 /// A port that nobody has at this moment.
 pub fn free_port() -> SocketAddr {
@@ -53,6 +55,8 @@ pub struct Redis {
     address: SocketAddr,
     directory: tempfile::TempDir,
     options: Vec<String>,
+    /// Keeps the port while it is down.
+    _port: TcpSocket,
 }
 
 impl Redis {
@@ -78,8 +82,8 @@ impl Redis {
     pub fn start_picking(options: impl Fn() -> Vec<String>) -> Redis {
         for _ in 0..5 {
             // Redis cannot tell which port it got, so one is picked for it.
-            let (address, directory) = (free_port(), tempfile::tempdir().unwrap());
-            let mut redis = Redis { child: None, address, directory, options: options() };
+            let ((address, port), directory) = (reserved_port(), tempfile::tempdir().unwrap());
+            let mut redis = Redis { child: None, address, directory, options: options(), _port: port };
             redis.spawn();
             if redis.answers() {
                 return redis;

@@ -94,6 +94,7 @@ fn full(gateway: &GatewayMetrics) -> MetricsView<'_> {
         },
         limits: LimitsSample {
             limits: vec![("orders".into(), "5/1m".into(), Arc::default())],
+            queues: vec![("orders".into(), 2)],
             local: Some((1, 2, 3)),
             redis: Some(Arc::default()),
             redis_leased: 8,

@@ -68,8 +68,10 @@ async fn serve(stream: &mut TcpStream, shared: &Shared, mut phase: watch::Receiv
         while let Answer::Sometimes(usually, percent, else_) = answer {
             answer = if fastrand::u8(0..100) < percent { *else_ } else { *usually };
         }
-        let scripted = if let Answer::Script(script) = &answer { script.0(&request) } else { None };
-        shared.record(request);
+        // Counted before the script, which may hold it back and must not hold up the other origins of these threads.
+        shared.record(request.clone());
+        let scripted =
+            if let Answer::Script(script) = &answer { tokio::task::block_in_place(|| script.0(&request)) } else { None };
         let draining = *phase.borrow() != Phase::Serving;
         let close = draining || matches!(answer, Answer::CloseAfter(limit) if served >= limit);
         match answer {
