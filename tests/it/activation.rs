@@ -97,7 +97,7 @@ fn sockets_wait_for_the_listener_that_has_their_address() {
     };
     let serves = || get(at_http, "/hello").text() == "hello" && over_unix();
     assert!(serves(), "{}", log());
-    assert_eq!(log().matches("from the service manager").count(), 2, "{}", log());
+    eventually("both are told", SOON, || log().matches("from the service manager").count() == 2);
     // Nobody has this address, and the connection waits.
     verb("upgrade");
     assert!(serves(), "{}", log());

@@ -55,7 +55,7 @@ fn a_consumer_keeps_its_endpoint() {
 fn a_sticky_client_comes_back_and_moves_only_when_it_must() {
     let origins = Origin::start_many(3);
     let list: Vec<&Origin> = origins.iter().collect();
-    let health = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }";
+    let health = "health = { path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }";
     let toml = everything_to(
         &list,
         &format!("balance = {{ sticky = {{ secret = {{ env = \"TEST_STICKY\" }}, cookie = \"srv\" }} }}\n{health}"),
@@ -121,7 +121,7 @@ fn lower_priorities_serve_when_the_first_is_gone() {
     let [a, b, c] = [0, 1, 2].map(|at| origins[at].address());
     let gateway = Gateway::start(&format!(
         "[upstreams.app]\nendpoints = [\"{a}\", {{ address = \"{b}\", priority = 1 }}, {{ address = \"{c}\", priority = 2 }}]\n\
-         health = {{ path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}\n\
+         health = {{ path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }}\n\
          [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
     ));
     assert_eq!(spread(&gateway, 10, &[]), HashMap::from([("a".to_owned(), 10)]));
@@ -143,7 +143,7 @@ fn another_zone_serves_while_the_own_one_is_gone() {
     let gateway = Gateway::start(&format!(
         "[upstreams.app]\nzone = \"east\"\nendpoints = [{{ address = \"{a}\", zone = \"west\" }}, {{ address = \"{b}\", zone = \"east\" }}, \
          {{ address = \"{c}\", zone = \"east\", priority = 1 }}]\n\
-         health = {{ path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}\n\
+         health = {{ path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }}\n\
          [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n"
     ));
     assert_eq!(spread(&gateway, 10, &[]), HashMap::from([("b".to_owned(), 10)]));

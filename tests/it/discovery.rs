@@ -329,7 +329,7 @@ fn health_and_counters_of_what_stays_survive_changes() {
     let origins = Origin::start_many(3);
     let consul_double = Consul::start();
     consul_double.register(&addresses(&origins[..2]));
-    let health = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 100, fall = 1 }";
+    let health = "health = { path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 100, fall = 1 }";
     let gateway = Gateway::start(&discovering(&consul(&consul_double, ""), health));
     becomes_origins(&gateway, &[&origins[0], &origins[1]]);
     gateway.wait_healthy(origins[0].address(), true);

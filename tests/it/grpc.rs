@@ -3,7 +3,7 @@
 use crate::support::h2::{H2Client, H2Origin, answer, grpc};
 use crate::support::raw::{get, send};
 use crate::support::tls::Authority;
-use crate::support::{Gateway, Origin, runtime};
+use crate::support::{Gateway, Origin, SOON, eventually, runtime};
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -88,7 +88,7 @@ fn a_rejection_of_a_grpc_call_is_a_grpc_status() {
         assert_eq!(plain.status, 404);
     });
     let rejected = |code| gateway.metric("gatewright_http_rejections_total", &[("code", code)]);
-    assert_eq!((rejected("upstream_connect_failed"), rejected("route_not_found")), (1.0, 2.0));
+    eventually("they are counted", SOON, || (rejected("upstream_connect_failed"), rejected("route_not_found")) == (1.0, 2.0));
 }
 
 /// Writes what the upstreams of these tests refer to.

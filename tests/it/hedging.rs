@@ -61,7 +61,8 @@ fn a_late_answer_is_overtaken_by_whatever_protocol_and_connections_are_kept() {
             assert!(begun.elapsed() < Duration::from_secs(8), "{protocol}: {:?}", begun.elapsed());
         }
         let (sent, won) = (hedges(&gateway, "sent"), hedges(&gateway, "won"));
-        assert!(sent >= 4.0 && sent == won, "{protocol}: {sent} {won}");
+        // Where b was asked first and took its time, the second request went to a for nothing.
+        assert!(won >= 4.0 && sent >= won, "{protocol}: {sent} {won}");
         let heads = services[1].requests();
         assert_eq!(heads.len(), 8, "{protocol}");
         for head in &heads {
@@ -110,9 +111,9 @@ fn a_hedged_answer_arrives_as_it_was_sent() {
         });
         assert_eq!(expected, found, "{}", String::from_utf8_lossy(&bytes));
     }
-    for broken in [Answer::ResetMid, Answer::TruncatedChunks, Answer::Drip(30 * MILLI)] {
+    for broken in [Answer::ResetMid, Answer::TruncatedChunks, Answer::Drip(100 * MILLI)] {
         origin.answer(broken.clone());
-        let limit = "timeouts = { request = \"400ms\" }\nretry = { attempts = 1 }\nhedge = { after = \"1h\" }";
+        let limit = "timeouts = { request = \"2s\" }\nretry = { attempts = 1 }\nhedge = { after = \"1h\" }";
         let gateway = Gateway::start(&everything_to(&[&origin], limit));
         assert!(Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).is_err(), "{broken:?} looks complete");
     }
@@ -169,8 +170,8 @@ fn nothing_that_changes_anything_is_sent_twice() {
 fn an_endpoint_that_breaks_while_another_is_asked_is_not_noticed_and_counts() {
     let (origins, gateway) = two("hedge = { after = \"50ms\" }\nretry = { attempts = 1 }\nbreaker = { scope = \"both\" }");
     // Late enough for the second request to be on its way.
-    origins[0].answer(Answer::LateReset(300 * MILLI));
-    origins[1].answer(Answer::Delay(600 * MILLI));
+    origins[0].answer(Answer::LateReset(1_000 * MILLI));
+    origins[1].answer(Answer::Delay(2_000 * MILLI));
     let origin = (0..2).map(|_| get(gateway.http(), "/")).map(|response| (response.status, response.origin()));
     assert_eq!(origin.collect::<Vec<_>>(), [(200, "b".to_owned()), (200, "b".to_owned())]);
     let breaker = |origin: &Origin| gateway.endpoint(origin.address())["breaker"].clone();
@@ -184,7 +185,7 @@ fn what_the_second_endpoint_answers_counts_for_itself() {
     let more = "hedge = { after = \"50ms\" }\nretry = { attempts = 1 }\n\
                 breaker = { scope = \"endpoint\", consecutive_failures = 3, open_for = \"1h\" }\ntimeouts = { attempt = \"10s\" }";
     let (origins, gateway) = two(more);
-    origins[0].answer(Answer::Delay(700 * MILLI));
+    origins[0].answer(Answer::Delay(1_500 * MILLI));
     origins[1].answer(Answer::Status(500));
     // Whichever is asked first, b answers first, until its breaker is open.
     let statuses: Vec<u16> = (0..6).map(|_| get(gateway.http(), "/").status).collect();
@@ -197,8 +198,9 @@ fn what_the_second_endpoint_answers_counts_for_itself() {
 
 #[test]
 fn an_endpoint_that_never_answers_is_ejected_although_no_client_waits_for_it() {
-    let more = "hedge = { after = \"30ms\" }\nretry = { attempts = 1 }\n\
-                outlier = { consecutive_errors = 3, eject_for = \"1h\" }\ntimeouts = { attempt = \"300ms\" }";
+    // The budget has room for as many second requests as there are until then.
+    let more = "hedge = { after = \"30ms\" }\nretry = { attempts = 1, budget_floor = 1000 }\n\
+                outlier = { consecutive_errors = 3, eject_for = \"1h\" }\ntimeouts = { attempt = \"1s\" }";
     let (origins, gateway) = two(more);
     origins[0].answer(Answer::BlackHole);
     eventually("an ejection", SOON, || {
@@ -255,8 +257,7 @@ fn a_failure_before_it_is_late_is_retried_as_any_other() {
     for _ in 0..4 {
         assert_eq!(get(gateway.http(), "/").origin(), "b");
     }
-    let (origins, gateway) =
-        two("hedge = { after = \"1h\" }\ntimeouts = { attempt = \"200ms\" }\nretry = { on = [\"timeout\"] }");
+    let (origins, gateway) = two("hedge = { after = \"1h\" }\ntimeouts = { attempt = \"1s\" }\nretry = { on = [\"timeout\"] }");
     origins[0].answer(Answer::BlackHole);
     for _ in 0..4 {
         assert_eq!(get(gateway.http(), "/").origin(), "b");

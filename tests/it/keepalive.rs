@@ -82,8 +82,8 @@ fn idle_connection_is_closed_after_its_time() {
     let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nkeepalive_timeout = \"300ms\"\n";
     let gateway = Gateway::start(&(listener.to_owned() + &everything_to(&[&origin], "")));
     let mut client = Client::connect(gateway.http());
-    client.exchange(request("GET", "/", &[], b"")).unwrap();
     let since = Instant::now();
+    client.exchange(request("GET", "/", &[], b"")).unwrap();
     assert!(client.closes_within(SOON));
     assert!(since.elapsed() > Duration::from_millis(200), "{:?}", since.elapsed());
     closed(&gateway, "idle", 1.0);
@@ -165,7 +165,8 @@ fn a_request_that_fails_upstream_keeps_its_connection() {
         ("cut", address(3)),
         ("well", well.address()),
     ] {
-        let more = "retry = { attempts = 1 }\ntimeouts = { attempt = \"200ms\" }";
+        let attempt = if name == "late" { "200ms" } else { "10s" };
+        let more = format!("retry = {{ attempts = 1 }}\ntimeouts = {{ attempt = \"{attempt}\" }}");
         toml += &format!(
             "[upstreams.{name}]\nendpoints = [\"{endpoint}\"]\n{more}\n[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nupstream = \"{name}\"\n"
         );
@@ -206,7 +207,7 @@ fn a_request_that_fails_upstream_keeps_its_connection() {
 #[test]
 fn a_request_that_finds_no_endpoint_keeps_its_connection() {
     let origin = Origin::start("a");
-    let health = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }";
+    let health = "health = { path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }";
     let gateway = Gateway::start(&everything_to(&[&origin], health));
     origin.set_healthy(false);
     gateway.wait_healthy(origin.address(), false);

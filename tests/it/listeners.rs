@@ -25,7 +25,7 @@ fn a_listener_moves_to_another_address_and_finishes_what_it_has() {
     for client in &mut idle {
         assert_eq!(client.exchange(request("GET", "/", &[], b"")).unwrap().status, 200);
     }
-    origin.answer(Answer::Delay(Duration::from_secs(1)));
+    origin.answer(Answer::Delay(Duration::from_secs(2)));
     let mut busy = Client::connect(first);
     busy.send(request("GET", "/slow", &[], b""));
     eventually("the request is under way", SOON, || origin.count() == 3);

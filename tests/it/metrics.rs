@@ -35,7 +35,7 @@ fn the_upstreams_side_is_counted() {
     let toml = format!(
         "[upstreams.app]\nendpoints = [\"{address}\", \"{refusing}\"]\n\
          [upstreams.checked]\nendpoints = [\"{address}\"]\n\
-         health = {{ path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}\n\
+         health = {{ path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }}\n\
          [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n\
          [routes.checked]\nmatch = {{ path = \"/checked\" }}\nupstream = \"checked\"\n"
     );

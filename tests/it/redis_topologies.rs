@@ -1,7 +1,7 @@
 //! Redis as operators have it: behind TLS, with a user of few rights, under sentinels, as a cluster whose slots move.
 
-use crate::support::raw::{Client, request};
-use crate::support::redis::{Redis, User, free_port};
+use crate::support::raw::{Client, request, reserved_port};
+use crate::support::redis::{Redis, User};
 use crate::support::redis_many::{Cluster, Sentinels};
 use crate::support::tls::Authority;
 use crate::support::{Gateway, SOON, eventually, exclusive, full, record, spread};
@@ -80,7 +80,8 @@ fn redis_is_verified_by_its_certificate_and_verifies_ours() {
         std::fs::write(directory.path().join(name), text).unwrap();
     }
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let port = free_port().port();
+    let (address, _reserved) = reserved_port();
+    let port = address.port();
     let _redis = Redis::start_with(&[
         "--tls-port",
         &port.to_string(),

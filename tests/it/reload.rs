@@ -3,7 +3,7 @@
 use crate::support::gateway::{binary, run};
 use crate::support::h2::H2Origin;
 use crate::support::load::Plan;
-use crate::support::raw::{Client, get, request, send};
+use crate::support::raw::{Client, get, request, reserved_port, send};
 use crate::support::tls::Authority;
 use crate::support::tokens::Signer;
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
@@ -434,7 +434,7 @@ fn a_hundred_reloads_that_add_and_remove_listeners_fail_no_request_on_the_others
 fn a_listener_may_change_its_name_and_never_closes_its_port() {
     let _machine = exclusive();
     let origin = Origin::start("a");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (port, _reserved) = reserved_port();
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("g.sock");
     let toml = |name: &str| {

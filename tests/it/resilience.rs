@@ -90,7 +90,7 @@ fn retry_after_of_the_upstream_is_waited_for_where_there_is_time() {
 
 #[test]
 fn an_attempt_that_times_out_is_made_elsewhere() {
-    let (origins, gateway) = two("retry = { attempts = 2, on = [\"timeout\"] }\ntimeouts = { attempt = \"200ms\" }");
+    let (origins, gateway) = two("retry = { attempts = 2, on = [\"timeout\"] }\ntimeouts = { attempt = \"1s\" }");
     origins[0].answer(Answer::BlackHole);
     for _ in 0..4 {
         assert_eq!(get(gateway.http(), "/").origin(), "b");
@@ -104,7 +104,7 @@ fn what_is_left_of_the_deadline_goes_upstream_and_shrinks() {
         let origins = Origin::start_many(2);
         let toml = everything_to(
             &[&origins[0], &origins[1]],
-            "retry = { attempts = 2, on = [\"timeout\"] }\ntimeouts = { attempt = \"300ms\", least = \"50ms\" }",
+            "retry = { attempts = 2, on = [\"timeout\"] }\ntimeouts = { attempt = \"1s\", least = \"50ms\" }",
         ) + "timeouts = { request = \"20s\", client = \"any\", header = \"x-timeout-ms\" }\n";
         (origins, Gateway::start(&toml))
     };
@@ -117,7 +117,7 @@ fn what_is_left_of_the_deadline_goes_upstream_and_shrinks() {
     origins[0].answer(Answer::BlackHole);
     assert_eq!(send(gateway.http(), "GET", "/", &[("x-timeout-ms", "9000")], b"").origin(), "b");
     let (first, second) = (told(&origins[0]), told(&origins[1]));
-    assert!(second + 300 <= first, "{first} then {second}");
+    assert!(second + 1_000 <= first, "{first} then {second}");
 
     origins[1].answer(Answer::BlackHole);
     let response = send(gateway.http(), "GET", "/", &[("x-timeout-ms", "250")], b"");
@@ -166,7 +166,7 @@ fn grpc_calls_carry_their_deadline_and_are_retried_by_their_status() {
     assert!(origin.seen.connections.load(Ordering::SeqCst) <= 3);
 }
 
-const BREAKER: &str = "breaker = { consecutive_failures = 5, open_for = \"1s\", probes = 2 }\nretry = { attempts = 1 }";
+const BREAKER: &str = "breaker = { consecutive_failures = 5, open_for = \"3s\", probes = 2 }\nretry = { attempts = 1 }";
 
 #[test]
 fn an_open_breaker_refuses_at_once_and_closes_after_its_probes() {
@@ -181,7 +181,9 @@ fn an_open_breaker_refuses_at_once_and_closes_after_its_probes() {
     assert_eq!(upstream(&gateway)["breaker"]["state"], "open");
     for _ in 0..20 {
         let response = exchange();
-        assert_eq!((response.status, response.code().as_str(), response.header("retry-after")), (503, "circuit_open", Some("1")));
+        assert_eq!((response.status, response.code().as_str()), (503, "circuit_open"));
+        let after = response.header("retry-after").and_then(|after| after.parse::<u32>().ok());
+        assert!(after.is_some_and(|after| (1..=3).contains(&after)), "{after:?}");
         assert!(response.keep_alive, "refusing costs no connection");
     }
     assert_eq!(origin.count(), 5);
@@ -263,7 +265,7 @@ fn an_endpoint_that_a_reload_removes_leaves_no_series_behind() {
 #[test]
 fn a_breaker_survives_a_reload() {
     let origin = Origin::start("a");
-    let toml = everything_to(&[&origin], &BREAKER.replace("1s", "1h"));
+    let toml = everything_to(&[&origin], &BREAKER.replace("3s", "1h"));
     let gateway = Gateway::start(&toml);
     origin.answer(Answer::ResetBefore);
     (0..5).for_each(|_| assert_eq!(get(gateway.http(), "/").status, 502));
@@ -391,8 +393,9 @@ fn whatever_an_endpoint_does_ends_in_an_answer_or_in_a_clean_break_and_counts() 
     for (answer, code) in garbage {
         let origin = Origin::start("a");
         origin.answer(answer.clone());
-        let more = "retry = { attempts = 1 }\nbreaker = {}\ntimeouts = { attempt = \"300ms\" }";
-        let gateway = Gateway::start(&everything_to(&[&origin], more));
+        let attempt = if matches!(answer, Answer::BlackHole) { "1s" } else { "10s" };
+        let more = format!("retry = {{ attempts = 1 }}\nbreaker = {{}}\ntimeouts = {{ attempt = \"{attempt}\" }}");
+        let gateway = Gateway::start(&everything_to(&[&origin], &more));
         assert_eq!(get(gateway.http(), "/").code(), code, "{answer:?}");
         assert_eq!(upstream(&gateway)["breaker"]["failed"], 1, "{answer:?}");
         origin.answer(Answer::Echo);
@@ -406,10 +409,10 @@ fn whatever_an_endpoint_does_ends_in_an_answer_or_in_a_clean_break_and_counts() 
         eventually("it counts", SOON, || upstream(&gateway)["breaker"]["failed"] == 1);
     }
     // A body without end, and one that only drips, end with the request's time.
-    for answer in [Answer::InfiniteBody, Answer::Drip(Duration::from_millis(20))] {
+    for answer in [Answer::InfiniteBody, Answer::Drip(Duration::from_millis(100))] {
         let origin = Origin::start("a");
         origin.answer(answer.clone());
-        let gateway = Gateway::start(&everything_to(&[&origin], "timeouts = { request = \"400ms\" }"));
+        let gateway = Gateway::start(&everything_to(&[&origin], "timeouts = { request = \"2s\" }"));
         assert!(Client::connect(gateway.http()).exchange(request("GET", "/", &[], b"")).is_err(), "{answer:?}");
         origin.answer(Answer::Echo);
         assert_eq!(get(gateway.http(), "/").status, 200, "{answer:?}");

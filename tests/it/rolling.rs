@@ -4,7 +4,7 @@ use crate::support::load::Plan;
 use crate::support::{Gateway, Load, Origin, SOON, eventually, everything_to, exclusive};
 use std::time::Duration;
 
-const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 2 }";
+const HEALTH: &str = "health = { path = \"/health\", interval = \"300ms\", timeout = \"290ms\", rise = 1, fall = 2 }";
 
 #[test]
 fn rolling_restart_of_three_origins_fails_no_get() {

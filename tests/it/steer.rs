@@ -7,7 +7,7 @@ use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, upstream};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }";
+const HEALTH: &str = "health = { path = \"/health\", interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }";
 
 /// Two upstreams, `app` and `other`, and a route to the first with `more` lines.
 fn two(app: &[&Origin], other: &[&Origin], more: &str) -> String {
@@ -313,7 +313,7 @@ fn health_is_asked_by_grpc_and_on_a_port_of_its_own() {
     let (service, status) = (Service::start("a", true, None), Service::start("status", true, None));
     let toml = format!(
         "[upstreams.app]\nprotocol = \"h2c\"\nendpoints = [\"{}\"]\nhealth = {{ grpc = \"orders.v1.Orders\", port = {}, host = \"orders.test\", \
-         interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}\n\
+         interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }}\n\
          [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n",
         service.address,
         status.address.port()
@@ -332,7 +332,7 @@ fn health_is_asked_by_grpc_and_on_a_port_of_its_own() {
 fn health_is_asked_on_a_port_of_its_own() {
     let (service, status) = (Origin::start("a"), Origin::start("status"));
     let health = format!(
-        "health = {{ path = \"/health\", port = {}, interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }}",
+        "health = {{ path = \"/health\", port = {}, interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }}",
         status.address().port()
     );
     let gateway = Gateway::start(&crate::support::everything_to(&[&service], &health));
@@ -347,7 +347,7 @@ fn health_is_asked_on_a_port_of_its_own() {
 fn an_endpoint_that_speaks_no_health_protocol_is_not_healthy() {
     let origin = H2Origin::plain();
     let toml = format!(
-        "[upstreams.app]\nprotocol = \"h2c\"\nendpoints = [\"{}\"]\nhealth = {{ grpc = \"orders.v1.Orders\", interval = \"100ms\", timeout = \"90ms\" }}\n\
+        "[upstreams.app]\nprotocol = \"h2c\"\nendpoints = [\"{}\"]\nhealth = {{ grpc = \"orders.v1.Orders\", interval = \"1s\", timeout = \"900ms\" }}\n\
          [routes.all]\nmatch = {{ path = \"/{{*rest}}\" }}\nupstream = \"app\"\n",
         origin.address
     );

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 #[test]
 fn sigterm_finishes_requests_under_way_and_exits_0() {
     let origin = Origin::start("a");
-    origin.answer(Answer::Delay(Duration::from_millis(800)));
+    origin.answer(Answer::Delay(Duration::from_secs(2)));
     let mut gateway = Gateway::start(&everything_to(&[&origin], ""));
     let address = gateway.http();
     let mut client = Client::connect(address);
@@ -24,7 +24,7 @@ fn sigterm_finishes_requests_under_way_and_exits_0() {
 #[test]
 fn readiness_goes_off_first_and_requests_are_still_accepted() {
     let origin = Origin::start("a");
-    let mut gateway = Gateway::start(&("[server]\ndrain_delay = \"2s\"\n".to_owned() + &everything_to(&[&origin], "")));
+    let mut gateway = Gateway::start(&("[server]\ndrain_delay = \"5s\"\n".to_owned() + &everything_to(&[&origin], "")));
     let address = gateway.http();
     gateway.sigterm();
     eventually("not ready", SOON, || gateway.admin.exchange("GET", "/readyz").is_ok_and(|r| r.status == 503));

@@ -4,7 +4,7 @@ use crate::support::admin::Admin;
 use crate::support::gateway::{self, run};
 use crate::support::h2::H2Client;
 use crate::support::load::Plan;
-use crate::support::raw::{Client, get, request};
+use crate::support::raw::{Client, get, request, reserved_port};
 use crate::support::{Answer, Gateway, Load, Origin, SOON, eventually, eventually_some, everything_to, exclusive, runtime};
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
@@ -366,7 +366,7 @@ fn an_admin_port_and_the_service_manager_move_on_to_the_new_process() {
             return message;
         }
     };
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (port, _reserved) = reserved_port();
     let toml = format!("[admin]\nlisten = \"{port}\"\n{}", version("one"));
     let environment = [("NOTIFY_SOCKET", notify.to_str().unwrap()), ("WATCHDOG_USEC", "2000000")];
     let mut gateway = Gateway::start_with_environment(&toml, &environment);
