@@ -222,15 +222,16 @@ fn the_key_of_identities_is_rotated_without_a_token_that_nobody_can_verify() {
     let edge = Gateway::try_start_with(&toml(stages[0]), prepare).unwrap();
     let published = || serde_json::from_str::<jsonwebtoken::jwk::JwkSet>(&edge.admin.get("/jwks").text()).unwrap();
     let mut sets = vec![published()];
-    let (stage, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    // The stage when a request was sent, the stage when it was answered, and what the service got.
+    // The stage whose reload has begun, and the one whose reload is over: in between either may be in force.
+    let (begun, stage, stop) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    // The earliest stage when a request was sent, the latest when it was answered, and what the service got.
     let tokens: Vec<(usize, usize, String)> = std::thread::scope(|scope| {
         let asked = scope.spawn(|| {
             let mut tokens = Vec::new();
             while !stop.load(Ordering::SeqCst) {
                 let before = stage.load(Ordering::SeqCst);
                 assert_eq!(send(edge.http(), "GET", "/app", &[("x-api-key", "canary-key")], b"").status, 200);
-                tokens.push((before, stage.load(Ordering::SeqCst), origin.last().header("x-gateway-identity").unwrap()));
+                tokens.push((before, begun.load(Ordering::SeqCst), origin.last().header("x-gateway-identity").unwrap()));
             }
             tokens
         });
@@ -240,6 +241,7 @@ fn the_key_of_identities_is_rotated_without_a_token_that_nobody_can_verify() {
         };
         some_requests();
         for (number, keys) in stages.iter().enumerate().skip(1) {
+            begun.store(number, Ordering::SeqCst);
             edge.reload_with(&toml(keys)).unwrap();
             stage.store(number, Ordering::SeqCst);
             sets.push(published());

@@ -228,7 +228,8 @@ fn a_direct_hit_that_nobody_reads_is_cut_off() {
     let origin = Origin::start("app");
     let body = vec![b'x'; 32 << 20];
     origin.answer(script(move |_, _| Some(ok("cache-control: max-age=1000", &body))));
-    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nwrite_timeout = \"1s\"\nmin_write_rate = \"1GiB\"\n";
+    // Of this time goes all that the client of the first exchange takes for its 32 MiB.
+    let listener = "[listeners.http]\naddress = \"127.0.0.1:0\"\nwrite_timeout = \"4s\"\nmin_write_rate = \"1GiB\"\n";
     let store = "[cache]\nmemory = \"4GiB\"\n";
     let config =
         [listener, store, &support::upstream("app", &[&origin], ""), &route("direct", "max_object = \"64MiB\"\n")].concat();

@@ -428,7 +428,11 @@ fn an_unchanged_key_set_is_not_sent_again() {
         assert_eq!(ask(&gateway, &token), OK, "an answer of 304 keeps the keys fresh");
         keys.unchanged.load(Ordering::SeqCst) >= 3 && since.elapsed() > Duration::from_secs(4)
     });
-    assert_eq!(keys.served(), keys.unchanged.load(Ordering::SeqCst) + 1, "the body was sent once");
+    // It is counted as served first, and then as unchanged: read the other way round, one more body never looks like none.
+    eventually("every answer but one was a 304: the body was sent once", SOON, || {
+        let unchanged = keys.unchanged.load(Ordering::SeqCst);
+        keys.served() == unchanged + 1
+    });
 }
 
 #[test]
@@ -437,7 +441,8 @@ fn the_last_good_keys_stay_whatever_the_server_says_and_across_reloads() {
     let keys = KeyServer::start(Says::Keys(jwks(&[&signer])));
     let gateway = fetching(&origin, &keys, "refresh = '1s', timeout = '200ms'");
     let token = signer.token(&claims());
-    assert_eq!(ask(&gateway, &token), OK);
+    // The first fetch has no longer than the others, which is too short when the machine is busy.
+    eventually("the first keys", SOON, || ask(&gateway, &token) == OK);
     for wrong in [
         Says::Nothing,
         Says::Silence,
@@ -496,6 +501,8 @@ fn keys_that_are_too_old_count_no_more() {
 fn a_flood_of_unknown_keys_causes_one_fetch() {
     let (origin, signer) = (Origin::start("a"), Signer::es256("k"));
     let keys = KeyServer::start(Says::Keys(jwks(&[&signer])));
+    // Before the first fetch, which does not wait for a request.
+    let begun = Instant::now();
     let gateway = fetching(&origin, &keys, "refresh = '1h', cooldown = '4s'");
     let address = gateway.http();
     let flood = |round: usize| {
@@ -515,7 +522,6 @@ fn a_flood_of_unknown_keys_causes_one_fetch() {
     };
     assert_eq!(ask(&gateway, &signer.token(&claims())), OK);
     assert_eq!(keys.served(), 1);
-    let begun = Instant::now();
     eventually("the cooldown is over and one more was fetched", SOON, || {
         flood(0);
         keys.served() > 1

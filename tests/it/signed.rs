@@ -158,11 +158,12 @@ fn only_what_was_signed_reaches_the_upstream_and_only_once() {
     assert!(!log.contains("canary"), "{log}");
 }
 
-/// Gateways that share a Redis, and remember in it what they have seen.
+/// Gateways that share a Redis, and remember in it what they have seen. What Redis says too late is decided without it, so it has as
+/// long as it may have.
 pub fn sharing(origin: &Origin, redis: &str, on_error: &str) -> [Gateway; 2] {
     let pair = Ed25519KeyPair::generate().unwrap();
     let table = format!("store = \"redis\", on_error = \"{on_error}\"");
-    let gateways = [(); 2].map(|()| start_with(origin, &pair, &format!("{redis}timeout = \"500ms\"\n"), &table));
+    let gateways = [(); 2].map(|()| start_with(origin, &pair, &format!("{redis}timeout = \"1s\"\n"), &table));
     for gateway in &gateways {
         // A request that cannot be decided is to be signed again.
         eventually("Redis is reachable", SOON, || {

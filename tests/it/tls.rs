@@ -258,9 +258,10 @@ fn old_versions_and_plain_text_are_refused_and_counted() {
 #[test]
 fn handshakes_have_a_deadline_and_a_bound() {
     let authority = Authority::new();
-    let toml = listener(ONE, ", handshake_timeout = \"500ms\", max_handshakes = 2") + HELLO;
+    let toml = listener(ONE, ", handshake_timeout = \"3s\", max_handshakes = 2") + HELLO;
     let gateway = Gateway::try_start_with(&toml, |directory| authority.issue(&["localhost"]).write(directory, "a")).unwrap();
     let refused = |reason| gateway.metric("gatewright_listener_connections_refused_total", &[("reason", reason)]);
+    // The third says hello before the time of the first is over.
     let mut stalled: Vec<_> = (0..3).map(|_| stalled_after_hello(gateway.address("https"))).collect();
     eventually("the third is too many", SOON, || refused("max_handshakes") == 1.0);
     for client in &mut stalled {

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Checks often enough that a test need not wait long.
-const HEALTH: &str = "health = { path = \"/health\", interval = \"100ms\", timeout = \"90ms\", rise = 2, fall = 2 }";
+const HEALTH: &str = "health = { path = \"/health\", interval = \"500ms\", timeout = \"490ms\", rise = 2, fall = 2 }";
 
 /// One upstream over these addresses, for everything.
 fn endpoints(addresses: &[SocketAddr], more: &str) -> String {
@@ -33,14 +33,28 @@ fn requests_are_spread_by_weight() {
     assert_eq!(seen, HashMap::from([("a".into(), 10), ("b".into(), 20), ("c".into(), 30)]));
 }
 
+/// Panics unless 20 requests in turn open at most so many connections to the origin.
+///
+/// A connection is back in the pool a moment after its answer is: on a busy machine the next request may find none and open one,
+/// so that the best of a few rounds counts. Without a pool each request of each round opens one.
+#[track_caller]
+fn twenty_requests_open(origin: &Origin, gateway: SocketAddr, most: usize) {
+    let mut opened: Vec<usize> = Vec::new();
+    while !opened.iter().any(|opened| *opened <= most) {
+        let before = origin.connections();
+        for _ in 0..20 {
+            assert_eq!(get(gateway, "/").status, 200);
+        }
+        opened.push(origin.connections() - before);
+        assert!(opened.len() < 10, "connections for 20 requests in turn, by round: {opened:?}");
+    }
+}
+
 #[test]
 fn connections_to_endpoints_are_reused() {
     let origin = Origin::start("a");
     let gateway = Gateway::start(&everything_to(&[&origin], ""));
-    for _ in 0..20 {
-        assert_eq!(get(gateway.http(), "/").status, 200);
-    }
-    assert!(origin.connections() <= 4, "{} connections for 20 requests in turn", origin.connections());
+    twenty_requests_open(&origin, gateway.http(), 4);
 }
 
 #[test]
@@ -141,7 +155,7 @@ fn failing_health_checks_eject_and_passing_ones_bring_back() {
 #[test]
 fn tcp_health_check_sees_a_closed_port() {
     let origins = Origin::start_many(2);
-    let health = "health = { tcp = true, interval = \"100ms\", timeout = \"90ms\", rise = 1, fall = 1 }";
+    let health = "health = { tcp = true, interval = \"1s\", timeout = \"900ms\", rise = 1, fall = 1 }";
     let gateway = Gateway::start(&everything_to(&[&origins[0], &origins[1]], health));
     origins[0].stop();
     gateway.wait_healthy(origins[0].address(), false);
@@ -197,11 +211,12 @@ fn idle_connections_to_an_upstream_are_closed() {
 #[test]
 fn request_timeout_of_an_upstream_is_in_total() {
     let origin = Origin::start("a");
-    // Each byte comes in time; all of them do not.
+    let within = |time: &str| Gateway::start(&everything_to(&[&origin], &format!("timeouts = {{ request = \"{time}\" }}")));
     origin.answer(Answer::Delay(Duration::from_secs(30)));
-    let gateway = Gateway::start(&everything_to(&[&origin], "timeouts = { request = \"300ms\" }"));
-    assert_eq!(get(gateway.http(), "/").status, 504);
-    origin.answer(Answer::Drip(Duration::from_millis(20)));
+    assert_eq!(get(within("300ms").http(), "/").status, 504);
+    // Each byte comes in time; all of them do not. The head must, or it is a whole 504 again.
+    origin.answer(Answer::Drip(Duration::from_millis(100)));
+    let gateway = within("3s");
     let answer = Client::connect(gateway.http()).exchange(request("GET", "/", &[], b""));
     assert!(matches!(answer, Err(Broken::Truncated(_))), "{answer:?}");
 }
@@ -332,9 +347,5 @@ fn an_upstream_keeps_as_many_idle_connections_as_it_may() {
     eventually("all but five are closed", SOON, || established(origin.address()) <= 5);
     // Those that are kept are used.
     origin.answer(Answer::Echo);
-    let before = origin.connections();
-    for _ in 0..20 {
-        assert_eq!(get(address, "/").status, 200);
-    }
-    assert!(origin.connections() <= before + 2, "{} new connections", origin.connections() - before);
+    twenty_requests_open(&origin, address, 2);
 }
