@@ -103,6 +103,11 @@ impl Diagnostics {
         self.push(Severity::Warning, span.into(), message.into())
     }
 
+    /// Whether this is told of that place already.
+    pub fn is_told(&self, span: &Span, message: &str) -> bool {
+        self.list.iter().any(|known| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| place == span))
+    }
+
     pub fn has_errors(&self) -> bool {
         self.errors > 0
     }

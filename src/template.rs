@@ -162,6 +162,15 @@ impl Template {
     }
 }
 
+/// The first place for a fact in a text that is none of a template, where it was hardly meant as it stands.
+pub fn first_place(text: &str) -> Option<&str> {
+    text.match_indices("${").find_map(|(at, _)| {
+        let found = text.get(at..)?;
+        let found = found.get(..=found.find('}')?)?;
+        place(found.strip_prefix("${")?.strip_suffix('}')?).is_ok().then_some(found)
+    })
+}
+
 fn place(name: &str) -> Result<Part, TemplateError> {
     if let Some((_, fact)) = FACTS.iter().find(|(known, _)| *known == name) {
         return Ok(Part::Fact(*fact));

@@ -4,6 +4,7 @@ use super::header_edits::parse_name;
 use super::{BuildContext, Filter, FilterConfig, Phases, Problem, Step};
 use crate::rejection::LocalResponse;
 use crate::request::RequestCtx;
+use crate::template;
 use crate::value::Located;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -23,7 +24,8 @@ const MAX_HEADERS: usize = 64;
 pub struct RespondConfig {
     /// The status, 200 to 599. Default: 200.
     pub status: Option<Located<u16>>,
-    /// The body, at most 64 KiB. 204, 205 and 304 have none. Default: empty.
+    /// The body, at most 64 KiB of plain text, in which `${request_id}` and its like are no more than that. 204, 205 and 304 have
+    /// none. Default: empty.
     pub body: Option<Located<String>>,
     /// The media type of the body. Default: `"text/plain; charset=utf-8"`; none without a body.
     pub content_type: Option<Located<String>>,
@@ -40,7 +42,7 @@ impl FilterConfig for RespondConfig {
     const NAME: &'static str = "respond";
     type Filter = Respond;
 
-    fn build(self, _: &mut BuildContext<'_>) -> Result<Respond, Problem> {
+    fn build(self, cx: &mut BuildContext<'_>) -> Result<Respond, Problem> {
         let status = match &self.status {
             None => StatusCode::OK,
             Some(status) => {
@@ -59,6 +61,14 @@ impl FilterConfig for RespondConfig {
                 }
                 if body.len() > MAX_BODY {
                     return Err(Problem::new(format!("the body is longer than {MAX_BODY} bytes")).at(&body));
+                }
+                if let (Some(place), Some(span)) = (template::first_place(&body), &body.span) {
+                    let message = format!("`{place}` is sent as it stands here: a body is plain text");
+                    // A chain is built once for each route that uses it.
+                    if !cx.diagnostics.is_told(span, &message) {
+                        let warning = cx.diagnostics.warning(span.clone(), message);
+                        warning.help("let a `response_headers` filter write it into a header, or take it out");
+                    }
                 }
                 Bytes::from(body.value)
             }

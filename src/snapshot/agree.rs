@@ -44,20 +44,16 @@ pub(super) fn untold(filters: &[(FilterSpec, Arc<dyn Filter>)], d: &mut Diagnost
         let fits = told <= LIMITS_MAX;
         told = told.saturating_add(more);
         let message = format!("responses tell of {LIMITS_MAX} limits at most, and here they are {told}");
-        if fits && told > LIMITS_MAX && !is_told(d, &spec.span, &message) {
+        if fits && told > LIMITS_MAX && !d.is_told(&spec.span, &message) {
             let diagnostic = d.warning(spec.span.clone(), message);
             diagnostic.help("all of them hold; `headers = \"off\"` for those that clients need not know makes room");
         }
     }
 }
 
-fn is_told(d: &Diagnostics, span: &Span, message: &str) -> bool {
-    d.list.iter().any(|known| known.message == message && known.primary.as_ref().is_some_and(|(place, _)| place == span))
-}
-
 /// A chain is built once for each route that uses it; its mistakes are told once.
 pub(super) fn once(d: &mut Diagnostics, span: Span, message: String, help: Option<String>) {
-    if !is_told(d, &span, &message) {
+    if !d.is_told(&span, &message) {
         let diagnostic = d.error(span, message);
         if let Some(help) = help {
             diagnostic.help(help);
