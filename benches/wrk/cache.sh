@@ -11,7 +11,8 @@ usage: benches/wrk/cache.sh [options]
   --seconds N       length of one measurement (default 8)
   --connections N   keep-alive connections of wrk (default 64)
   --threads N       worker threads or processes of each server (default: one per core)
-  --servers LIST    default gatewright,nginx,varnish; those that are not installed are left out
+  --servers LIST    default gatewright,gatewright-stealing,nginx,varnish: Gatewright as it is and with workers that steal; those
+                    that are not installed are left out
   --sizes LIST      bytes of the bodies (default 1024,65536)
   --no-build        use the release binary as it is
   --no-save         print the tables only
@@ -19,7 +20,7 @@ With binary=PATH in the environment that build of the gateway is measured.
 EOT
 }
 
-rounds=5 seconds=8 connections=64 threads=$(nproc) servers=gatewright,nginx,varnish sizes=1024,65536 build=1 save=1
+rounds=5 seconds=8 connections=64 threads=$(nproc) servers=gatewright,gatewright-stealing,nginx,varnish sizes=1024,65536 build=1 save=1
 while (($#)); do
   case $1 in
     --rounds) rounds=$2; shift ;;
@@ -86,12 +87,14 @@ origin=127.0.0.1:$port
 start origin nginx -p "$work" -c "$work/origin.conf"
 wait_for "http://$origin/${size_list[0]}" origin
 
+# gatewright NAME [LINE]: with this line more under [server].
 gatewright() {
-  cat >"$work/gatewright.toml" <<EOT
+  cat >"$work/$1.toml" <<EOT
 [server]
 threads = $threads
+${2-}
 [admin]
-listen = "unix:$work/gatewright.sock"
+listen = "unix:$work/$1.sock"
 [log]
 level = "warn"
 access = { output = "off" }
@@ -106,7 +109,7 @@ match = { path = "/{*rest}" }
 upstream = "app"
 cache = {}
 EOT
-  start gatewright "${binary:-$binaries/gatewright}" run -c "$work/gatewright.toml"
+  start "$1" "${binary:-$binaries/gatewright}" run -c "$work/$1.toml"
 }
 
 nginx_cache() {
@@ -149,7 +152,8 @@ for server in "${wanted[@]}"; do
   fi
   free_port
   case $server in
-    gatewright) gatewright ;;
+    gatewright) gatewright "$server" ;;
+    gatewright-stealing) gatewright "$server" 'work_stealing = true' ;;
     nginx) nginx_cache ;;
     varnish) varnish ;;
     *) echo "cache.sh: unknown server $server" >&2; exit 2 ;;
