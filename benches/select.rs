@@ -35,7 +35,7 @@ const WAYS: [(&str, &str); 6] = [
 fn balanced(endpoints: usize, balance: &str) -> Arc<Upstream> {
     let config: UpstreamConfig = toml::from_str(&format!("balance = {balance}\n{}", text(endpoints, 1))).unwrap();
     let sticky = match &config.balance.value {
-        Balance::Sticky(sticky) => Sticky::new(sticky, &Secret::new("0123456789abcdef")).map(Arc::new),
+        Balance::Sticky(sticky) => Sticky::new(sticky, "bench", &Secret::new("0123456789abcdef")).map(Arc::new),
         _ => None,
     };
     let clock: SharedClock = Arc::new(SystemClock);
@@ -85,7 +85,7 @@ fn select(criterion: &mut Criterion) {
             let upstream = balanced(endpoints, balance);
             let cookie = upstream.endpoints()[endpoints / 2]
                 .cookie()
-                .map_or("u=1".to_owned(), |cookie| format!("gatewright_endpoint={}", cookie.value));
+                .map_or("u=1".to_owned(), |cookie| format!("gatewright_endpoint_bench={}", cookie.value));
             let headers = HeaderMap::from_iter([
                 (http::header::COOKIE, cookie.parse().unwrap()),
                 (HeaderName::from_static("x-user"), "ada".parse().unwrap()),

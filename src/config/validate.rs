@@ -5,8 +5,9 @@ use super::suggest::dangling;
 use super::{ChainConfig, Config, Named};
 use crate::consumer::CredentialConfig;
 use crate::diagnostic::{Diagnostics, Span};
+use crate::upstream::config::Balance;
 use crate::value::{Address, Located};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// Keys of a section that are checked beside each other. Where one of them is lost to an error, nothing is said of the others.
 const TOGETHER: &[(&str, &[&[&str]])] = &[
@@ -65,6 +66,7 @@ pub(super) fn check(config: &Config, progress: &Progress, d: &mut Diagnostics) {
         }
     }
     addresses(config, d);
+    cookies(config, d);
     if config.listeners.is_empty() && !progress.incomplete && progress.failed_names("listeners").next().is_none() {
         d.error(None, "there are no listeners, so nothing can be served")
             .help("add [listeners.http] with address = \"0.0.0.0:8080\"");
@@ -204,6 +206,37 @@ fn cycles(chains: &Named<ChainConfig>, d: &mut Diagnostics) {
 fn uses<'a>(chains: &'a Named<ChainConfig>, name: &str) -> std::vec::IntoIter<&'a Located<String>> {
     let list: Vec<_> = chains.get(name).map(|chain| chain.filters.uses().collect()).unwrap_or_default();
     list.into_iter()
+}
+
+/// Cookies of one name, and by whom they are set: a client of both would have a place at neither.
+fn cookies(config: &Config, d: &mut Diagnostics) {
+    let mut first: BTreeMap<&str, &Located<String>> = BTreeMap::new();
+    let mut named: Vec<_> = config
+        .upstreams
+        .values()
+        .filter_map(|upstream| match &upstream.balance.value {
+            Balance::Sticky(sticky) => sticky.cookie.as_ref(),
+            _ => None,
+        })
+        .collect();
+    named.sort_by_key(|cookie| cookie.span.as_ref().map(|span| (span.file, span.range.start)));
+    for cookie in named {
+        match first.get(cookie.value.as_str()) {
+            Some(other) => {
+                let message = format!("another upstream sets the cookie `{}` too", cookie.value);
+                let found = d.warning(cookie.span.clone(), message);
+                if let Some(span) = &other.span {
+                    found.related(span.clone(), "here");
+                }
+                found.help(
+                    "a client of both loses its place with every change; leave `cookie` out, which makes a name by the upstream",
+                );
+            }
+            None => {
+                first.insert(&cookie.value, cookie);
+            }
+        }
+    }
 }
 
 /// What nobody uses is likely a forgotten reference.

@@ -139,7 +139,7 @@ fn upstream(
     let name = entry.name.value.as_str();
     // `None` where it should be something has left an error behind, so that nothing of this is ever used.
     let tls = entry.value.tls.as_ref().and_then(|tls| ClientTls::build(tls, &mut Files { d }));
-    let sticky = super::upstreams::sticky(&entry.value, d);
+    let sticky = super::upstreams::sticky(&entry.name.value, &entry.value, d);
     let discover = super::upstreams::discover(config, redis, &entry.value, d);
     let beside = Beside { tls, sticky, discover };
     (name.into(), Upstream::build(name, &entry.value, beside, parts.state, parts.clock))

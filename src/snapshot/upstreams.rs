@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The cookies of an upstream with `balance = { sticky = ... }`.
-pub fn sticky(config: &UpstreamConfig, d: &mut Diagnostics) -> Option<Arc<Sticky>> {
+pub fn sticky(name: &str, config: &UpstreamConfig, d: &mut Diagnostics) -> Option<Arc<Sticky>> {
     let Balance::Sticky(sticky) = &config.balance.value else { return None };
     let span = sticky.secret.span.clone();
     match sticky.secret.resolve(&base(&span, d)) {
-        Ok(secret) => match Sticky::new(sticky, &secret) {
+        Ok(secret) => match Sticky::new(sticky, name, &secret) {
             Some(sticky) => Some(Arc::new(sticky)),
             None => {
                 d.error(span, format!("a secret that signs cookies has at least {SECRET_MIN} bytes"))

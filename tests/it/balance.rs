@@ -116,6 +116,31 @@ fn least_requests_go_around_a_busy_endpoint() {
 }
 
 #[test]
+fn a_client_of_two_upstreams_keeps_its_place_at_both() {
+    let origins = Origin::start_many(6);
+    let sticky = "balance = { sticky = { secret = { env = \"TEST_STICKY\" } } }";
+    let mut toml = String::new();
+    for (name, origins) in [("orders", &origins[..3]), ("users", &origins[3..])] {
+        toml += &upstream(name, &origins.iter().collect::<Vec<_>>(), sticky);
+        toml += &format!("[routes.{name}]\nmatch = {{ path = \"/{name}\" }}\nupstream = \"{name}\"\n");
+    }
+    let gateway = Gateway::start_with_environment(&toml, &[("TEST_STICKY", "0123456789abcdef")]);
+    let first = ["orders", "users"].map(|name| {
+        let answer = get(gateway.http(), &format!("/{name}"));
+        let cookie = answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        assert!(cookie.starts_with(&format!("gatewright_endpoint_{name}=")), "{cookie}");
+        (answer.origin(), cookie)
+    });
+    let both = format!("{}; {}", first[0].1, first[1].1);
+    for _ in 0..6 {
+        for (name, (origin, _)) in ["orders", "users"].iter().zip(&first) {
+            let again = send(gateway.http(), "GET", &format!("/{name}"), &[("cookie", &both)], b"");
+            assert_eq!((&again.origin(), again.header("set-cookie")), (origin, None), "{name}");
+        }
+    }
+}
+
+#[test]
 fn lower_priorities_serve_when_the_first_is_gone() {
     let origins = Origin::start_many(3);
     let [a, b, c] = [0, 1, 2].map(|at| origins[at].address());

@@ -47,9 +47,10 @@ pub struct HashConfig {
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StickyConfig {
-    /// The name of the cookie. Default `"gatewright_endpoint"`.
-    #[serde(default = "cookie")]
-    pub cookie: Located<String>,
+    /// The name of the cookie. Default: `gatewright_endpoint_` and the name of the upstream. Upstreams that one client talks to need
+    /// names of their own, or each takes the client's cookie for the other away.
+    #[serde(default)]
+    pub cookie: Option<Located<String>>,
     /// What the value is signed with, at least 16 bytes. Gateways with the same secret know each other's cookies; another one makes
     /// the old ones invalid.
     pub secret: Located<SecretSource>,
@@ -84,9 +85,6 @@ impl SameSite {
 fn max_load() -> Located<u16> {
     Located::nowhere(125)
 }
-fn cookie() -> Located<String> {
-    Located::nowhere("gatewright_endpoint".to_owned())
-}
 
 impl Balance {
     pub(in crate::upstream) fn check(&self, d: &mut Diagnostics) {
@@ -103,7 +101,9 @@ impl Balance {
                 }
             }
             Balance::Sticky(sticky) => {
-                check_cookie(&sticky.cookie, d);
+                if let Some(cookie) = &sticky.cookie {
+                    check_cookie(cookie, d);
+                }
                 if let Some(age) = &sticky.max_age {
                     age.within(Duration::from_secs(1)..=Duration::from_secs(400 * 86_400), d);
                 }

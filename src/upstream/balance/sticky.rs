@@ -40,11 +40,13 @@ pub struct EndpointCookie {
 
 impl Sticky {
     /// `None` if the secret is shorter than [`SECRET_MIN`].
-    pub fn new(config: &StickyConfig, secret: &Secret) -> Option<Self> {
+    pub fn new(config: &StickyConfig, upstream: &str, secret: &Secret) -> Option<Self> {
+        let name =
+            config.cookie.as_ref().map_or_else(|| format!("gatewright_endpoint_{upstream}"), |cookie| cookie.value.clone());
         let bytes = secret.expose().as_bytes();
         let age = config.max_age.as_ref().map(|age| format!("; Max-Age={}", age.get().as_secs()));
         (bytes.len() >= SECRET_MIN).then(|| Sticky {
-            name: config.cookie.value.as_str().into(),
+            name: name.into(),
             attributes: format!("; Path=/; HttpOnly; SameSite={}{}", config.same_site.as_str(), age.unwrap_or_default()).into(),
             key: hmac::Key::new(hmac::HMAC_SHA256, bytes),
         })
@@ -71,7 +73,7 @@ mod tests {
 
     fn sticky(secret: &str) -> Option<Sticky> {
         let text = "secret = { env = 'X' }\ncookie = 'srv'\nmax_age = '1h'\nsame_site = 'strict'";
-        Sticky::new(&toml::from_str(text).unwrap(), &Secret::new(secret))
+        Sticky::new(&toml::from_str(text).unwrap(), "orders", &Secret::new(secret))
     }
 
     #[test]
@@ -92,5 +94,16 @@ mod tests {
         let cookie = sticky("0123456789abcdef").unwrap().cookie_of("orders", "127.0.0.1:1".parse().unwrap()).unwrap();
         let plain = format!("srv={}; Path=/; HttpOnly; SameSite=Strict; Max-Age=3600", cookie.value);
         assert_eq!((cookie.plain.to_str().unwrap(), cookie.secure.to_str().unwrap()), (&*plain, &*format!("{plain}; Secure")));
+    }
+
+    #[test]
+    fn upstreams_have_cookies_of_their_own_unless_they_are_named() {
+        let of = |upstream| {
+            let config = toml::from_str("secret = { env = 'X' }").unwrap();
+            let sticky = Sticky::new(&config, upstream, &Secret::new("0123456789abcdef")).unwrap();
+            let cookie = sticky.cookie_of(upstream, "127.0.0.1:1".parse().unwrap()).unwrap();
+            cookie.plain.to_str().unwrap().split('=').next().unwrap().to_owned()
+        };
+        assert_eq!(["orders", "users.v2"].map(of), ["gatewright_endpoint_orders", "gatewright_endpoint_users.v2"]);
     }
 }

@@ -17,7 +17,7 @@ fn build(text: &str) -> Arc<Upstream> {
 fn build_with(text: &str, pool: &Arc<StatePool>, clock: SharedClock) -> Arc<Upstream> {
     let config = config(text);
     let sticky = match &config.balance.value {
-        Balance::Sticky(sticky) => Sticky::new(sticky, &Secret::new("0123456789abcdef")).map(Arc::new),
+        Balance::Sticky(sticky) => Sticky::new(sticky, "orders", &Secret::new("0123456789abcdef")).map(Arc::new),
         _ => None,
     };
     Upstream::build("orders", &config, Beside { sticky, ..Beside::default() }, pool, &clock)
@@ -294,8 +294,9 @@ fn no_way_of_choosing_allocates() {
         "{ sticky = { secret = { env = 'X' } } }",
     ] {
         let upstream = build(&format!("{}balance = {balance}\nslow_start = '10s'", endpoints(1000)));
-        let cookie =
-            upstream.endpoints()[7].cookie().map_or("u=1".to_owned(), |cookie| format!("gatewright_endpoint={}", cookie.value));
+        let cookie = upstream.endpoints()[7]
+            .cookie()
+            .map_or("u=1".to_owned(), |cookie| format!("gatewright_endpoint_orders={}", cookie.value));
         let headers = HeaderMap::from_iter([(http::header::COOKIE, cookie.parse().unwrap())]);
         let facts = Facts { headers: &headers, query: None, client: IpAddr::from([192, 0, 2, 7]), identity: None };
         let choose = || {
