@@ -172,7 +172,6 @@ impl Reloader {
     fn prepare(&self) -> Result<Box<Next>, Outcome> {
         let Loaded { config, mut diagnostics, hash, .. } = self.origin.load(&self.registry);
         let parts = CompileParts { state: &self.state, clock: &self.clock, dry: false };
-        self.fixed.compare(&config, &mut diagnostics);
         let snapshot = match snapshot::compile_or_files(&config, &hash, &parts, &mut diagnostics) {
             Ok(snapshot) => snapshot,
             Err(read) => {
@@ -191,6 +190,8 @@ impl Reloader {
                 return Err(refused(&diagnostics));
             }
         };
+        // Of what is refused nothing is applied, now or later.
+        self.fixed.compare(&config, &mut diagnostics);
         self.refused_files.lock().clear();
         let warnings = if diagnostics.list.is_empty() { String::new() } else { diagnostics.render(false) };
         Ok(Box::new(Next { snapshot, listeners, level: config.log.level.into(), warnings }))

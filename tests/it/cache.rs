@@ -69,14 +69,10 @@ pub fn ask(address: SocketAddr, target: &str) -> TcpStream {
     stream
 }
 
-/// Waits until this many requests to the route `c` wait for the fetch of another, by the gateway's own count.
-pub fn waiting(gateway: &Gateway, requests: usize) {
-    eventually("everyone waits", SOON, || gateway.metric("gatewright_cache_waiting", &[("route", "c")]) == requests as f64);
-}
-
-/// Opens the gate once this many have asked for the same: one fetches, and the others wait for it.
+/// Opens the gate once this many have asked for the same: one fetches, and the others wait for it by the gateway's own count.
 pub fn open_for(gate: &Gate, gateway: &Gateway, requests: usize) {
-    waiting(gateway, requests - 1);
+    let waiting = || gateway.metric("gatewright_cache_waiting", &[("route", "c")]);
+    eventually("all but one wait", SOON, || waiting() == (requests - 1) as f64);
     gate.open();
 }
 

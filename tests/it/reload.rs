@@ -59,6 +59,19 @@ fn refused_reload_exits_non_zero_with_diagnostics_and_keeps_the_old_config() {
     assert_eq!(gateway.metric("gatewright_config_last_reload_successful", &[]), 1.0);
 }
 
+#[test]
+fn what_needs_a_restart_is_told_of_what_is_applied_and_not_of_what_is_refused() {
+    let gateway = Gateway::start(&version("one"));
+    let other = "[server]\nthreads = 7\n".to_owned() + &version("two");
+    let said =
+        gateway.reload_with(&(other.clone() + "[routes.broken]\nmatch = {}\nupstream = \"nowhere\"\n")).expect_err("accepted");
+    assert!(said.contains("nowhere") && !said.contains("server.threads"), "{said}");
+    gateway.write_config(&other);
+    let ended = gateway.reload();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("`server.threads` has changed"), "{ended:?}");
+}
+
 /// The verbs that ask a running gateway find its admin listener where the gateway has it from.
 #[test]
 fn verbs_find_the_admin_listener_in_the_configuration() {
